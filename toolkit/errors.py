@@ -1,0 +1,29 @@
+"""The one tree of errors that are the user's to mend.
+
+A message is one sentence: which file or option, what is wrong, what to do. The command line prints it and exits
+with 1; a Python caller catches `ToolkitError`. Anything else that is raised is a bug of ours.
+"""
+
+
+class ToolkitError(Exception):
+    """Something the user can mend, or a run that could not go on."""
+
+
+class InputError(ToolkitError):
+    """An input file, folder or option is not what it has to be."""
+
+
+class OutputError(ToolkitError):
+    """An output can't be written, or would replace something of the user's."""
+
+
+class ModelError(ToolkitError):
+    """An encoder, decoder, tokenizer or captioner could not be loaded or does not fit."""
+
+
+class RunError(ToolkitError):
+    """A run stopped half way: a dead worker, a full disk, a failed check. The message says how to go on."""
+
+
+class ImageError(ToolkitError):
+    """One image can't be read. Never fatal: it becomes a row with this reason."""

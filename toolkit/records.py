@@ -1,0 +1,58 @@
+"""The values that travel between the parts: plain, frozen, no behaviour beyond JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its captions, as an annotation set gives them.
+
+    Attributes:
+        image_id: unique and stable within the set; what captions are reported under.
+        path: where the image is, relative to the images root, "/" between parts. For images inside a container
+            (parquet, tar) the name within it.
+        captions: as written, white space trimmed, blanks dropped; at least one unless the source has none.
+        split: one of `SPLITS`, or None where the source does not say.
+        data: the encoded image itself where it lives in a container (parquet, tar, hub); None for a file.
+    """
+
+    image_id: str
+    path: str
+    captions: tuple[str, ...]
+    split: str | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """One row of captions.jsonl: an image, what was said of it, or why nothing was."""
+
+    image: str
+    caption: str | None = None
+    captions: tuple[str, ...] = ()
+    score: float | None = None
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The row as JSON has it; `captions` only where there are several."""
+        row = asdict(self)
+        captions = row.pop("captions")
+        if len(captions) > 1:
+            row["captions"] = list(captions)
+        return row
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a command did: `text` for people, `values` for `--json`, `exit_code` 0 or 3 (done, some images unreadable)."""
+
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
