@@ -1,0 +1,105 @@
+"""From rows of a cache to the tensors that the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from toolkit.cache import SplitReader
+from toolkit.labels import IGNORE_INDEX
+from toolkit.modeling import SpecialTokens
+
+
+class CaptionDataset(Dataset):
+    """One item per image: {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}.
+
+    Args:
+        captions_per_image: how many captions of an image an epoch uses; None for all. Drawn without replacement from
+            a generator seeded by (seed, epoch, image): neither workers nor a resumed run change what is drawn.
+    """
+
+    def __init__(self, reader: SplitReader, captions_per_image: int | None = None, seed: int = 0) -> None:
+        self.reader = reader
+        self.captions_per_image = captions_per_image
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer's data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        item = self.reader[index]
+        labels = item["labels"]
+        if self.captions_per_image is not None and len(labels) > self.captions_per_image:
+            rng = np.random.default_rng((self.seed, self.epoch, index))
+            labels = labels[np.sort(rng.choice(len(labels), self.captions_per_image, replace=False))]
+        return {"pixel_values": item["pixel_values"], "labels": labels}
+
+
+class CaptionCollator:
+    """Images with differing numbers of captions, of differing lengths, to one batch.
+
+    Returns, for B images with at most n captions of at most T tokens (T a multiple of 8, for tensor cores):
+        pixel_values: uint8 (B, C, H, W)
+        labels: int64 (B * n, T), -100 after each EOS; an image with fewer captions gets rows of -100 alone, which add
+            nothing to a summed loss
+        decoder_input_ids: int64 (B * n, T): start token, then the labels shifted right, -100 as pad
+
+    With start 0, EOS 1, pad 2, two images, captions [[7, 8]] and [[5], [6, 9, 4]]:
+        labels            [[7, 8, 1, -100], [-100, ...], [5, 1, -100, -100], [6, 9, 4, 1]]   (T is 4 here, 8 in fact)
+        decoder_input_ids [[0, 7, 8,    1], [   0,   2, ...], [0, 5, 1, 2],  [0, 6, 9, 4]]
+    """
+
+    def __init__(self, tokens: SpecialTokens) -> None:
+        self.tokens = tokens
+
+    def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        rows = max(len(item["labels"]) for item in items)
+        longest = max(int((item["labels"] != IGNORE_INDEX).sum(axis=1).max(initial=1)) for item in items)
+        length = min(-(-longest // 8) * 8, items[0]["labels"].shape[1])
+        labels = np.full((len(items), rows, length), IGNORE_INDEX, dtype=np.int64)
+        for i, item in enumerate(items):
+            labels[i, : len(item["labels"])] = item["labels"][:, :length]
+        flat = torch.from_numpy(labels.reshape(-1, length))
+        return {
+            "pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items])),
+            "labels": flat,
+            "decoder_input_ids": shift_right(flat, self.tokens),
+        }
+
+
+def shift_right(labels: torch.Tensor, tokens: SpecialTokens) -> torch.Tensor:
+    """int64 (n, T) labels -> what the decoder reads at each position: (n, T)."""
+    shifted = labels.roll(1, dims=-1)
+    shifted[:, 0] = tokens.start
+    return shifted.masked_fill(shifted == IGNORE_INDEX, tokens.pad)
+
+
+def caption_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: Any = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy in nats a token, summed and then divided: the same for any way of cutting a batch up.
+
+    Args:
+        logits: (n, T, vocabulary).
+        labels: (n, T), -100 where nothing is to be learnt.
+        num_items: the number of target tokens of the whole update, over all accumulated batches and ranks; without
+            it, of these labels. A plain mean per batch would weigh short batches more, and grows with accumulation
+            (transformers#47688).
+    """
+    total = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return total / (num_items if num_items is not None else (labels != IGNORE_INDEX).sum())

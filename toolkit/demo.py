@@ -1,0 +1,118 @@
+"""`toolkit demo`: the whole path on a drawn sample, with the very functions that the commands run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import OutputError
+from toolkit.options import BatchCaptionOptions, DemoOptions, FinetuneOptions, PreprocessOptions, to_json
+from toolkit.progress import say
+from toolkit.records import Summary
+from toolkit.sample import draw_sample, judge
+
+MARK = "demo.json"
+
+COMMANDS = """The same on your own folder, which holds captions.txt and Images/:
+
+  toolkit preprocess
+  toolkit finetune
+  toolkit batch-caption FOLDER"""
+
+
+def demo(options: DemoOptions) -> Summary:
+    """Draws, preprocesses, trains, captions the test images, judges them and writes a gallery.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    root, started = options.directory, time.monotonic()
+    _prepare(root, options)
+    if not (root / "data").exists():
+        say(f"1/4 drawing {options.images} captioned scenes")
+        draw_sample(root / "data", options.images, options.seed)
+    # Imported one by one: preprocess starts its processes before torch is in memory.
+    from toolkit.preprocess import preprocess
+
+    say("2/4 preprocess")
+    cache = root / "cache" / "dataset"
+    preprocess(
+        PreprocessOptions(
+            annotations=root / "data" / "captions.txt",
+            images=root / "data" / "Images",
+            out=cache,
+            preset="tiny",
+            seed=options.seed,
+            num_workers=options.num_workers,
+        )
+    )
+    from toolkit.finetune import finetune
+
+    say("3/4 finetune: a small ViT and GPT-2, from scratch")
+    finetune(FinetuneOptions(cache=cache, output_dir=root / "model", epochs=options.epochs, seed=options.seed))
+    from toolkit.batch_caption import batch_caption
+
+    say("4/4 batch-caption: images the model has never seen")
+    scenes = [json.loads(line) for line in (root / "data" / "scenes.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = {scene["image"]: scene for scene in scenes if scene["split"] == "test"}
+    paths = tuple(str(root / "data" / "Images" / name) for name in held_out)
+    output = root / "captions.jsonl"
+    batch_caption(BatchCaptionOptions(paths=paths, model=str(root / "model"), output=output, batch_size="32"))
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    right = {row["image"]: judge(row["caption"], held_out[row["image"]]) for row in rows}
+    share = sum(right.values()) / len(right)
+    _gallery(root, rows, right, share)
+    seconds = time.monotonic() - started
+    values = {
+        "directory": str(root),
+        "gallery": str(root / "gallery.html"),
+        "test_images": len(right),
+        "exactly_right": round(share, 4),
+        "seconds": round(seconds, 1),
+    }
+    text = (
+        f"{share:.1%} of {len(right)} captions of unseen test images are exactly right ({seconds:.0f} s in all).\n"
+        f"Look at them: {root / 'gallery.html'}\n\n{COMMANDS}"
+    )
+    return Summary(text, values)
+
+
+def _prepare(root: Path, options: DemoOptions) -> None:
+    """A new folder, or one of an earlier run with the same options, which then goes on."""
+    mark = {k: v for k, v in to_json(options).items() if k in ("images", "epochs", "seed")}
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root}: a file; name a folder for the demo.")
+    if root.is_dir() and any(root.iterdir()):
+        before = json.loads((root / MARK).read_text()) if (root / MARK).is_file() else None
+        if before != mark:
+            raise OutputError(f"{root}: holds files that this demo did not write; name another folder.")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f"{MARK}.tmp"
+    temporary.write_text(json.dumps(mark))
+    os.replace(temporary, root / MARK)
+
+
+def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], share: float) -> None:
+    from toolkit.cache import open_cache
+    from toolkit.images import read_image
+    from toolkit.report import Card, data_uri, write_gallery
+
+    test = open_cache(root / "cache" / "dataset")["test"]
+    references = dict(zip(test.column("image_id"), test.column("captions"), strict=True))
+    cards = [
+        Card(
+            name=row["image"],
+            thumbnail=data_uri(read_image(root / "data" / "Images" / row["image"])),
+            caption=row["caption"],
+            score=row["score"],
+            references=tuple(references.get(row["image"], ())),
+            verdict=right[row["image"]],
+        )
+        for row in sorted(rows, key=lambda row: (right[row["image"]], row["score"]))
+    ]
+    facts = [("unseen images", str(len(rows))), ("exactly right", f"{share:.1%}")]
+    write_gallery(root / "gallery.html", "Captions of images the model has never seen", cards, facts)

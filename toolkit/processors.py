@@ -1,0 +1,110 @@
+"""Fetches an encoder's image processor and a decoder's tokenizer and saves both beside a cache.
+
+Run as `python -m toolkit.processors '<json>'` in a process of its own: transformers' processors import torch, 300 MB
+and three seconds that preprocess and its workers would otherwise carry along.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ModelError, ToolkitError
+
+
+def fetch_processors(
+    encoder: str, decoder: str, preset: str | None, records: Path, directory: Path
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes `tokenizer/` and `image_processor/` below `directory`.
+
+    Args:
+        records: the staged records, whose captions a preset's own tokenizer is trained on.
+
+    Returns:
+        The image processor's full settings, and the special token ids with the vocabulary's size.
+
+    Raises:
+        ModelError: one of them could not be loaded, or the processor does more than resize, crop and normalise.
+    """
+    request = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "preset": preset,
+        "records": str(records),
+        "directory": str(directory),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit.processors", json.dumps(request)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise ModelError(f"{encoder} and {decoder}: loading their processors failed; see the messages above.") from None
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    return answer["image_processor"], answer["tokens"]
+
+
+def _save(encoder: str, decoder: str, preset: str | None, records: str, directory: str) -> dict[str, Any]:
+    import numpy as np
+
+    from toolkit.build import read_arrow
+    from toolkit.modeling import (
+        SpecialTokens,
+        load_image_processor,
+        load_tokenizer,
+        silence_transformers,
+        tiny_image_processor,
+        train_tiny_tokenizer,
+    )
+    from toolkit.pixels import PixelTransform
+
+    silence_transformers()
+    if preset == "tiny":
+        processor = tiny_image_processor()
+        column = read_arrow(Path(records))["captions"]
+        tokenizer = train_tiny_tokenizer(c for chunk in column.chunks for c in chunk.flatten().to_pylist())
+    else:
+        processor = load_image_processor(encoder)
+        tokenizer = load_tokenizer(decoder)
+    tokens = SpecialTokens.of(tokenizer, decoder)
+    settings = json.loads(processor.to_json_string())
+    _check_transform(PixelTransform.from_processor_config(settings), processor, encoder, np.random.default_rng(0))
+    tokenizer.save_pretrained(Path(directory) / "tokenizer")
+    processor.save_pretrained(Path(directory) / "image_processor")
+    if not (Path(directory) / "tokenizer" / "tokenizer.json").exists():
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another --decoder.")
+    return {
+        "image_processor": settings,
+        "tokens": {"start": tokens.start, "eos": tokens.eos, "pad": tokens.pad, "vocab_size": len(tokenizer)},
+    }
+
+
+def _check_transform(transform: Any, processor: Any, name: str, rng: Any) -> None:
+    """Our reading of the settings against the processor itself, on a wide, a tall and a tiny picture."""
+    import numpy as np
+    from PIL import Image
+
+    for height, width in ((301, 403), (402, 299), (17, 40)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        try:
+            theirs = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+            same = np.array_equal(theirs, transform(image))
+        except (ValueError, TypeError, KeyError):
+            same = False
+        if not same:
+            kind = type(processor).__name__
+            raise ModelError(f"--encoder {name}: {kind} does more to a picture than resize and crop it; name another.")
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(_save(**json.loads(sys.argv[1]))))
+    except ToolkitError as error:
+        print(json.dumps({"error": str(error)}))
