@@ -1,0 +1,210 @@
+"""Annotation sets: which images there are and what people said of them, from any format, as `ImageRecord`s.
+
+    found = read_annotations("captions.txt", "Images")
+    found.format            # 'flickr8k'
+    next(found.records)     # ImageRecord(image_id='1000268201.jpg', path=..., captions=('A child ...', ...), ...)
+
+A reader is a file here with two functions:
+
+    detect(path) -> bool                             looks at names and first bytes only, never raises
+    read(path, images, notes) -> Iterator[ImageRecord]
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+from toolkit.annotations import (
+    flickr8k,
+)
+from toolkit.annotations._gather import Notes
+from toolkit.annotations._text import read_lines
+from toolkit.errors import InputError
+from toolkit.records import SPLITS, ImageRecord
+
+__all__ = ["READERS", "AnnotationSet", "Notes", "read_annotations"]
+
+# In order of detection: what is told by a line of its own first, what takes any folder last.
+READERS: dict[str, ModuleType] = {
+    "flickr8k": flickr8k,
+}
+LIST_FILES = {
+    "train": ("*trainImages.txt",),
+    "validation": ("*devImages.txt", "*valImages.txt"),
+    "test": ("*testImages.txt",),
+}
+MANY_FILES = 64  # a folder with more text files than this holds sidecars, not an annotation file
+
+
+@dataclass
+class AnnotationSet:
+    """What `read_annotations` found.
+
+    Attributes:
+        format: its name in `READERS`.
+        records: one per image, in the order of the source; read once. Mistakes far down in a file are raised here.
+        images: the folder that `ImageRecord.path` is relative to; None where the images lie inside the source.
+        notes: what was passed over or mended; complete once `records` has been read to the end.
+    """
+
+    format: str
+    records: Iterator[ImageRecord]
+    images: Path | None
+    notes: Notes
+
+
+def read_annotations(
+    annotations: Path | str, images: Path | str, format: str = "auto", lists: dict[str, Path] | None = None
+) -> AnnotationSet:
+    """Opens an annotation set.
+
+    Args:
+        annotations: a file, a folder, or with `format` "hub" the name of a data set.
+        images: the folder that image names are relative to; passed over by formats that hold their images or lie
+            among them.
+        format: one of `READERS`, or "auto".
+        lists: for each split a file with image names, one a line; folder and suffix may be left out. They take the
+            place of the source's own splits. Images in none of them get split None and are counted in the notes.
+
+    Raises:
+        InputError: no such file, no such format, a broken one; where a file goes wrong later, `records` raises it.
+    """
+    path, images, notes = Path(annotations), Path(images), Notes()
+    if format not in ("auto", *READERS):
+        raise InputError(f"--format {format}: no such format; choose one of auto, {', '.join(READERS)}.")
+    if format != "hub" and not path.exists():
+        raise InputError(f"{path}: no such file or folder; name your annotations with --annotations.")
+    if not images.is_dir() and path.is_dir() and (path / images.name).is_dir():
+        images = path / images.name  # a folder with captions.txt and Images/ was given
+    if format == "auto":
+        path, format = _detect(path)
+    elif path.is_dir() and format not in FOLDER_FORMATS:
+        path = _only_file(path, [format])
+    reader = READERS[format]
+    if lists is None and format in ("flickr8k", "flickr8k-token"):
+        found = _lists_beside(path)
+        if found:
+            names = ", ".join(file.name for files in found.values() for file in files)
+            notes.say(f"splits taken from {names} beside {path.name}")
+    else:
+        found = {split: [file] for split, file in (lists or {}).items()}
+    records = reader.read(path, images, notes)
+    if found:
+        records = _with_lists(records, _read_lists(found), notes)
+    root = getattr(reader, "images_root", lambda path, images: images)(path, images)
+    return AnnotationSet(format, records, root, notes)
+
+
+# ---- which format ---------------------------------------------------------------------------------------------------
+
+FOLDER_FORMATS = ("imagefolder", "sidecar", "parquet", "webdataset", "hub")
+
+
+def _detect(path: Path) -> tuple[Path, str]:
+    """The file or folder to read and the format it has."""
+    if path.is_dir():
+        # A set saved by `datasets` and one with metadata.csv say so by file names; an annotation file in the folder
+        # comes before images, captions and archives that merely lie there.
+        for format in ("hub", "imagefolder"):
+            if format in READERS and READERS[format].detect(path):
+                return path, format
+        file_formats = [format for format in READERS if format not in FOLDER_FORMATS]
+        if len(_recognised(path, file_formats)) > 0:
+            file = _only_file(path, file_formats)
+            return file, next(format for format in file_formats if READERS[format].detect(file))
+    for format, reader in READERS.items():
+        if reader.detect(path):
+            return path, format
+    if path.is_dir():
+        raise InputError(f"{path}: nothing in this folder is a known set of captions; see docs/formats.md or --format.")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty; give an annotation file with at least one image.")
+        with open(path, "rb") as file_:
+            file_.read(1)
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({(error.strerror or '').lower()}); give an annotation file that can."
+        ) from None
+    raise InputError(
+        f"{path}: not recognised as annotations: a table needs a first line `image,caption`, other formats are in "
+        "docs/formats.md and can be named with --format."
+    )
+
+
+def _recognised(folder: Path, formats: list[str]) -> list[Path]:
+    """The annotation files of these formats directly in a folder."""
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith((".txt", ".csv", ".tsv", ".json", ".jsonl", ".token")) and entry.is_file():
+                files.append(Path(folder, entry.name))
+            if len(files) > MANY_FILES:
+                return []
+    return [file for file in sorted(files) if any(READERS[format].detect(file) for format in formats)]
+
+
+def _only_file(folder: Path, formats: list[str]) -> Path:
+    files = _recognised(folder, formats)
+    if len(files) != 1:
+        what = (
+            f"holds {len(files)} annotation files ({', '.join(f.name for f in files[:4])})" if files else "is a folder"
+        )
+        raise InputError(f"{folder}: {what}; name the one annotation file that you mean.")
+    return files[0]
+
+
+# ---- lists of splits ------------------------------------------------------------------------------------------------
+
+
+def _lists_beside(path: Path) -> dict[str, list[Path]]:
+    found = {
+        split: sorted(file for pattern in patterns for file in path.parent.glob(pattern))
+        for split, patterns in LIST_FILES.items()
+    }
+    return {split: files for split, files in found.items() if files}
+
+
+def _read_lists(lists: dict[str, list[Path]]) -> dict[str, str]:
+    """Image name -> split."""
+    splits: dict[str, str] = {}
+    for split, files in lists.items():
+        if split not in SPLITS:
+            raise InputError(f"split {split}: unknown; lists are for {', '.join(SPLITS)}.")
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file}: no such file; name a list of image names, one a line.")
+            for line in read_lines(file):
+                name = unicodedata.normalize("NFC", line.strip()).removeprefix("./")
+                if name and splits.setdefault(name, split) != split:
+                    raise InputError(f"{file}: {name} is in the {splits[name]} list too; leave it in one of them.")
+    return splits
+
+
+def _with_lists(records: Iterator[ImageRecord], splits: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
+    unseen = set(splits)
+    for record in records:
+        found: dict[str, str] = {}
+        for name in _short_names(record.path):
+            if name in splits:
+                found[name] = splits[name]
+                unseen.discard(name)
+        if len(set(found.values())) > 1:
+            raise InputError(f"{record.path} is in two lists, as {' and as '.join(found)}; leave it in one of them.")
+        if not found:
+            notes.count("images in no list, left without a split", record.path)
+        yield replace(record, split=next(iter(found.values()), None))
+    for name in sorted(unseen):
+        notes.count("names in a list that no image has", name)
+
+
+def _short_names(path: str) -> list[str]:
+    """The forms in which a list may name an image: with and without folder, with and without suffix."""
+    path = unicodedata.normalize("NFC", path)
+    names = [path, path.rsplit("/", 1)[-1]]
+    return list(dict.fromkeys(names + [os.path.splitext(name)[0] for name in names]))
