@@ -20,10 +20,20 @@ from pathlib import Path
 from types import ModuleType
 
 from toolkit.annotations import (
+    coco,
     flickr8k,
+    flickr8k_token,
+    flickr30k,
+    hub,
+    imagefolder,
+    karpathy,
+    lavis,
+    parquet,
+    sidecar,
+    webdataset,
 )
 from toolkit.annotations._gather import Notes
-from toolkit.annotations._text import read_lines
+from toolkit.annotations._text import open_file, read_lines
 from toolkit.errors import InputError
 from toolkit.records import SPLITS, ImageRecord
 
@@ -32,6 +42,16 @@ __all__ = ["READERS", "AnnotationSet", "Notes", "read_annotations"]
 # In order of detection: what is told by a line of its own first, what takes any folder last.
 READERS: dict[str, ModuleType] = {
     "flickr8k": flickr8k,
+    "flickr8k-token": flickr8k_token,
+    "flickr30k": flickr30k,
+    "karpathy": karpathy,
+    "coco": coco,
+    "lavis": lavis,
+    "hub": hub,
+    "imagefolder": imagefolder,
+    "webdataset": webdataset,
+    "parquet": parquet,
+    "sidecar": sidecar,
 }
 LIST_FILES = {
     "train": ("*trainImages.txt",),
@@ -85,6 +105,7 @@ def read_annotations(
         path, format = _detect(path)
     elif path.is_dir() and format not in FOLDER_FORMATS:
         path = _only_file(path, [format])
+    _check_content(path)
     reader = READERS[format]
     if lists is None and format in ("flickr8k", "flickr8k-token"):
         found = _lists_beside(path)
@@ -96,8 +117,17 @@ def read_annotations(
     records = reader.read(path, images, notes)
     if found:
         records = _with_lists(records, _read_lists(found), notes)
+    records = _at_least_one(path, records)
     root = getattr(reader, "images_root", lambda path, images: images)(path, images)
     return AnnotationSet(format, records, root, notes)
+
+
+def _at_least_one(path: Path, records: Iterator[ImageRecord]) -> Iterator[ImageRecord]:
+    record = None
+    for record in records:
+        yield record
+    if record is None:
+        raise InputError(f"{path}: names no image with a caption; give an annotation file with at least one.")
 
 
 # ---- which format ---------------------------------------------------------------------------------------------------
@@ -111,30 +141,33 @@ def _detect(path: Path) -> tuple[Path, str]:
         # A set saved by `datasets` and one with metadata.csv say so by file names; an annotation file in the folder
         # comes before images, captions and archives that merely lie there.
         for format in ("hub", "imagefolder"):
-            if format in READERS and READERS[format].detect(path):
+            if READERS[format].detect(path):
                 return path, format
         file_formats = [format for format in READERS if format not in FOLDER_FORMATS]
         if len(_recognised(path, file_formats)) > 0:
             file = _only_file(path, file_formats)
             return file, next(format for format in file_formats if READERS[format].detect(file))
+    _check_content(path)
     for format, reader in READERS.items():
         if reader.detect(path):
             return path, format
     if path.is_dir():
         raise InputError(f"{path}: nothing in this folder is a known set of captions; see docs/formats.md or --format.")
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty; give an annotation file with at least one image.")
-        with open(path, "rb") as file_:
-            file_.read(1)
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't be read ({(error.strerror or '').lower()}); give an annotation file that can."
-        ) from None
     raise InputError(
         f"{path}: not recognised as annotations: a table needs a first line `image,caption`, other formats are in "
         "docs/formats.md and can be named with --format."
     )
+
+
+def _check_content(path: Path) -> None:
+    """A file that can't be opened, or has nothing in it, is told apart from one of an unknown format."""
+    if path.is_dir() or not path.exists():  # a hub name
+        return
+    if not path.is_file():
+        raise InputError(f"{path}: neither a file nor a folder; name your annotations with --annotations.")
+    with open_file(path) as file:
+        if not file.read(4096).removeprefix(b"\xef\xbb\xbf").strip():
+            raise InputError(f"{path}: the file is empty; give an annotation file with at least one image.")
 
 
 def _recognised(folder: Path, formats: list[str]) -> list[Path]:

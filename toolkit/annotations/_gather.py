@@ -61,10 +61,6 @@ class Notes:
         return lines
 
 
-def bad_shape(path: Path, what: str, shape: str) -> InputError:
-    return InputError(f"{path}: {what}; expected {shape} (or name another --format).")
-
-
 def split_name(path: Path, value: Any, image: str) -> str | None:
     """One of SPLITS for what a source calls a split."""
     if value is None or value == "":
@@ -77,15 +73,16 @@ def split_name(path: Path, value: Any, image: str) -> str | None:
     return split
 
 
-def splits_of_names(names: Iterable[str]) -> dict[str, str]:
-    """The splits that file names speak of: by their first folder (`train/a.jpg`) or, for `train-00001.tar`, their
-    first word. Only where one of them is train: a lone folder `test` is just a folder."""
+def splits_of_names(names: Iterable[str], files: bool = False) -> dict[str, str]:
+    """name -> split, for names that speak of one: by their first folder (`train/a.jpg`), and with `files` by the first
+    word of the file name (`data/train-00001.tar`). Only where one of them is train: a lone `test` is just a name."""
     splits = {}
     for name in names:
-        parts = name.split("/")
-        word = parts[0] if len(parts) > 1 else re.split(r"[-_.]", parts[0])[0]
-        if word.lower() in SPLIT_NAMES:
-            splits[name] = SPLIT_NAMES[word.lower()]
+        *folders, last = name.split("/")
+        for word in folders[:1] + ([re.split(r"[-_.]", last)[0]] if files else []):
+            if word.lower() in SPLIT_NAMES:
+                splits[name] = SPLIT_NAMES[word.lower()]
+                break
     return splits if "train" in splits.values() else {}
 
 

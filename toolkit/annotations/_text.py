@@ -166,3 +166,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(value, dict):
                 raise InputError(f"{path}: line {number} is no JSON object; give one {{...}} a line.")
             yield number, value
+
+
+def bad_shape(path: Path, what: str, shape: str) -> InputError:
+    return InputError(f"{path}: {what}; expected {shape} (or name another --format).")
