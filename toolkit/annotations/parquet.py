@@ -26,8 +26,10 @@ def detect(path: Path) -> bool:
     try:
         if path.is_dir():
             return bool(_files(path))
+        if not path.is_file():
+            return False
         with open(path, "rb") as file:
-            return path.is_file() and file.read(4) == b"PAR1"
+            return file.read(4) == b"PAR1"
     except OSError:
         return False
 
