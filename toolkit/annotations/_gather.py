@@ -192,7 +192,8 @@ def add_suffix(images: Path, name: str) -> str:
     """A name that a source gives without suffix, with the one that its file has."""
     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or os.path.exists(os.path.join(images, name)):
         return name
-    for suffix in (".jpg", ".JPG", ".jpeg", ".png", *sorted(IMAGE_SUFFIXES)):
-        if os.path.exists(os.path.join(images, name + suffix)):
-            return name + suffix
+    for suffix in (".jpg", ".png", *sorted(IMAGE_SUFFIXES)):
+        for form in (suffix, suffix.upper()):
+            if os.path.exists(os.path.join(images, name + form)):
+                return name + form
     return name

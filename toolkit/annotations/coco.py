@@ -53,8 +53,8 @@ def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
             if said is None or not _is_id(value.get("image_id")):
                 raise bad_shape(path, f"an annotation is {str(value)[:60]}", _SHAPE)
             captions.setdefault(str(value["image_id"]), []).extend(said)
-    if None not in seen and not {"images", "annotations"} <= seen:
-        raise bad_shape(path, "no list of images and of annotations in it", _SHAPE)
+    if not seen & {None, "images"}:
+        raise bad_shape(path, "no list of images in it", _SHAPE)
     if None in seen:
         names = {image_id: (image_id, None) for image_id in captions}
     gathered = Gathered(path, notes)

@@ -57,7 +57,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{file}: not a readable Parquet file ({str(error)[:80]}); download or export it again."
+            f"{file}: not a readable Parquet file ({' '.join(str(error).split())[:80]}); download or export it again."
         ) from None
 
 
@@ -87,6 +87,8 @@ def _table(files: list[Path], split: str | None) -> Table:
                 # pre_buffer would hold whole row groups of images
                 yield from open_parquet(file).iter_batches(size, columns=columns, use_threads=False)
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{file}: damaged ({str(error)[:80]}); download or export it again.") from None
+                raise InputError(
+                    f"{file}: damaged ({' '.join(str(error).split())[:80]}); download or export it again."
+                ) from None
 
     return Table(files[0], schema, split, batches)

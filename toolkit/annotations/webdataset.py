@@ -86,7 +86,8 @@ def _read_tar(file: Path, prefix: str, split: str | None, notes: Notes) -> Itera
                 if name not in texts and os.path.splitext(name)[1].lower() in (".txt", ".caption"):
                     notes.count("texts without an image", prefix + name)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: not a whole tar ({str(error)[:60]}); download or pack it again.") from None
+        reason = str(error).split("\n")[0][:60]
+        raise InputError(f"{file}: not a whole tar ({reason}); download or pack it again.") from None
 
 
 def _members(tar: tarfile.TarFile, notes: Notes) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+from conftest import Reader
+
+ROWS = [
+    {"image": "val2014/a.jpg", "caption": "A man .", "image_id": "coco_0"},
+    {"image": "val2014/b.jpg", "caption": ["A cat .", " A dog . "], "image_id": 5},
+    {"image": "val2014/a.jpg", "caption": "A person .", "image_id": "coco_0"},
+    {"image": "c.jpg", "caption": "x"},
+    {"image": "d.jpg", "caption": "y", "image_id": "coco_0"},
+    {"image": "e.jpg", "caption": None},
+]
+WANT = [
+    ("coco_0", "val2014/a.jpg", ("A man .", "A person .")),
+    ("5", "val2014/b.jpg", ("A cat .", "A dog .")),
+    ("c.jpg", "c.jpg", ("x",)),
+    ("d.jpg", "d.jpg", ("y",)),
+]
+
+
+def test_strings_and_lists(reader: Reader) -> None:
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    for name, text in (("coco_karpathy_train.json", json.dumps(ROWS)), ("captions.jsonl", lines + "\n\n")):
+        assert [(r.image_id, r.path, r.captions) for r in reader(name, text)] == WANT
+        assert reader.set.format == "lavis"
+        assert reader.notes == [
+            "image ids given to two images, replaced by their names: 1 (d.jpg)",
+            "images without a caption left out: 1 (e.jpg)",
+        ]
+
+
+def test_mistakes(reader: Reader) -> None:
+    assert reader.error("l.json", '[{"image": "a.jpg", "caption": 7}]').startswith(
+        "l.json: an entry is {'image': 'a.jpg'"
+    )
+    assert reader.error("l.json", '["a"]', format="lavis").startswith("l.json: an entry is a; expected")
+    assert reader.error("l.json", '{"a": [1]}', format="lavis").startswith("l.json: its JSON is no list; expected")
+    assert reader.error("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image"\n').startswith(
+        "l.jsonl: line 2 is broken JSON ("
+    )
+    assert reader.error("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n[]\n').startswith(
+        "l.jsonl: line 2 is no JSON object; "
+    )
+    rows = [{"image": "a.jpg", "caption": "x", "split": s} for s in ("train", "test")]
+    assert reader.error("l.json", json.dumps(rows)) == (
+        "l.json: a.jpg is in two splits (train and test); leave it in one."
+    )
