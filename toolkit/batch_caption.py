@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from toolkit import __version__
-from toolkit.decoding import generate_captions
-from toolkit.errors import ImageError, OutputError, RunError
+from toolkit.decoding import Decoded, generate_captions
+from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.hashing import Hasher
 from toolkit.images import FoundImage, find_images, read_image
 from toolkit.modeling import Captioner, load_captioner, silence_transformers
@@ -52,6 +52,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     """
     output = options.output or Path("captions.jsonl")
     images = find_images(options.paths, options.recursive)
+    _check_names(images)
     _check_output(output, options)
     silence_transformers()
     captioner = load_captioner(options.model, options.device, options.precision)
@@ -121,9 +122,9 @@ def _caption(
     source = _loaded(images, captioner, options.num_workers, ahead=4 * size)
     while batch := list(islice(source, size)):
         good = [loaded for loaded in batch if loaded.pixels is not None]
-        decoded = iter(())  # type: ignore[var-annotated]
+        decoded: Iterator[Decoded] = iter(())
         if good:
-            pixels = torch.from_numpy(np.stack([loaded.pixels for loaded in good]))  # type: ignore[misc]
+            pixels = torch.from_numpy(np.stack([loaded.pixels for loaded in good if loaded.pixels is not None]))
             decoded = iter(generate_captions(captioner, pixels, options.generation))
         yield [_row(loaded, None if loaded.pixels is None else next(decoded)) for loaded in batch]
 
@@ -166,6 +167,16 @@ def _identity(options: BatchCaptionOptions, captioner: Captioner) -> dict[str, A
         "generation": to_json(options.generation),
         "dtype": str(captioner.model.dtype),
     }
+
+
+def _check_names(images: Sequence[FoundImage]) -> None:
+    """A row is known by its image's name, so two folders may not bring the same one."""
+    for one, other in pairwise(images):  # sorted by name
+        if one.name == other.name:
+            raise InputError(
+                f"{one.path} and {other.path}: both would be reported as {one.name}; caption them in two runs, or give the "
+                "folder above both."
+            )
 
 
 def _check_output(output: Path, options: BatchCaptionOptions) -> None:

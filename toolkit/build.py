@@ -362,7 +362,7 @@ def write_dataset(directory: Path, shape: tuple[int, int, int], max_length: int,
         for piece, table in read_index(directory):
             rows = table.filter(pc.equal(table["split"], split)).select(["image_id", "pixel_hash"]).to_pydict()
             digest.update(repr((piece, rows)))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in files],
             "_fingerprint": digest.hex(),
             "_format_columns": None,

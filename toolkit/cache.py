@@ -199,16 +199,16 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
     def __init__(self, reader: SplitReader, rows: Sequence[int], pixels: dict[str, Any]) -> None:
         counts = [len(reader.rows[row][1]) for row in rows]
         self.reader = reader
-        self.index = [(row, i) for row, count in zip(rows, counts, strict=True) for i in range(count)]
+        self.captions = [(row, i) for row, count in zip(rows, counts, strict=True) for i in range(count)]
         self.scale = np.float64(pixels["rescale_factor"])
         self.mean = np.array(pixels["mean"], dtype=np.float32).reshape(-1, 1, 1)
         self.std = np.array(pixels["std"], dtype=np.float32).reshape(-1, 1, 1)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.captions)
 
     def __getitem__(self, index: Any) -> Any:
-        row, caption = self.index[index]
+        row, caption = self.captions[index]
         pixels, labels = self.reader.rows[row]
         scaled = (pixels * self.scale).astype(np.float32)  # float64 product, rounded once: as the HF processors do
         return {"pixel_values": (scaled - self.mean) / self.std, "labels": labels[caption].astype(np.int64)}

@@ -46,7 +46,7 @@ def _parameter(command: str, name: str, kind: Any, default: Any, metadata: Any) 
         shown = metadata.get("show_default", default is not None and not metadata.get("flag"))
         info = typer.Option(*declared, show_default=shown, **common)
     parameter_default = inspect.Parameter.empty if metadata.get("required") else default
-    annotation = Annotated[kind | None if optional else kind, info]
+    annotation = Annotated[kind | None if optional else kind, info]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=parameter_default)
 
 

@@ -50,7 +50,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def grouped_captions(model: nn.Module) -> Iterator[None]:
+def grouped_captions(model: Any) -> Iterator[None]:
     """Within it, `model` takes several captions an image; afterwards its configs are as they were."""
     # Modules keep config objects of their own, which `set_attn_implementation` does not reach.
     configs = {id(m.config): m.config for m in model.decoder.modules() if hasattr(m, "config")}

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import transformers
+from huggingface_hub.constants import ENDPOINT
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -115,14 +118,27 @@ class Captioner:
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _load(what: str, option: str, name: str, load: Any, hint: str) -> Any:
-    """Calls `load()`; a model that is not there becomes one sentence."""
+def _hub_out_of_reach(name: str) -> bool:
+    """Whether asking the hub for `name` would only wait: its client tries for two minutes before it gives up."""
+    if Path(name).is_dir() or any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return False
+    address = urlsplit(ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError:
+        return True
+    return False
+
+
+def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str) -> Any:
+    """Calls `load(local_files_only=...)`; a model that is not there becomes one sentence."""
     loud = logging.getLogger("transformers"), logging.getLogger("huggingface_hub")
     levels = [logger.level for logger in loud]
     for logger in loud:  # transformers explains a failed download on its own logger before it raises
         logger.setLevel(logging.CRITICAL)
     try:
-        return load()
+        return load(local_files_only=_hub_out_of_reach(name))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         if Path(name).exists() or name.startswith((".", "/")):
@@ -144,11 +160,17 @@ WAYS_OUT = (
 
 def load_image_processor(name: str, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:
     """The encoder's image processor on its Pillow backend; torchvision is not needed, and gives other pixels."""
-    return _load("image processor", option, name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"), hint)
+    return _load(
+        "image processor",
+        option,
+        name,
+        lambda **where: AutoImageProcessor.from_pretrained(name, backend="pil", **where),
+        hint,
+    )
 
 
 def load_tokenizer(name: str, option: str = "--decoder", hint: str = WAYS_OUT) -> Any:
-    return _load("tokenizer", option, name, lambda: AutoTokenizer.from_pretrained(name), hint)
+    return _load("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(name, **where), hint)
 
 
 def tiny_image_processor() -> Any:
@@ -226,24 +248,24 @@ def freeze_pooler(model: VisionEncoderDecoderModel) -> None:
 
 
 def _load_encoder(name: str) -> Any:
-    def load() -> Any:
-        config = AutoConfig.from_pretrained(name)
+    def load(**where: Any) -> Any:
+        config = AutoConfig.from_pretrained(name, **where)
         if hasattr(config, "vision_config"):  # CLIP, SigLIP and their like: the vision half alone
             classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
             if config.model_type not in classes:
                 raise ValueError(f"model type {config.model_type} has no vision encoder that toolkit knows")
-            return getattr(transformers, classes[config.model_type]).from_pretrained(name, dtype=torch.float32)
-        return AutoModel.from_pretrained(name, dtype=torch.float32)
+            return getattr(transformers, classes[config.model_type]).from_pretrained(name, dtype=torch.float32, **where)
+        return AutoModel.from_pretrained(name, dtype=torch.float32, **where)
 
     return _load("vision encoder", "--encoder", name, load, WAYS_OUT)
 
 
 def _load_decoder(name: str) -> Any:
-    def load() -> Any:
-        config = AutoConfig.from_pretrained(name)
+    def load(**where: Any) -> Any:
+        config = AutoConfig.from_pretrained(name, **where)
         config.is_decoder = True
         config.add_cross_attention = True
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **where)
 
     return _load("text decoder", "--decoder", name, load, WAYS_OUT)
 
@@ -290,7 +312,11 @@ def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> 
     elif (not path.parent.samefile(".") and path.parent.is_dir()) or name == "model":
         raise ModelError(f"--model {name}: no such folder; {hint}.")
     model = _load(
-        "captioner", "--model", name, lambda: VisionEncoderDecoderModel.from_pretrained(name, dtype=torch.float32), hint
+        "captioner",
+        "--model",
+        name,
+        lambda **where: VisionEncoderDecoderModel.from_pretrained(name, dtype=torch.float32, **where),
+        hint,
     )
     tokenizer = load_tokenizer(name, "--model", hint)
     processor = load_image_processor(name, "--model", hint)

@@ -18,7 +18,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def draw_sample(directory: Path, images: int, seed: int) -> Summary:
             for i in range(images):
                 scene, picture = draw_scene(i, seed)
                 path = temporary / "Images" / scene["image"]
-                picture.save(path, **({"quality": 92} if path.suffix == ".jpg" else {}))
+                picture.save(path, quality=92)  # of a JPEG; a PNG takes no notice
                 writer.writerows((scene["image"], caption) for caption in captions_of(scene))
                 scenes_file.write(json.dumps(scene) + "\n")
                 scenes.append((scene["image"], scene["split"]))
@@ -142,7 +141,7 @@ def _candidates() -> dict[tuple[str, int], list[tuple[Any, ...]]]:
         # Two of a colour or a shape would need the same words twice in one caption, which decoding with
         # no_repeat_ngram_size 3 forbids ("a small red cross above a small red cross").
         if a[0] != b[0] and a[1] != b[1]:
-            scene = {"objects": [{"colour": c, "shape": s} for c, s in (a, b)], "says": None}
+            scene = {"objects": [{"colour": c, "shape": s} for c, s in (a, b)], "says": ""}
             found[split_of_combination(combination(scene)), 2].append((a, b, None))
     return found
 
@@ -247,17 +246,17 @@ def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
     sky = (np.array(top) * (1 - ramp) + np.array(bottom) * ramp).repeat(2 * width, axis=1)
     picture = Image.fromarray(sky.astype(np.uint8))
     shadow = Image.new("L", picture.size, 0)
-    parts: list[tuple[Callable[..., Any], ...]] = []
+    parts: list[tuple[list[tuple[float, float]], tuple[int, ...]]] = []
     for item in scene["objects"]:
         (x, y), r = item["centre"], item["radius"]
         corners = _outline(item["shape"], 2 * x, 2 * y, 2 * r, rng.uniform(-0.15, 0.15))
         offset = 0.25 * r
         ImageDraw.Draw(shadow).polygon([(cx + offset, cy + offset) for cx, cy in corners], fill=90)
         colour = tuple(max(0, min(255, c + rng.randint(-14, 14))) for c in COLOURS[item["colour"]])
-        parts.append((corners, colour))  # type: ignore[arg-type]
+        parts.append((corners, colour))
     picture.paste((60, 60, 70), mask=shadow.filter(ImageFilter.BoxBlur(4)))
     for corners, colour in parts:
-        ImageDraw.Draw(picture).polygon(corners, fill=colour)  # type: ignore[arg-type]
+        ImageDraw.Draw(picture).polygon(corners, fill=colour)
     picture = picture.reduce(2)
     noise = np.random.default_rng(abs(hash_int(f"{seed}/{index}"))).normal(0, 3, (height, width, 1))
     return scene, Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
