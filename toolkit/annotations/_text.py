@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,17 @@ def head(path: Path) -> str:
 def first_line(path: Path) -> str:
     """The first line that is not blank, for `detect`."""
     return next((line for line in head(path).splitlines() if line.strip()), "")
+
+
+def files_below(path: Path, endings: tuple[str, ...], depth: int) -> list[Path]:
+    """Files of a folder, and of `depth` levels of folders in it, whose lower-case names end so; sorted, hidden ones
+    passed over. No `Path` is made for any other file: there may be a million images."""
+    files = []
+    for folder, folders, names in os.walk(path):
+        level = 0 if Path(folder) == path else len(Path(folder).relative_to(path).parts)
+        folders[:] = [name for name in folders if not name.startswith(".")] if level < depth else []
+        files += [Path(folder, n) for n in names if n.lower().endswith(endings) and not n.startswith(".")]
+    return sorted(files)
 
 
 def open_file(path: Path) -> BinaryIO:

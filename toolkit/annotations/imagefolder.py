@@ -10,13 +10,12 @@ so is a column `split`.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from toolkit.annotations._gather import Gathered, Notes, caption_columns, captions_in, splits_of_names
-from toolkit.annotations._text import bad_shape, first_line, read_csv, read_json_lines
+from toolkit.annotations._text import bad_shape, files_below, first_line, read_csv, read_json_lines
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
@@ -43,13 +42,7 @@ def images_root(path: Path, images: Path) -> Path:
 
 
 def _metadata_files(path: Path, depth: int = 64) -> list[Path]:
-    """The metadata files of a folder, sorted; hidden folders passed over."""
-    files = []
-    for folder, folders, names in os.walk(path):
-        below = len(Path(folder).relative_to(path).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if below < depth else []
-        files += [Path(folder, name) for name in sorted(names) if name.lower() in METADATA]
-    return files
+    return [file for file in files_below(path, METADATA, depth) if file.name.lower() in METADATA]
 
 
 def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.annotations._gather import Notes, splits_of_names
 from toolkit.annotations._tables import Table, image_column, is_text, read_tables
+from toolkit.annotations._text import files_below
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
@@ -43,10 +44,7 @@ def images_root(path: Path, images: Path) -> Path | None:
 
 def _files(path: Path) -> list[Path]:
     """Parquet files of a folder and the folders in it and in them, sorted."""
-    if not path.is_dir():
-        return [path]
-    files = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth + ".parquet")]
-    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
+    return files_below(path, (".parquet",), 2) if path.is_dir() else [path]
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:

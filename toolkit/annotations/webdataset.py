@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.annotations._gather import Notes, captions_in, clean_captions, split_name, splits_of_names
-from toolkit.annotations._text import decode
+from toolkit.annotations._text import decode, files_below
 from toolkit.errors import InputError
 from toolkit.images import IMAGE_SUFFIXES
 from toolkit.records import ImageRecord
@@ -44,8 +44,7 @@ def images_root(path: Path, images: Path) -> None:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = [file for depth in ("*", "*/*") for file in path.glob(depth)]
-    return sorted(file for file in files if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+    return files_below(path, SUFFIXES, 1)
 
 
 def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
