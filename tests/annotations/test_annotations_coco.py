@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Reader
+from reading import Reader
 
 IMAGES = [{"id": 391895, "file_name": "COCO_val2014_000000391895.jpg"}, {"id": 7, "file_name": "b b.JPG"}, {"id": 8, "file_name": "c.jpg"}]  # fmt: skip
 SAID = [

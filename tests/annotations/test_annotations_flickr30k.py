@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from conftest import Reader
+from reading import Reader
 
 HEADER = "image_name| comment_number| comment\n"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Reader
+from reading import Reader
 
 from toolkit.records import ImageRecord
 

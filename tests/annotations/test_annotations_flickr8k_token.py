@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from conftest import Reader
+from reading import Reader
 
 
 def test_the_original_file(reader: Reader, touch: Callable[..., None]) -> None:

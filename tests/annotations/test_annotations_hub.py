@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from conftest import Reader
 from PIL import Image as PIL
+from reading import Reader
 
 datasets = pytest.importorskip("datasets")
 

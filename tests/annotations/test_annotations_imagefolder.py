@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import Reader
+from reading import Reader
 
 
 def test_csv_with_repeated_rows(reader: Reader, tmp_path: Path) -> None:

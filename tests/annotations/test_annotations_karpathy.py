@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Reader
+from reading import Reader
 
 
 def image(filename: str, split: str, *raw: str, **more: object) -> dict:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Reader
+from reading import Reader
 
 ROWS = [
     {"image": "val2014/a.jpg", "caption": "A man .", "image_id": "coco_0"},

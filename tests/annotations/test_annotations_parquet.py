@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import Reader
+from reading import Reader
 
 
 def write(file: Path, columns: dict) -> None:

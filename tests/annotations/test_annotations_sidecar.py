@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Reader
+from reading import Reader
 
 
 def write(folder: Path, texts: dict[str, str | bytes]) -> None:

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import Reader
+from reading import Reader
 
 
 def pack(file: Path, members: list[tuple[str, bytes | str]], mode: str = "w") -> None:
