@@ -1,0 +1,113 @@
+"""Which files are images, and which file a name means."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ImageError, InputError
+from toolkit.images import check_file, find_images, resolve_image
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "A.JPG", "notes.txt", ".hidden.jpg", "sub/c.Png", "sub/deep/d e.webp", ".git/x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def names(*paths: str | Path, recursive: bool = True) -> list[str]:
+    return [image.name for image in find_images(paths, recursive)]
+
+
+def test_finding(tree: Path) -> None:
+    everything = ["A.JPG", "b.jpg", "sub/c.Png", "sub/deep/d e.webp"]
+    assert names(tree) == everything
+    assert names(tree, recursive=False) == ["A.JPG", "b.jpg"]
+    assert names(tree / "b.jpg", tree) == everything  # the same file is not twice in the answer
+    assert names(tree / "notes.txt") == ["notes.txt"]  # named by hand: to be tried, and rejected with a reason
+    assert names(f"{tree}/*.jpg") == ["b.jpg"]
+    assert names(f"{tree}/**/*.[Pw]*") == ["sub/c.Png", "sub/deep/d e.webp"]
+    assert names(f"{tree}/su*") == ["sub/c.Png", "sub/deep/d e.webp"]
+    assert names(f"{tree}/*") == everything
+    assert names(f"{tree}/*", recursive=False) == ["A.JPG", "b.jpg", "sub/c.Png"]
+    assert [image.path for image in find_images([str(tree / "sub")])] == [
+        tree / "sub/c.Png",
+        tree / "sub/deep/d e.webp",
+    ]
+
+
+def test_a_name_with_brackets_is_no_glob(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jpg").write_bytes(b"x")
+    assert names(tmp_path / "a[1].jpg") == ["a[1].jpg"]
+
+
+def test_links_between_folders(tree: Path) -> None:
+    os.symlink(tree, tree / "sub" / "up")
+    os.symlink(tree / "sub", tree / "a-link-to-sub")
+    os.symlink(tree / "b.jpg", tree / "z.jpg")
+    assert names(tree) == ["A.JPG", "b.jpg", "sub/c.Png", "sub/deep/d e.webp", "z.jpg"]
+    elsewhere = tree.parent / f"{tree.name}-elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "far.jpg").write_bytes(b"x")
+    os.symlink(elsewhere, tree / "there")
+    assert "there/far.jpg" in names(tree)
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    for given, words in (
+        (tmp_path / "no", "no such file"),
+        (tmp_path, "no image here"),
+        (f"{tmp_path}/*.jpg", "no such"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            find_images([given])
+        assert str(error.value).startswith(str(given))
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_become_files(tree: Path) -> None:
+    assert resolve_image(tree, "sub/deep/d e.webp") == tree / "sub/deep/d e.webp"
+    assert resolve_image(tree, "sub\\c.Png") == tree / "sub/c.Png"
+    composed, decomposed = (unicodedata.normalize(form, "gr\u00fcn.jpg") for form in ("NFC", "NFD"))
+    (tree / decomposed).write_bytes(b"x")
+    assert resolve_image(tree, composed) == tree / decomposed
+    (tree / composed).write_bytes(b"x")
+    assert resolve_image(tree, composed) == tree / composed
+    os.symlink(tree / "b.jpg", tree / "link.jpg")
+    assert resolve_image(tree, "link.jpg") == tree / "link.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "not a file name"),
+        ("a\0.jpg", "not a file name"),
+        ("\ud800.jpg", "not a file name"),
+        ("no.jpg", "missing"),
+        ("b.jpg/x", "not a directory"),
+        ("dangling.jpg", "dangling link"),
+        ("/etc/passwd", "leads outside the images folder"),
+        ("../x.jpg", "leads outside the images folder"),
+        ("sub/../../x.jpg", "leads outside the images folder"),
+        ("sub\\..\\..\\x.jpg", "leads outside the images folder"),
+    ],
+)
+def test_names_that_become_none(tree: Path, name: str, why: str) -> None:
+    os.symlink("nowhere", tree / "dangling.jpg")
+    (tree.parent / "x.jpg").write_bytes(b"x")
+    with pytest.raises(ImageError) as error:
+        resolve_image(tree, name)
+    assert str(error.value) == why
+
+
+def test_check_file(tree: Path) -> None:
+    assert check_file(tree / "b.jpg").st_size == 1
