@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from toolkit.cache import SCHEMA_VERSION, ArrowFile, cache_features, read_arrow
+from toolkit.cache import SCHEMA_VERSION, Rows, cache_features, open_file, read_arrow
 from toolkit.errors import ImageError
 from toolkit.hashing import Hasher, hash_hex, hash_int
 from toolkit.images import read_image, resolve_image
@@ -118,7 +118,7 @@ class KnownPixels:
 
     directories: Sequence[Path]
     transform: PixelTransform
-    open_files: dict[Path, ArrowFile] = field(default_factory=dict)
+    open_files: dict[Path, Rows] = field(default_factory=dict)
 
     @cached_property
     def tables(self) -> list[tuple[Path, int, pa.Table]]:
@@ -170,7 +170,7 @@ class KnownPixels:
         if place.file not in self.open_files:
             if len(self.open_files) >= 16:  # mapped, not read; still, keep the number of open maps bounded
                 self.open_files.clear()
-            self.open_files[place.file] = ArrowFile(place.file, self.transform.shape)
+            self.open_files[place.file] = open_file(place.file, self.transform.shape)
         return self.open_files[place.file].pixel_row(place.row)
 
 

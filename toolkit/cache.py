@@ -78,8 +78,8 @@ def read_arrow(path: Path) -> pa.Table:
         return pa.ipc.open_stream(source).read_all()
 
 
-class ArrowFile:
-    """One finished Arrow stream file, memory-mapped: its columns as numpy views into the file, nothing copied.
+class Rows:
+    """Rows of a cache's table as numpy views into its memory-mapped files, nothing copied.
 
     Attributes:
         pixels: one uint8 view (rows, C, H, W) per record batch.
@@ -87,8 +87,8 @@ class ArrowFile:
         offsets: int64 (rows + 1,): row i has labels[offsets[i]:offsets[i + 1]].
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.table = read_arrow(path)
+    def __init__(self, table: pa.Table, shape: tuple[int, int, int]) -> None:
+        self.table = table
         max_length = self.table.schema.field("labels").type.value_type.list_size
         self.num_rows = self.table.num_rows
         self.pixels = [_flat(chunk).reshape(len(chunk), *shape) for chunk in self.table["pixel_values"].chunks]
@@ -102,6 +102,15 @@ class ArrowFile:
         """uint8 (C, H, W), a view into the file."""
         batch = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.pixels[batch][row - self.starts[batch]]
+
+    def label_rows(self, row: int) -> np.ndarray:
+        """int32 (captions, max_length) of one row."""
+        return self.labels[self.offsets[row] : self.offsets[row + 1]]
+
+
+def open_file(path: Path, shape: tuple[int, int, int]) -> Rows:
+    """The rows of one finished Arrow stream file."""
+    return Rows(read_arrow(path), shape)
 
 
 def _flat(array: pa.Array) -> np.ndarray:
@@ -128,10 +137,10 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
     shape: tuple[int, int, int]
 
     @cached_property
-    def files(self) -> list[ArrowFile]:
+    def files(self) -> list[Rows]:
         state = json.loads((self.directory / "state.json").read_text())
         names = [entry["filename"] for entry in state["_data_files"]]
-        return [ArrowFile(self.directory / name, self.shape) for name in names]
+        return [open_file(self.directory / name, self.shape) for name in names]
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -140,11 +149,7 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
     @cached_property
     def rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(pixels view, labels view) of each row: 250 bytes of Python a row buys a plain list look-up a sample."""
-        return [
-            (file.pixel_row(i), file.labels[file.offsets[i] : file.offsets[i + 1]])
-            for file in self.files
-            for i in range(file.num_rows)
-        ]
+        return [(file.pixel_row(i), file.label_rows(i)) for file in self.files for i in range(file.num_rows)]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -196,10 +201,9 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
     here, since a stock Trainer does not do it on the device; that is why toolkit's own trainer is faster.
     """
 
-    def __init__(self, reader: SplitReader, rows: Sequence[int], pixels: dict[str, Any]) -> None:
-        counts = [len(reader.rows[row][1]) for row in rows]
-        self.reader = reader
-        self.captions = [(row, i) for row, count in zip(rows, counts, strict=True) for i in range(count)]
+    def __init__(self, rows: Rows, order: Sequence[int], pixels: dict[str, Any]) -> None:
+        self.rows = rows
+        self.captions = [(row, i) for row in order for i in range(len(rows.label_rows(row)))]
         self.scale = np.float64(pixels["rescale_factor"])
         self.mean = np.array(pixels["mean"], dtype=np.float32).reshape(-1, 1, 1)
         self.std = np.array(pixels["std"], dtype=np.float32).reshape(-1, 1, 1)
@@ -209,7 +213,7 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
 
     def __getitem__(self, index: Any) -> Any:
         row, caption = self.captions[index]
-        pixels, labels = self.reader.rows[row]
+        pixels, labels = self.rows.pixel_row(row), self.rows.label_rows(row)
         scaled = (pixels * self.scale).astype(np.float32)  # float64 product, rounded once: as the HF processors do
         return {"pixel_values": (scaled - self.mean) / self.std, "labels": labels[caption].astype(np.int64)}
 
@@ -218,18 +222,15 @@ def caption_view(dataset: Dataset) -> CaptionView:
     """One row per caption of a split opened with `datasets.load_from_disk`; `select` and `shuffle` are followed.
 
     Raises:
-        InputError: the data set does not stem from a cache folder (it was concatenated, or filtered into memory).
+        InputError: the data set does not stem from one cache folder, or its columns were changed.
     """
     folders = {Path(file["filename"]).parent for file in dataset.cache_files if "data-" in Path(file["filename"]).name}
     if len(folders) != 1 or set(COLUMNS) - set(dataset.column_names):
         raise InputError("caption_view: give one split of `datasets.load_from_disk(cache)`, or a `select` of it.")
-    folder = folders.pop()
-    cache = open_cache(folder.parent)
-    reader = cache[folder.name]
-    # select() and shuffle() leave the files alone and keep a list of rows beside them; ignoring it would silently
-    # give other rows than the data set shows.
+    manifest = read_manifest(folders.pop().parent)
+    rows = Rows(dataset.data.table, tuple(manifest["pixels"]["shape"]))
+    # shuffle() and select() may leave the table alone and keep a list of rows beside it; ignoring that list would
+    # silently give other rows than the data set shows.
     indices = dataset._indices
-    rows = range(len(reader)) if indices is None else indices.column(0).to_pylist()
-    if indices is None and len(dataset) != len(reader):
-        raise InputError("caption_view: rows were dropped from this data set in memory; use `select` instead.")
-    return CaptionView(reader, rows, cache.manifest["pixels"])
+    order = range(rows.num_rows) if indices is None else indices.column(0).to_pylist()
+    return CaptionView(rows, order, manifest["pixels"])
