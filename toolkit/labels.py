@@ -32,6 +32,7 @@ class CaptionEncoder:
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = True  # a caption that spells "<|endoftext|>" is text, not an end
         self.eos_token_id = eos_token_id
         self.max_length = max_length
 

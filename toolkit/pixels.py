@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toolkit.errors import ModelError
+from toolkit.errors import ImageError, ModelError
 from toolkit.hashing import hash_hex
+
+# What a shortest edge may blow an image up to before it is cropped: 134 MB as Pillow stores it. 1 x 65,000 pixels with
+# a shortest edge of 224 would be 13 GB, of which a square is cut.
+LARGEST_RESIZED = 2**25
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,11 @@ class PixelTransform:
         return hash_hex(repr(sorted(settings.items())))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """An RGB image of any size -> uint8 array (3, H, W)."""
+        """An RGB image of any size -> uint8 array (3, H, W).
+
+        Raises:
+            ImageError: 'too narrow: ...', where the shortest edge would make it huge.
+        """
         width, height = image.size
         if self.size is not None:
             image = image.resize((self.size[1], self.size[0]), resample=self.resample)
@@ -91,6 +99,8 @@ class PixelTransform:
             short, long = sorted((width, height))
             new_long = int(self.shortest_edge * long / short)  # truncated, as transformers does
             new = (self.shortest_edge, new_long) if width <= height else (new_long, self.shortest_edge)
+            if new[0] * new[1] > max(LARGEST_RESIZED, self.shortest_edge**2):
+                raise ImageError(f"too narrow: {width}x{height} pixels")
             image = image.resize(new, resample=self.resample)
         if self.crop is not None:
             image = _center_crop(image, *self.crop)
