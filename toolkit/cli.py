@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def _root(
 
 def main() -> None:
     """Runs a command; a user's mistake is one sentence on stderr and exit code 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
     try:
         app()
     except ToolkitError as error:

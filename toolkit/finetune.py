@@ -57,7 +57,7 @@ def finetune(options: FinetuneOptions) -> Summary:
         "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
         "cache": _cache_identity(cache),
     }
-    finished = _prepare_output(options, identity)
+    finished = _check_output(options, identity)
     if finished is not None:
         return Summary(f"{options.output_dir}: finished already, nothing to do.", finished)
     return _train(options, cache, identity)
@@ -77,8 +77,8 @@ def _check_length(options: FinetuneOptions, cache: Cache) -> None:
         say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.max_length}")
 
 
-def _prepare_output(options: FinetuneOptions, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Makes the folder ready; the summary of a finished run of the same options, or None where there is work."""
+def _check_output(options: FinetuneOptions, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a finished run of the same options, or None where there is work; clears what may be replaced."""
     out = options.output_dir
     if out.exists() and not out.is_dir():
         raise OutputError(f"--output-dir {out}: a file; name a folder for the model.")
@@ -97,12 +97,16 @@ def _prepare_output(options: FinetuneOptions, identity: dict[str, Any]) -> dict[
                 )
             if (out / FINISHED).exists():
                 return json.loads((out / FINISHED).read_text())
+    return None
+
+
+def _start_output(out: Path, identity: dict[str, Any]) -> None:
+    """Makes the folder, once nothing is left that could be found wrong beforehand."""
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _write_json(out / STARTED, identity)
     except OSError as error:
         raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
-    _write_json(out / STARTED, identity)
-    return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -141,6 +145,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, bool(made["preset"])
     )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
+    _start_output(out, identity)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
     model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model

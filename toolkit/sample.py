@@ -39,7 +39,7 @@ COLOURS = {
     "black": (35, 35, 40),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": (0.12, 0.14), "large": (0.22, 0.24)}  # radius, as a share of the picture's shorter side
+SIZES = {"small": (0.14, 0.155), "large": (0.225, 0.24)}  # radius, as a share of the picture's shorter side
 SYNONYMS = {"little": "small", "big": "large"}
 POSITIONS = {  # centre (x, y) as shares of width and height, jittered by 0.02
     "on the left": (0.25, 0.5),
@@ -157,7 +157,7 @@ def make_scene(index: int, rng: random.Random) -> dict[str, Any]:
     """
     split = rng.choices(SPLITS, [SPLIT_SHARES[s] for s in SPLITS])[0]
     number = 1 if rng.random() < 0.35 else 2
-    width = rng.randint(112, 208)
+    width = rng.randint(96, 176)
     height = round(width * rng.uniform(0.75, 1.33))
     a, b, says = rng.choice(CANDIDATES[split, number])
     if number == 1:

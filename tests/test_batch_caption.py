@@ -1,0 +1,152 @@
+"""Folders in, rows out: order, bad images, going on, and what may be overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from toolkit import batch_caption as module
+from toolkit.batch_caption import batch_caption
+from toolkit.errors import InputError, ModelError, OutputError, RunError
+from toolkit.options import BatchCaptionOptions
+
+FAST = {"num_beams": 2, "max_length": 16, "batch_size": "4", "num_workers": 2}
+
+
+@pytest.fixture
+def folder(sample_dir: Path, tmp_path: Path) -> Path:
+    """Nine images in nested folders, three bad files among them."""
+    root = tmp_path / "pictures"
+    (root / "b" / "c").mkdir(parents=True)
+    names = sorted((sample_dir / "Images").iterdir())[:9]
+    for i, path in enumerate(names):
+        shutil.copy(path, root / ("", "b", "b/c")[i % 3] / path.name)
+    (root / "b" / "empty.jpg").write_bytes(b"")
+    (root / "text.JPG").write_text("not a picture")
+    cut = names[0].read_bytes()
+    (root / "b" / "cut.jpg").write_bytes(cut[: len(cut) // 2])
+    return root
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def options(folder: Path, model_dir: Path, **more: object) -> BatchCaptionOptions:
+    values = {"paths": (str(folder),), "model": str(model_dir), "output": folder.parent / "out.jsonl", **FAST, **more}
+    return BatchCaptionOptions(**values)  # type: ignore[arg-type]
+
+
+def test_rows(folder: Path, model_dir: Path) -> None:
+    summary = batch_caption(options(folder, model_dir))
+    rows = rows_of(folder.parent / "out.jsonl")
+    assert summary.exit_code == 3
+    assert summary.values == {"output": str(folder.parent / "out.jsonl"), "images": 12, "new": 12, "errors": 3}
+    assert [row["image"] for row in rows] == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*g*"))
+    for row in rows:
+        assert list(row) == ["image", "caption", "score", "error", "width", "height"]
+        if row["error"] is None:
+            assert row["caption"]
+            assert row["score"] < 0
+            assert row["width"] > 0
+        else:
+            assert (row["caption"], row["score"], row["width"]) == (None, None, None)
+    errors = {row["image"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"b/cut.jpg", "b/empty.jpg", "text.JPG"}
+    assert errors["b/empty.jpg"] == "empty file"
+    assert errors["text.JPG"] == "not an image"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["out.jsonl", "out.jsonl.state.json", "pictures"]
+
+
+def test_a_rerun_captions_only_what_is_new_or_changed(
+    folder: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_caption(options(folder, model_dir))
+    output = folder.parent / "out.jsonl"
+    first, before = output.read_bytes(), output.stat().st_mtime_ns
+    assert batch_caption(options(folder, model_dir)).values["new"] == 0
+    assert output.stat().st_mtime_ns == before
+    seen: list[str] = []
+    real = module._load
+    monkeypatch.setattr(module, "_load", lambda found, captioner: seen.append(found.name) or real(found, captioner))
+    images = sorted(folder.glob("*.jpg"))
+    shutil.copy(images[0], folder / "new.jpg")
+    os.utime(images[1], ns=(1, 1))
+    assert batch_caption(options(folder, model_dir)).values["new"] == 2
+    assert sorted(seen) == sorted(["new.jpg", images[1].name])
+    (folder / "new.jpg").unlink()
+    batch_caption(options(folder, model_dir))
+    assert output.read_bytes() == first  # a row whose image is gone goes too
+    assert batch_caption(options(folder, model_dir, num_beams=1)).values["new"] == 12  # other settings, other captions
+    assert batch_caption(options(folder, model_dir, num_beams=1, existing="overwrite")).values["new"] == 12
+
+
+def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_caption(options(folder, model_dir))
+    output = folder.parent / "out.jsonl"
+    whole = output.read_bytes()
+    output.unlink()
+    (folder.parent / "out.jsonl.state.json").unlink()
+    real, calls = module.generate_captions, []
+
+    def stop(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "generate_captions", stop)
+    with pytest.raises(RunError, match="run the same command again"):
+        batch_caption(options(folder, model_dir))
+    assert not output.exists()
+    partial = folder.parent / "out.jsonl.partial"
+    with open(partial, "a") as file:
+        file.write('{"image": "half a li')  # what a kill in the middle of a write leaves
+    monkeypatch.setattr(module, "generate_captions", real)
+    assert batch_caption(options(folder, model_dir)).values["new"] == 4
+    assert output.read_bytes() == whole
+    assert not partial.exists()
+
+
+def test_the_gallery_is_escaped_and_self_contained(folder: Path, model_dir: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>.jpg"
+    shutil.copy(next(folder.glob("*.jpg")), folder / evil)
+    page = folder.parent / "gallery.html"
+    batch_caption(options(folder, model_dir, gallery=page))
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;img src=x onerror" in text
+    assert "<img src=x" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert text.count("data:image/jpeg;base64,") == 10
+    assert "not an image" in text
+
+
+def test_mistakes(folder: Path, model_dir: Path, tmp_path: Path) -> None:
+    output = folder.parent / "out.jsonl"
+    with pytest.raises(InputError, match="no such file or folder"):
+        batch_caption(options(tmp_path / "nowhere", model_dir))
+    with pytest.raises(ModelError, match="not a model folder"):
+        batch_caption(options(folder, folder))
+    with pytest.raises(ModelError, match="no such folder"):
+        batch_caption(options(folder, tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="a file, where a model folder"):
+        batch_caption(options(folder, model_dir / "config.json"))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="of type bert, not a vision-encoder-decoder"):
+        batch_caption(options(folder, tmp_path / "bert"))
+    with pytest.raises(ModelError, match="--device cuda:7: not on this machine"):
+        batch_caption(options(folder, model_dir, device="cuda:7"))
+    with pytest.raises(OutputError, match="there is no folder"):
+        batch_caption(options(folder, model_dir, output=tmp_path / "no" / "out.jsonl"))
+    shutil.copytree(folder, tmp_path / "again")
+    with pytest.raises(InputError, match="both would be reported as"):
+        batch_caption(options(folder, model_dir, paths=(str(folder), str(tmp_path / "again"))))
+    output.write_text("my own notes")
+    with pytest.raises(OutputError, match="was not written by batch-caption"):
+        batch_caption(options(folder, model_dir))
+    assert output.read_text() == "my own notes"

@@ -1,0 +1,106 @@
+"""The command line: help, usage, one sentence for a mistake, environment variables, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from toolkit import __version__
+from toolkit.cli import COMMANDS, app
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def toolkit(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", *arguments],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    for field in fields(COMMANDS[command][0]):
+        name = field.name.upper() if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
+        assert name in result.output
+    assert "--json" in result.output
+    assert "Returns:" not in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_names_every_command(command: str) -> None:
+    assert f"toolkit {command}" in README.read_text(encoding="utf-8")
+
+
+def test_readme_names_every_module() -> None:
+    text = README.read_text(encoding="utf-8")
+    modules = [path for path in (README.parent / "toolkit").glob("*.py") if not path.name.startswith("__")]
+    assert [path.name for path in modules if f"`{path.name}`" not in text] == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, toolkit.cli; print([m for m in ('torch', 'datasets', 'pandas', 'PIL', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"toolkit {__version__}\n"
+
+
+def test_usage_errors_are_2(tmp_path: Path) -> None:
+    assert toolkit("preprocess", "--no-such-option", cwd=tmp_path).returncode == 2
+    assert toolkit("batch-caption", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["preprocess"], "captions.txt"),
+        (["preprocess", "--max-length", "1"], "--max-length 1: must be at least 2."),
+        (["preprocess", "--val-fraction", "0.9", "--test-fraction", "0.2"], "nothing is left to train on"),
+        (["preprocess", "--format", "csv"], "--format csv: choose one of auto, flickr8k"),
+        (["preprocess", "--preset", "huge"], "--preset huge: the only preset is tiny"),
+        (["finetune"], "cache/dataset: no such folder; run `toolkit preprocess` first"),
+        (["finetune", "--lr", "-1"], "--lr -1.0: must be at least 0"),
+        (["finetune", "--captions-per-image", "some"], "is all or a number"),
+        (["batch-caption", "nothing"], "nothing: no such file or folder"),
+        (["batch-caption", ".", "--num-captions", "5"], "needs as many beams"),
+        (["sample", "s", "--images", "0"], "--images 0: must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    result = toolkit(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_environment_sets_options(tmp_path: Path) -> None:
+    done = toolkit("sample", "s", cwd=tmp_path, TOOLKIT_SAMPLE_IMAGES="3", TOOLKIT_SAMPLE_JSON="1")
+    assert json.loads(done.stdout)["images"] == 3
+    wrong = toolkit("preprocess", cwd=tmp_path, NUM_WORKERS="0")
+    assert "--num-workers 0: must be at least 1" in wrong.stderr
+
+
+def test_json_alone_on_stdout(tmp_path: Path) -> None:
+    done = toolkit("sample", "s", "--images", "4", "--json", cwd=tmp_path)
+    values = json.loads(done.stdout)
+    assert values["directory"] == "s"
+    assert values["train"] + values["validation"] + values["test"] == 4
+    quiet = toolkit("sample", "t", "--images", "4", "--quiet", cwd=tmp_path)
+    assert (quiet.stdout, quiet.stderr) == ("", "")

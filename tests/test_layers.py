@@ -1,0 +1,67 @@
+"""The house: a file imports only from layers below its own, or what stands before it in its own layer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import toolkit
+
+ROOT = Path(toolkit.__file__).parent
+# From the bottom up; within a layer, from left to right.
+LAYERS = [
+    ["errors", "options", "records"],
+    [
+        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "cache", "engines", "build",
+        "ptb", "metrics", "report", "sample",
+    ],
+    ["modeling", "grouped", "processors", "batches", "decoding", "training"],
+    ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],
+    ["demo"],
+    ["cli"],
+]  # fmt: skip
+ORDER = {name: (layer, place) for layer, names in enumerate(LAYERS) for place, name in enumerate(names)}
+COMMANDS, TORCH_LAYER = 3, 2
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of toolkit's own modules that a file imports anywhere, and other packages at module level."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "toolkit":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("toolkit.")}
+    return found & set(ORDER)
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [(path.stem, path) for path in ROOT.glob("*.py") if path.stem not in ("__init__", "__main__")]
+    return files + [("annotations", path) for path in (ROOT / "annotations").glob("*.py")]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name for name, _ in modules()} <= set(ORDER)
+
+
+def test_imports_point_downwards() -> None:
+    wrong = [
+        f"{path.name} imports {other}"
+        for name, path in modules()
+        for other in imports(path) - {name}
+        # processors runs itself in a process of its own, which loads what it needs from its layer
+        if ORDER[other] > ORDER[name] or (ORDER[name][0] == ORDER[other][0] == COMMANDS)
+    ]
+    assert wrong == []
+
+
+def test_lower_layers_do_without_torch() -> None:
+    """Importing torch costs 300 MB and seconds, in each worker."""
+    heavy = {"torch", "transformers"}
+    for name, path in modules():
+        if ORDER[name][0] < TORCH_LAYER:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+            assert not names & heavy, path.name

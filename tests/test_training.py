@@ -1,0 +1,313 @@
+"""The trainer against a naive loop and a stock trainer, and the traps of transformers 5 (facts S1-S4)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    ViTConfig,
+    ViTModel,
+    default_data_collator,
+)
+
+from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
+from toolkit.cache import caption_view, open_cache
+from toolkit.errors import RunError
+from toolkit.grouped import grouped_captions
+from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, generation_config
+from toolkit.options import GenerationOptions
+from toolkit.pixels import PixelTransform
+from toolkit.training import CaptionTrainer, caption_metrics, check_training
+
+
+class Parts:
+    """What a test needs of a cache."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.cache = open_cache(cache_dir)
+        labels = self.cache.manifest["labels"]
+        self.vocab_size = labels["vocab_size"]
+        self.tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
+        config = json.loads((cache_dir / "image_processor" / "preprocessor_config.json").read_text())
+        self.normalizer = PixelNormalizer(PixelTransform.from_processor_config(config))
+        self.collator = CaptionCollator(self.tokens)
+
+    def model(self, seed: int = 0) -> Any:
+        model = build_captioner("", "", "tiny", self.vocab_size, self.tokens, seed)
+        model.accepts_loss_kwargs = False
+        return model
+
+    def trainer(self, model: Any, out: Path, **arguments: Any) -> CaptionTrainer:
+        settings = generation_config(GenerationOptions(num_beams=2, max_length=24), self.tokens)
+        arguments = {"max_steps": 3, "per_device_train_batch_size": 8, "save_strategy": "no", **arguments}
+        return CaptionTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=str(out),
+                learning_rate=1e-3,
+                report_to="none",
+                disable_tqdm=True,
+                seed=3,
+                remove_unused_columns=False,
+                label_names=["labels"],
+                predict_with_generate=True,
+                **arguments,
+            ),
+            train_dataset=CaptionDataset(self.cache["train"]),
+            eval_dataset=CaptionDataset(self.cache["validation"]),
+            data_collator=self.collator,
+            compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
+                outputs.logits, labels, num_items_in_batch
+            ),
+            compute_metrics=caption_metrics(
+                self.cache["validation"].column("captions"), lambda rows: [str(r.tolist()) for r in rows], self.tokens
+            ),
+            normalizer=self.normalizer,
+            generation={"generation_config": settings},
+        )
+
+
+@pytest.fixture(scope="module")
+def parts(cache_dir: Path) -> Parts:
+    return Parts(cache_dir)
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def test_accumulation_changes_nothing(parts: Parts, tmp_path: Path) -> None:
+    """8 images at once, or 2 four times: the same update (S3), however ragged the captions."""
+    ends = []
+    for size, steps in ((8, 1), (2, 4)):
+        model = parts.model()
+        trainer = parts.trainer(
+            model, tmp_path / str(size), per_device_train_batch_size=size, gradient_accumulation_steps=steps
+        )
+        with grouped_captions(model):
+            trainer.train()
+        ends.append(weights(model))
+    moved = difference(ends[0], weights(parts.model()))
+    assert moved > 1e-3
+    assert difference(*ends) < 2e-4 * moved + 1e-5
+
+
+def test_one_update_equals_a_naive_loop(parts: Parts, tmp_path: Path) -> None:
+    """Plain torch, one caption at a time, transformers' own loss, SGD by hand."""
+    model = parts.model()
+    naive = copy.deepcopy(model)
+    trainer = parts.trainer(
+        model, tmp_path, max_steps=1, lr_scheduler_type="constant", optim="sgd", weight_decay=0.0, logging_steps=1
+    )
+    seen: list[Any] = []
+    trainer.data_collator = lambda items: seen.append(items) or parts.collator(items)
+    with grouped_captions(model):
+        trainer.train()
+    total, count = torch.zeros(()), 0
+    for item in seen[0]:
+        pixels = parts.normalizer(torch.from_numpy(np.array(item["pixel_values"])))[None]
+        for labels in torch.from_numpy(np.array(item["labels"])).long():
+            n = int((labels != -100).sum())
+            total = total + naive(pixel_values=pixels, labels=labels[None]).loss * n
+            count += n
+    (total / count).backward()
+    logged = next(row for row in trainer.state.log_history if "grad_norm" in row)
+    assert abs(logged["loss"] - (total / count).item()) < 1e-5
+    norm = torch.nn.utils.clip_grad_norm_(naive.parameters(), 1.0)
+    assert abs(logged["grad_norm"] - norm.item()) < 1e-4
+    torch.optim.SGD([p for p in naive.parameters() if p.grad is not None], lr=1e-3).step()
+    assert difference(weights(model), weights(naive)) < 1e-7
+    assert difference(weights(model), weights(parts.model())) > 1e-5
+
+
+def test_stock_trainer_reaches_the_same_loss(parts: Parts, cache_dir: Path, tmp_path: Path) -> None:
+    """A stock Seq2SeqTrainer with default_data_collator on caption_view, all captions in one batch: equal losses."""
+    view = caption_view(datasets.load_from_disk(str(cache_dir))["train"].select(range(6)))
+    stock_model, model = parts.model(), parts.model()
+    arguments = {"max_steps": 4, "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant"}
+    stock = Seq2SeqTrainer(
+        model=stock_model,
+        args=Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path / "stock"),
+            learning_rate=1e-3,
+            report_to="none",
+            disable_tqdm=True,
+            seed=3,
+            per_device_train_batch_size=len(view),
+            remove_unused_columns=False,
+            **arguments,
+        ),
+        train_dataset=view,
+        data_collator=default_data_collator,
+    )
+    stock.train()
+    ours = parts.trainer(model, tmp_path / "ours", per_device_train_batch_size=6, **arguments)
+    ours.train_dataset = torch.utils.data.Subset(CaptionDataset(parts.cache["train"]), range(6))
+    with grouped_captions(model):
+        ours.train()
+    theirs, mine = ([row["loss"] for row in t.state.log_history if "loss" in row] for t in (stock, ours))
+    assert len(theirs) == len(mine) == 4
+    np.testing.assert_allclose(mine, theirs, atol=2e-3)
+    assert mine[-1] < mine[0]
+
+
+def test_from_encoder_decoder_crash_is_avoided(tmp_path: Path) -> None:
+    """S1: an ordinary GPT-2 config.json has no `is_decoder`."""
+    ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32,
+                       patch_size=16)).save_pretrained(tmp_path / "vit")  # fmt: skip
+    decoder = GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=1, n_head=2, vocab_size=100, n_positions=32))
+    decoder.save_pretrained(tmp_path / "gpt2")
+    settings = json.loads((tmp_path / "gpt2" / "config.json").read_text())
+    for name in ("is_decoder", "add_cross_attention"):
+        settings.pop(name, None)
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(settings))
+    model = build_captioner(
+        str(tmp_path / "vit"), str(tmp_path / "gpt2"), None, 110, SpecialTokens(100, 101, 102), seed=0
+    )
+    assert model.decoder.get_input_embeddings().weight.shape == (110, 48)  # grown to the tokenizer
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    kept = model.decoder.get_input_embeddings().weight[:100]
+    assert torch.equal(kept, saved.get_input_embeddings().weight)
+    assert model.config.decoder.add_cross_attention
+    assert hasattr(model, "enc_to_dec_proj")  # 32 wide to 48 wide
+    logits = model(pixel_values=torch.randn(2, 3, 32, 32), decoder_input_ids=torch.tensor([[100], [100]])).logits
+    assert logits.shape == (2, 1, 110)
+
+
+def test_resume_restores_every_tensor_bit_for_bit(parts: Parts, tmp_path: Path) -> None:
+    """S2: stock Trainer leaves the encoder's layers as they were. Stopped after 2 of 4 steps, mid-epoch."""
+    straight, resumed = parts.model(), parts.model()
+    arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    with grouped_captions(straight):
+        parts.trainer(straight, tmp_path / "a", **arguments).train()
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    resumed = parts.model(seed=5)
+    with grouped_captions(resumed):
+        parts.trainer(resumed, tmp_path / "b", **arguments).train(resume_from_checkpoint=str(checkpoint))
+    assert difference(weights(straight), weights(resumed)) == 0.0
+
+
+def test_best_checkpoint_is_really_loaded(parts: Parts, tmp_path: Path) -> None:
+    """S2 again: `load_best_model_at_end` after a later, worse checkpoint."""
+    model = parts.model()
+    trainer = parts.trainer(
+        model, tmp_path, max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_score", greater_is_better=False,
+    )  # fmt: skip
+    score = iter([1.0, 2.0])
+    trainer.compute_metrics = lambda prediction: {"score": next(score)}
+    with grouped_captions(model):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    saved = type(model).from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert difference(weights(model), saved) == 0.0
+    last = type(model).from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    assert difference(weights(model), last) > 0
+
+
+def test_collator_gives_decoder_inputs_of_the_labels_shape(parts: Parts) -> None:
+    """S4: Trainer pops `labels` for a compute_loss_func; generate drops inputs only where shapes agree."""
+    data = CaptionDataset(parts.cache["train"])
+    batch = parts.collator([data[0], data[1]])
+    assert batch["labels"].shape == batch["decoder_input_ids"].shape
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert (batch["decoder_input_ids"] != -100).all()
+
+
+def test_evaluation_loss_is_weighted_by_tokens(parts: Parts, tmp_path: Path) -> None:
+    model = parts.model().eval()
+    validation = CaptionDataset(parts.cache["validation"])
+    results = [
+        parts.trainer(model, tmp_path, per_device_eval_batch_size=size).evaluate()["eval_loss"] for size in (1, 2, 64)
+    ]
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for item in validation:
+            pixels = parts.normalizer(torch.from_numpy(np.array(item["pixel_values"])))[None]
+            for labels in torch.from_numpy(np.array(item["labels"])).long():
+                n = int((labels != -100).sum())
+                total += model(pixel_values=pixels, labels=labels[None]).loss.item() * n
+                count += n
+    np.testing.assert_allclose(results, total / count, rtol=1e-5)
+
+
+@pytest.fixture
+def first_batch(parts: Parts) -> dict[str, torch.Tensor]:
+    data = CaptionDataset(parts.cache["train"])
+    return parts.collator([data[0], data[1]])
+
+
+def test_self_check_passes(parts: Parts, first_batch: dict[str, torch.Tensor]) -> None:
+    loss = check_training(parts.model(), first_batch, parts.normalizer, parts.tokens, fresh=True)
+    assert abs(loss - np.log(parts.vocab_size)) < 0.15 * np.log(parts.vocab_size)
+
+
+def break_eos(batch: dict[str, torch.Tensor], model: Any) -> None:
+    batch["labels"][0, (batch["labels"][0] != -100).sum() - 1] = -100
+
+
+def break_shift(batch: dict[str, torch.Tensor], model: Any) -> None:
+    batch["decoder_input_ids"] = batch["decoder_input_ids"].roll(1, 1)
+
+
+def break_weights(batch: dict[str, torch.Tensor], model: Any) -> None:
+    with torch.no_grad():
+        model.decoder.transformer.ln_f.weight.fill_(float("nan"))
+
+
+def break_freshness(batch: dict[str, torch.Tensor], model: Any) -> None:
+    with torch.no_grad():
+        model.decoder.transformer.ln_f.weight.fill_(100.0)
+
+
+def break_sight(batch: dict[str, torch.Tensor], model: Any) -> None:
+    with torch.no_grad():
+        for block in model.decoder.transformer.h:
+            block.crossattention.c_proj.weight.zero_()
+
+
+def break_double_shift(batch: dict[str, torch.Tensor], model: Any) -> None:
+    """As transformers 4.50 to 4.57: the model shifts labels that were shifted already."""
+    forward = model.forward
+
+    def shifted_twice(*args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, labels=None if labels is None else labels.roll(-1, 1), **kwargs)
+
+    model.forward = shifted_twice
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (break_eos, "end with one EOS"),
+        (break_shift, "shifted right once"),
+        (break_weights, "is nan"),
+        (break_freshness, "not as fresh"),
+        (break_sight, "same output for any image"),
+        (break_double_shift, "shift labels"),
+    ],
+)
+def test_self_check_stops_with_a_sentence(
+    parts: Parts, first_batch: dict[str, torch.Tensor], spoil: Any, message: str
+) -> None:
+    model = parts.model()
+    spoil(first_batch, model)
+    with pytest.raises(RunError, match=message):
+        check_training(model, first_batch, parts.normalizer, parts.tokens, fresh=True)
