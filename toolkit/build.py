@@ -9,169 +9,43 @@ the pixel settings are the same, so another tokenizer, max length, caption, spli
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
-from toolkit.cache import SCHEMA_VERSION, Rows, cache_features, open_file, read_arrow
-from toolkit.errors import ImageError
-from toolkit.hashing import Hasher, hash_hex, hash_int
-from toolkit.images import read_image, resolve_image
+from toolkit.cache import cache_features
+from toolkit.errors import ImageError, RunError
+from toolkit.hashing import Hasher, hash_hex
+from toolkit.images import check_file, read_image, resolve_image
+from toolkit.index import (
+    INDEX_SCHEMA,
+    KnownPixels,
+    PieceInfo,
+    data_name,
+    file_state,
+    pixels_key,
+    read_index,
+    write_index,
+)
 from toolkit.labels import CaptionEncoder
 from toolkit.pixels import PixelTransform
 from toolkit.records import SPLITS
 from toolkit.splits import split_of
+from toolkit.staging import read_records
 
-PIECE_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
-BATCH_ROWS = 64  # rows a record batch: bounds a worker's buffers; far below the 14,266 that overflow 32-bit offsets
-
-RECORDS_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("data", pa.large_binary()),
-    ]
-)
-INDEX_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("size", pa.int64()),  # of the file, bytes
-        ("mtime_ns", pa.int64()),
-        ("content", pa.string()),  # xxh3_128 of the encoded bytes
-        ("pixel_hash", pa.string()),  # xxh3_128 of the decoded RGB picture, full size
-        ("split", pa.string()),  # null: rejected, or in none of the source's splits
-        ("row", pa.int32()),  # of the piece's file of that split
-        ("num_captions", pa.int32()),
-        ("truncated", pa.int32()),  # captions cut to max_length
-        ("reason", pa.string()),  # why the image was rejected
-    ]
-)
-
-
-def piece_name(piece: int) -> str:
-    return f"{piece:06d}.arrow"
-
-
-def data_name(piece: int) -> str:
-    return f"data-{piece:06d}.arrow"
-
-
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """A whole table, finished by rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(temporary, path)
-
-
-def read_index(directory: Path) -> list[tuple[int, pa.Table]]:
-    """(piece, index rows) of every finished piece, in order."""
-    return [(int(path.stem), read_arrow(path)) for path in sorted((directory / "index").glob("*.arrow"))]
-
-
-def index_key(table: pa.Table, name: str = "key") -> str:
-    """`key`: what the piece was made of; `pixels`: the settings that its pixels were made with."""
-    return (table.schema.metadata or {}).get(name.encode(), b"").decode()
-
-
-def pixels_key(transform: PixelTransform) -> str:
-    return f"{SCHEMA_VERSION}:{transform.key}"
-
-
-def file_state(path: Path) -> tuple[int, int]:
-    """(size, mtime_ns) of a file, (-1, -1) where there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return (-1, -1)
-    return (stat.st_size, stat.st_mtime_ns)
-
-
-class Place(NamedTuple):
-    """Where the pixels of a known image stand."""
-
-    file: Path
-    row: int
-    content: str
-    pixel_hash: str
-
-
-@dataclass
-class KnownPixels:
-    """The pixels that earlier caches hold, found by file state or by content. Directories are only read.
-
-    Look-ups are binary searches over 64-bit hashes: 16 bytes an image in each worker, where a dict would take 200.
-    """
-
-    directories: Sequence[Path]
-    transform: PixelTransform
-    open_files: dict[Path, Rows] = field(default_factory=dict)
-
-    @cached_property
-    def tables(self) -> list[tuple[Path, int, pa.Table]]:
-        found = [(d, piece, table) for d in self.directories for piece, table in read_index(d)]
-        wanted = pixels_key(self.transform)
-        return [(d, p, t.filter(pc.is_valid(t["split"]))) for d, p, t in found if index_key(t, "pixels") == wanted]
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        return np.cumsum([0] + [len(t) for _, _, t in self.tables])
-
-    def _sorted(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        values = (v for _, _, t in self.tables for v in t[column].to_pylist())
-        hashes = np.fromiter((hash_int(v) for v in values), dtype=np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
-
-    @cached_property
-    def by_path(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._sorted("path")
-
-    @cached_property
-    def by_content(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._sorted("content")
-
-    def _find(self, index: tuple[np.ndarray, np.ndarray], **wanted: Any) -> Place | None:
-        hashes, order = index
-        value = wanted.get("content") or wanted["path"]
-        at = int(np.searchsorted(hashes, np.uint64(hash_int(value))))
-        while at < len(hashes) and hashes[at] == hash_int(value):
-            table_number = int(np.searchsorted(self.starts, order[at], side="right")) - 1
-            directory, piece, table = self.tables[table_number]
-            row = {k: v[0] for k, v in table.slice(order[at] - self.starts[table_number], 1).to_pydict().items()}
-            if all(row[name] == v for name, v in wanted.items()):
-                return Place(directory / row["split"] / data_name(piece), row["row"], row["content"], row["pixel_hash"])
-            at += 1
-        return None
-
-    def find(self, path: str, size: int, mtime_ns: int) -> Place | None:
-        """The image under this path, if the file is as it was."""
-        return self._find(self.by_path, path=path, size=size, mtime_ns=mtime_ns) if self.directories else None
-
-    def find_content(self, content: str) -> Place | None:
-        """An image of these bytes, under whatever name."""
-        return self._find(self.by_content, content=content) if self.directories else None
-
-    def pixels(self, place: Place) -> np.ndarray:
-        """uint8 (C, H, W), a view into the earlier file."""
-        if place.file not in self.open_files:
-            if len(self.open_files) >= 16:  # mapped, not read; still, keep the number of open maps bounded
-                self.open_files.clear()
-            self.open_files[place.file] = open_file(place.file, self.transform.shape)
-        return self.open_files[place.file].pixel_row(place.row)
+BATCH_ROWS = 64  # rows a record batch at most, far below the 14,266 that overflow 32-bit offsets ...
+BATCH_BYTES = 2**24  # ... and bytes of pixels, of which a worker holds one batch for each split
+LARGEST_FILE = 2**30  # an image file is read whole, once for its hash and its pixels; no photograph is 1 GiB
 
 
 class SplitWriter:
@@ -184,16 +58,21 @@ class SplitWriter:
         self.temporary = path.with_name(path.name + ".tmp")
         self.sink = pa.OSFile(str(self.temporary), "wb")
         self.writer = pa.ipc.new_stream(self.sink, self.schema)
-        self.pixels = np.empty((BATCH_ROWS, *shape), dtype=np.uint8)
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // int(np.prod(shape))))
+        self.pixels = np.empty((rows, *shape), dtype=np.uint8)
         self.rows: list[tuple[str, str, list[str], np.ndarray]] = []
         self.count = 0
+        self.digest = Hasher()
 
-    def add(self, image_id: str, path: str, captions: list[str], pixels: np.ndarray, labels: np.ndarray) -> int:
+    def add(self, record: dict[str, Any], pixel_hash: str, pixels: np.ndarray, labels: np.ndarray) -> int:
         """Returns the row's number within the file."""
+        row = (record["image_id"], record["path"], record["captions"])
+        self.digest.update(repr((row, pixel_hash)))
+        self.digest.update(labels)
         self.pixels[len(self.rows)] = pixels
-        self.rows.append((image_id, path, captions, labels))
+        self.rows.append((*row, labels))
         self.count += 1
-        if len(self.rows) == BATCH_ROWS:
+        if len(self.rows) == len(self.pixels):
             self.flush()
         return self.count - 1
 
@@ -226,13 +105,14 @@ class SplitWriter:
         kind = self.schema.field("labels").type
         return pa.ListArray.from_arrays(pa.array(offsets), rows).cast(kind)
 
-    def close(self) -> None:
+    def finish(self) -> dict[str, Any]:
+        """Renames the file into place; returns its size and a hash of its rows."""
         self.flush()
         self.writer.close()
         self.sink.close()
-
-    def finish(self) -> None:
+        size = self.temporary.stat().st_size
         os.replace(self.temporary, self.path)
+        return {"size": size, "digest": self.digest.hex()}
 
 
 @dataclass
@@ -252,7 +132,11 @@ class PieceBuilder:
     known_directories: tuple[Path, ...] = ()  # earlier caches, whose pixels serve again
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "known", "records")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "known")}
+
+    @property
+    def root(self) -> str:
+        return self.images.as_posix() if self.images is not None else ""
 
     @cached_property
     def encoder(self) -> CaptionEncoder:
@@ -260,84 +144,90 @@ class PieceBuilder:
 
     @cached_property
     def known(self) -> KnownPixels:
-        return KnownPixels(self.known_directories, self.transform)
-
-    @cached_property
-    def records(self) -> pa.Table:
-        return read_arrow(self.directory / "records.arrow")
-
-    def rows(self, piece: int) -> Iterator[dict[str, Any]]:
-        yield from self.records.slice(piece * PIECE_ROWS, PIECE_ROWS).to_pylist()
+        return KnownPixels(self.known_directories, self.transform, self.root)
 
     def _pixels(self, record: dict[str, Any], entry: dict[str, Any]) -> np.ndarray:
         """uint8 (C, H, W) of one image, decoded only if no earlier cache has it; fills in the entry's hashes."""
         data, place = record["data"], None
-        if data is not None or self.images is None:
-            entry["size"], entry["mtime_ns"] = len(data or b""), 0
-        else:
+        if data is None:
+            if self.images is None:
+                raise ImageError("missing")
             file = resolve_image(self.images, record["path"])
-            entry["size"], entry["mtime_ns"] = file_state(file)
+            entry["size"], entry["mtime_ns"] = file_state(
+                file
+            )  # before it is read: a change meanwhile is seen next time
             place = self.known.find(record["path"], entry["size"], entry["mtime_ns"])
             if place is None:
                 data = read_bytes(file)
+        else:
+            entry["size"], entry["mtime_ns"] = len(data), 0
         if place is None:
             entry["content"] = hash_hex(data)
             place = self.known.find_content(entry["content"])
         if place is not None:
-            entry["content"], entry["pixel_hash"] = place.content, place.pixel_hash
-            return self.known.pixels(place)
+            pixels = self.known.pixels(place)
+            if pixels is not None:
+                entry["content"], entry["pixel_hash"] = place.content, place.pixel_hash
+                return pixels
+            if data is None:
+                data = read_bytes(file)
+                entry["content"] = hash_hex(data)
         image = read_image(data)
         entry["pixel_hash"] = pixel_hash(image)
         return self.transform(image)
 
+    def _add(self, record: dict[str, Any], entry: dict[str, Any], writers: dict[str, SplitWriter], name: str) -> None:
+        """Reads one image and writes its row; fills in its entry of the index, with the reason if it can't be read."""
+        try:
+            pixels = self._pixels(record, entry)
+        except ImageError as error:
+            if str(error) in NOT_THE_IMAGES_FAULT:
+                raise RunError(
+                    f"{record['path']}: {error}; run the same command again to go on from the finished pieces, with a "
+                    "lower --num-workers, or take the image out."
+                ) from None
+            entry["reason"] = str(error)
+            return
+        split = record["split"] or split_of(entry["pixel_hash"], self.seed, self.val_fraction, self.test_fraction)
+        if split not in writers:
+            writers[split] = SplitWriter(self.directory / split / name, self.transform.shape, self.max_length)
+        labels, truncated = self.encoder(record["captions"])
+        entry["row"] = writers[split].add(record, entry["pixel_hash"], pixels, labels)
+        entry.update(split=split, num_captions=len(labels), truncated=int(truncated.sum()))
+
     def __call__(self, task: dict[str, Any]) -> None:
-        piece, key = task["piece"], task["key"]
-        name = data_name(piece)
+        piece, name = task["piece"], data_name(task["piece"])
         writers: dict[str, SplitWriter] = {}
         index: dict[str, list[Any]] = defaultdict(list)
-        for record in self.rows(piece):
+        for record in read_records(self.directory, piece):
             entry: dict[str, Any] = {"size": -1, "mtime_ns": -1, "image_id": record["image_id"], "path": record["path"]}
-            split = record["split"]
-            if not (self.own_splits and split is None):
-                try:
-                    pixels = self._pixels(record, entry)
-                except ImageError as error:
-                    entry["reason"] = str(error)
-                else:
-                    split = split or split_of(entry["pixel_hash"], self.seed, self.val_fraction, self.test_fraction)
-                    if split not in writers:
-                        writers[split] = SplitWriter(
-                            self.directory / split / name, self.transform.shape, self.max_length
-                        )
-                    labels, truncated = self.encoder(record["captions"])
-                    entry["row"] = writers[split].add(
-                        record["image_id"], record["path"], record["captions"], pixels, labels
-                    )
-                    entry.update(split=split, num_captions=len(labels), truncated=int(truncated.sum()))
+            if not (self.own_splits and record["split"] is None):
+                self._add(record, entry, writers, name)
             for column in INDEX_SCHEMA.names:
                 index[column].append(entry.get(column))
-        for split in SPLITS:
-            if split in writers:
-                writers[split].close()
-                writers[split].finish()
-            else:  # an earlier build of this piece, with another key, may have had rows here
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(self.directory / split / name)
-        table = pa.table(
-            dict(index), schema=INDEX_SCHEMA.with_metadata({"key": key, "pixels": pixels_key(self.transform)})
-        )
-        write_arrow(self.directory / "index" / piece_name(piece), table)
+        files = {split: writers[split].finish() for split in SPLITS if split in writers}
+        for split in set(SPLITS) - set(files):  # an attempt that was cut short may have seen another image there
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.directory / split / name)
+        info = PieceInfo(task["key"], pixels_key(self.transform), self.root, files)
+        write_index(self.directory, piece, dict(index), info)
+
+
+# An image without fault would be lost from the cache for good, and the same command would give other bytes.
+NOT_THE_IMAGES_FAULT = ("out of memory", *(os.strerror(n).lower() for n in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
 
 
 def read_bytes(path: Path) -> bytes:
     """A file's bytes; anything that can't be read, or would block, is an ImageError."""
-    from toolkit.images import check_file
-
-    check_file(path)
+    size = check_file(path).st_size
+    if size > LARGEST_FILE:
+        raise ImageError(f"too large: a file of {size} bytes")
     try:
         return path.read_bytes()
     except OSError as error:
         raise ImageError((error.strerror or "unreadable").lower()) from None
+    except MemoryError:
+        raise ImageError("out of memory") from None
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -347,24 +237,26 @@ def pixel_hash(image: Image.Image) -> str:
     return digest.hex()
 
 
-def write_dataset(directory: Path, shape: tuple[int, int, int], max_length: int, tokenizer: str) -> None:
-    """What makes the pieces a `DatasetDict` that `datasets.load_from_disk` opens: three small JSON files."""
-    features = cache_features(shape, max_length)
+def write_dataset(directory: Path, transform: PixelTransform, max_length: int) -> None:
+    """What makes the pieces a `DatasetDict` that `datasets.load_from_disk` opens: three small JSON files.
+
+    The fingerprint is of the rows as they are: `datasets` takes results of its own `map` from disk by it.
+    """
+    features = cache_features(transform.shape, max_length)
+    digests = {split: Hasher(pixels_key(transform)) for split in SPLITS}
+    files: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for piece, info, _ in read_index(directory):
+        for split, file in info.files.items():
+            digests[split].update(file["digest"])
+            files[split].append(data_name(piece))
     for split in SPLITS:
         folder = directory / split
-        files = sorted(path.name for path in folder.glob("data-*.arrow"))
-        if not files:  # a split without rows is still a split
-            writer = SplitWriter(folder / data_name(0), shape, max_length)
-            writer.close()
-            writer.finish()
-            files = [data_name(0)]
-        digest = Hasher(tokenizer)
-        for piece, table in read_index(directory):
-            rows = table.filter(pc.equal(table["split"], split)).select(["image_id", "pixel_hash"]).to_pydict()
-            digest.update(repr((piece, rows)))
+        if not files[split]:  # a split without rows is still a split
+            SplitWriter(folder / data_name(0), transform.shape, max_length).finish()
+            files[split] = [data_name(0)]
         state: dict[str, Any] = {
-            "_data_files": [{"filename": name} for name in files],
-            "_fingerprint": digest.hex(),
+            "_data_files": [{"filename": name} for name in files[split]],
+            "_fingerprint": digests[split].hex(),
             "_format_columns": None,
             "_format_kwargs": {},
             "_format_type": None,
@@ -372,6 +264,6 @@ def write_dataset(directory: Path, shape: tuple[int, int, int], max_length: int,
             "_split": split,
         }
         (folder / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
-        info = {"features": features.to_dict(), "description": "", "citation": "", "homepage": "", "license": ""}
-        (folder / "dataset_info.json").write_text(json.dumps(info, indent=1, sort_keys=True))
+        info_json = {"features": features.to_dict(), "description": "", "citation": "", "homepage": "", "license": ""}
+        (folder / "dataset_info.json").write_text(json.dumps(info_json, indent=1, sort_keys=True))
     (directory / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}))

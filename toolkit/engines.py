@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +20,45 @@ Task = dict[str, Any]
 # A fork while another thread holds a lock of tqdm's or of stderr's leaves the child with a lock that nobody will ever
 # release. The watcher writes only under this lock, and no fork happens while it is held.
 _writing = threading.Lock()
-os.register_at_fork(before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release)
+_parent: tuple[int, int] | None = None  # (process, thread) whose forks are workers now
+_forking = 0  # the thread that forks
+
+
+def _before() -> None:
+    global _forking
+    _writing.acquire()
+    _forking = threading.get_ident()
+
+
+def _in_child() -> None:
+    _writing.release()
+    if _parent is not None and os.getppid() == _parent[0]:
+        _be_a_worker(*_parent)
+
+
+os.register_at_fork(before=_before, after_in_parent=_writing.release, after_in_child=_in_child)
+
+
+def _be_a_worker(parent: int, thread: int) -> None:
+    """Ctrl-C is the parent's business, which ends its workers; and when it is killed, so are they.
+
+    A pool's worker would otherwise wait for its next task for ever, holding the lock of the killed run.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if _forking != thread:  # the kernel would kill us with the thread that forked us, one of the pool's own
+            raise AttributeError
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
+    except (AttributeError, OSError):
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @contextmanager
@@ -44,17 +85,35 @@ def _watching(progress: Progress, done: Callable[[], int]) -> Any:
 
 
 class _Worker:
-    """Makes Ctrl-C the parent's business: it ends the workers, so they need not each print a traceback."""
+    """Runs a function on a worker's whole share of the tasks; the function that `Dataset.map` calls once per worker.
 
-    def __init__(self, function: Callable[[Task], Any]) -> None:
+    A worker whose share is done waits here for the others. In the pool's queue it would wait with the queue's lock in
+    its hand, and a worker that is killed with it leaves a pool that can't even be ended.
+    """
+
+    def __init__(self, function: Callable[[Task], Any], num_workers: int) -> None:
         self.function = function
-        self.parent = os.getpid()
+        self.num_workers = num_workers
 
-    def __call__(self, task: Task) -> Task:
-        if os.getpid() != self.parent:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.function(task)
+    def __call__(self, tasks: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
+        state = _states if _states is not None else bytearray(self.num_workers)
+        rank = rank or 0
+        try:
+            for values in zip(*tasks.values(), strict=True):
+                if FAILED in state[: self.num_workers]:  # the run is lost: end it now, not after this share
+                    break
+                self.function(dict(zip(tasks, values, strict=True)))
+            state[rank] = DONE
+        except BaseException:
+            state[rank] = FAILED
+            raise
+        while _states is not None and RUNNING in state[: self.num_workers]:
+            time.sleep(0.02)
         return {}
+
+
+RUNNING, DONE, FAILED = 0, 1, 2
+_states: mmap.mmap | None = None  # of the workers, one byte each, in memory that forks share
 
 
 def run_local(
@@ -63,7 +122,7 @@ def run_local(
     """Runs `function` on each task in `num_workers` processes; what it made stands on disk.
 
     The processes are those of `datasets.Dataset.map`, which notices a dead worker within a second. Tasks are dealt
-    out in contiguous runs.
+    out in contiguous shares. What a task raises is raised here, and ends the others.
 
     Args:
         function: picklable; writes its own output and finishes it by rename.
@@ -74,16 +133,24 @@ def run_local(
     """
     import datasets
 
+    global _parent, _states
     if not tasks:
         return
+    num_workers = min(num_workers, len(tasks))
     bars = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _parent = (os.getpid(), threading.get_ident())
+    _states = mmap.mmap(-1, num_workers) if num_workers > 1 else None
     try:
         with _watching(progress, done):
             datasets.Dataset.from_list(tasks).map(
-                _Worker(function),
-                num_proc=num_workers if num_workers > 1 and len(tasks) > 1 else None,  # 1 would start a pool of one
+                _Worker(function, num_workers),
+                batched=True,
+                batch_size=None,  # a worker's whole share
+                with_rank=True,
+                remove_columns=list(tasks[0]),
+                num_proc=num_workers if num_workers > 1 else None,  # 1 would start a pool of one
                 keep_in_memory=True,
                 load_from_cache_file=False,
                 new_fingerprint="tasks",  # else `map` pickles and hashes the function to make one
@@ -96,5 +163,6 @@ def run_local(
             "finished pieces, with a lower --num-workers if it happens again."
         ) from None
     finally:
+        _parent = _states = None
         if not bars:
             datasets.enable_progress_bars()

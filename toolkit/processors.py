@@ -1,7 +1,7 @@
 """Fetches an encoder's image processor and a decoder's tokenizer and saves both beside a cache.
 
-Run as `python -m toolkit.processors '<json>'` in a process of its own: transformers' processors import torch, 300 MB
-and three seconds that preprocess and its workers would otherwise carry along.
+In a process of its own: transformers' processors import torch, 300 MB that preprocess and its workers would otherwise
+carry along.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import toolkit
 from toolkit.errors import ModelError, ToolkitError
+
+# With -P: the user's folder, where a `random.py` may lie, is not searched for modules. Ctrl-C is the parent's business.
+CHILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path.append(sys.argv[2])
+from toolkit.processors import main
+main(sys.argv[1])
+"""
 
 
 def fetch_processors(
-    encoder: str, decoder: str, preset: str | None, records: Path, directory: Path
+    encoder: str, decoder: str, preset: str | None, directory: Path
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes `tokenizer/` and `image_processor/` below `directory`.
-
-    Args:
-        records: the staged records, whose captions a preset's own tokenizer is trained on.
+    """Writes `tokenizer/` and `image_processor/` below `directory`, which holds the staged records: a preset's own
+    tokenizer is trained on their captions.
 
     Returns:
         The image processor's full settings, and the special token ids with the vocabulary's size.
@@ -29,15 +37,9 @@ def fetch_processors(
     Raises:
         ModelError: one of them could not be loaded, or the processor does more than resize, crop and normalise.
     """
-    request = {
-        "encoder": encoder,
-        "decoder": decoder,
-        "preset": preset,
-        "records": str(records),
-        "directory": str(directory),
-    }
+    request = {"encoder": encoder, "decoder": decoder, "preset": preset, "directory": str(directory)}
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit.processors", json.dumps(request)],
+        [sys.executable, "-P", "-c", CHILD, json.dumps(request), str(Path(toolkit.__file__).parent.parent)],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -51,10 +53,9 @@ def fetch_processors(
     return answer["image_processor"], answer["tokens"]
 
 
-def _save(encoder: str, decoder: str, preset: str | None, records: str, directory: str) -> dict[str, Any]:
+def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dict[str, Any]:
     import numpy as np
 
-    from toolkit.build import read_arrow
     from toolkit.modeling import (
         SpecialTokens,
         load_image_processor,
@@ -64,12 +65,12 @@ def _save(encoder: str, decoder: str, preset: str | None, records: str, director
         train_tiny_tokenizer,
     )
     from toolkit.pixels import PixelTransform
+    from toolkit.staging import read_captions
 
     silence_transformers()
     if preset == "tiny":
         processor = tiny_image_processor()
-        column = read_arrow(Path(records))["captions"]
-        tokenizer = train_tiny_tokenizer(c for chunk in column.chunks for c in chunk.flatten().to_pylist())
+        tokenizer = train_tiny_tokenizer(read_captions(Path(directory)))
     else:
         processor = load_image_processor(encoder)
         tokenizer = load_tokenizer(decoder)
@@ -103,8 +104,9 @@ def _check_transform(transform: Any, processor: Any, name: str, rng: Any) -> Non
             raise ModelError(f"--encoder {name}: {kind} does more to a picture than resize and crop it; name another.")
 
 
-if __name__ == "__main__":
+def main(request: str) -> None:
+    """The child process: a JSON object in, one line of JSON out."""
     try:
-        print(json.dumps(_save(**json.loads(sys.argv[1]))))
+        print(json.dumps(_save(**json.loads(request))))
     except ToolkitError as error:
         print(json.dumps({"error": str(error)}))

@@ -1,0 +1,177 @@
+"""The end of a build: all pieces counted and checked, and the manifest written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from toolkit import __version__
+from toolkit.annotations import AnnotationSet
+from toolkit.build import write_dataset
+from toolkit.cache import MANIFEST, SCHEMA_VERSION
+from toolkit.errors import InputError, RunError
+from toolkit.identity import content_options, processor_identity
+from toolkit.index import read_index
+from toolkit.options import PreprocessOptions
+from toolkit.pixels import PixelTransform
+from toolkit.records import SPLITS, Summary
+from toolkit.splits import leaks
+from toolkit.staging import Staged
+from toolkit.workspace import beside
+
+
+@dataclass
+class Tally:
+    """Counts over the whole index, read piece by piece so that a million images need no more memory than a thousand."""
+
+    images: int = 0
+    captions: int = 0
+    truncated: int = 0
+    rejected: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_rejected: str = ""
+
+    @property
+    def kept(self) -> int:
+        return sum(self.splits.values())
+
+    @classmethod
+    def of(cls, directory: Path) -> Tally:
+        """Counts, and writes `rejected.jsonl`: {"image_id", "path", "reason"} a line."""
+        tally = cls()
+        with open(directory / "rejected.jsonl", "w", encoding="utf-8") as file:
+            for _, _, table in read_index(directory):
+                tally.images += len(table)
+                tally.captions += pc.sum(table["num_captions"]).as_py() or 0
+                tally.truncated += pc.sum(table["truncated"]).as_py() or 0
+                for split in SPLITS:
+                    tally.splits[split] += pc.sum(pc.equal(table["split"], split)).as_py() or 0
+                rejected = table.filter(pc.is_valid(table["reason"])).select(["image_id", "path", "reason"])
+                for row in rejected.to_pylist():
+                    tally.first_rejected = tally.first_rejected or row["path"]
+                    tally.rejected += 1
+                    tally.reasons[row["reason"].split(":")[0]] += 1
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return tally
+
+
+def find_leaks(directory: Path) -> list[dict[str, list[str]]]:
+    """Pictures in two splits. First by 64 bits of their hashes, 9 bytes an image; then those alone by name."""
+    hashes, splits = [], []
+    for _, _, table in read_index(directory):
+        kept = table.filter(pc.is_valid(table["split"]))
+        hashes.append(np.array([int(h[:16], 16) for h in kept["pixel_hash"].to_pylist()], dtype=np.uint64))
+        splits.append(np.array([SPLITS.index(s) for s in kept["split"].to_pylist()], dtype=np.uint8))
+    every, of = np.concatenate(hashes), np.concatenate(splits)
+    order = np.lexsort((of, every))
+    every, of = every[order], of[order]
+    suspects = set(every[1:][(every[1:] == every[:-1]) & (of[1:] != of[:-1])].tolist())
+    if not suspects:
+        return []
+    return leaks(
+        (pixel_hash, split, image_id)
+        for _, _, table in read_index(directory)
+        for pixel_hash, split, image_id in zip(
+            *(table[name].to_pylist() for name in ("pixel_hash", "split", "image_id")), strict=True
+        )
+        if split is not None and int(pixel_hash[:16], 16) in suspects
+    )
+
+
+def finish(
+    options: PreprocessOptions,
+    source: str,
+    annotations: AnnotationSet,
+    staged: Staged,
+    transform: PixelTransform,
+    labels: dict[str, Any],
+    partial: Path,
+) -> dict[str, Any]:
+    """Checks the whole and writes what makes the pieces a data set; the manifest last, by rename."""
+    tally = Tally.of(partial)
+    considered = tally.kept + tally.rejected
+    if not tally.kept or tally.rejected > options.max_rejected * considered:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
+        what = f"more than --max-rejected {options.max_rejected:g}" if tally.kept else "which leaves none"
+        raise RunError(
+            f"{tally.rejected} of {considered} images can't be read ({reasons}; first: {tally.first_rejected}), {what}; "
+            f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was made, a rerun decodes only what has "
+            "changed since."
+        )
+    # Splits by content can't share a picture; those of a source can.
+    leaked = find_leaks(partial) if staged.own_splits else []
+    if leaked and options.strict_splits:
+        raise leak_error(options, len(leaked), leaked[0])
+    write_dataset(partial, transform, options.max_length)
+    shutil.rmtree(partial / "records")
+    files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "toolkit": __version__,
+        "options": content_options(options),
+        "format": annotations.format,
+        "pixels": {"shape": transform.shape, **asdict(transform)},
+        "labels": labels,
+        "counts": {
+            "images": tally.images,
+            "splits": {split: tally.splits[split] for split in SPLITS},
+            "captions": tally.captions,
+            "truncated": tally.truncated,
+            "rejected": tally.rejected,
+            "left_out": tally.images - considered,
+            "leaked": len(leaked),
+        },
+        "leaks": leaked[:100],
+        "inputs": {
+            "annotations": source,
+            "images": annotations.images.as_posix() if annotations.images else None,
+            "processors": processor_identity(options),
+        },
+        "libraries": {name: version(name) for name in ("datasets", "pillow", "pyarrow", "tokenizers", "transformers")},
+        "files": {path.relative_to(partial).as_posix(): path.stat().st_size for path in files},
+    }
+    temporary = partial / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, partial / MANIFEST)
+    return manifest
+
+
+def leak_error(options: PreprocessOptions, count: int, first: dict[str, list[str]]) -> InputError:
+    return InputError(
+        f"{options.annotations}: {count} images stand in two splits (first: {_leak_text(first)}); mend the lists, or "
+        "leave --strict-splits out."
+    )
+
+
+def _leak_text(leak: dict[str, list[str]]) -> str:
+    return ", ".join(f"{ids[0]} in {split}" for split, ids in leak.items())
+
+
+def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
+    """What the command says of a finished cache; exit code 3 where images could not be read."""
+    counts = manifest["counts"]
+    splits = ", ".join(f"{split} {counts['splits'][split]}" for split in SPLITS)
+    max_length = manifest["options"]["max_length"]
+    lines = [headline, f"  images: {splits}; captions: {counts['captions']}"]
+    if counts["truncated"]:
+        lines.append(f"  {counts['truncated']} captions cut to --max-length {max_length} tokens, EOS kept")
+    if counts["left_out"]:
+        lines.append(f"  {counts['left_out']} images stand in no split of the source and were left out")
+    if counts["leaked"]:
+        lines.append(
+            f"  {counts['leaked']} images stand in two splits of the source: {_leak_text(manifest['leaks'][0])}"
+        )
+    if counts["rejected"]:
+        lines.append(f"  {counts['rejected']} images could not be read, see {out / 'rejected.jsonl'}")
+    values = {"cache": str(out), "format": manifest["format"], **counts}
+    return Summary("\n".join(lines), values, exit_code=3 if counts["rejected"] else 0)
