@@ -12,7 +12,8 @@ ROOT = Path(toolkit.__file__).parent
 LAYERS = [
     ["errors", "options", "records"],
     [
-        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "cache", "engines", "build",
+        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "cache", "index",
+        "staging", "engines", "build", "identity", "workspace", "finishing",
         "ptb", "metrics", "report", "sample",
     ],
     ["modeling", "grouped", "processors", "batches", "decoding", "training"],
