@@ -48,7 +48,7 @@ def test_rows(folder: Path, model_dir: Path) -> None:
     assert summary.values == {"output": str(folder.parent / "out.jsonl"), "images": 12, "new": 12, "errors": 3}
     assert [row["image"] for row in rows] == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*g*"))
     for row in rows:
-        assert list(row) == ["image", "caption", "score", "error", "width", "height"]
+        assert list(row) == ["image", "caption", "score", "ended", "error", "width", "height"]
         if row["error"] is None:
             assert row["caption"]
             assert row["score"] < 0

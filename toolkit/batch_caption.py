@@ -135,7 +135,13 @@ def _row(loaded: Loaded, decoded: Any) -> dict[str, Any]:
     else:
         width, height = loaded.size or (None, None)
         result = CaptionResult(
-            loaded.found.name, decoded.captions[0], decoded.captions, round(decoded.scores[0], 6), None, width, height
+            image=loaded.found.name,
+            caption=decoded.captions[0],
+            captions=decoded.captions,
+            score=round(decoded.scores[0], 6),
+            ended=decoded.ended[0],
+            width=width,
+            height=height,
         )
     return {**result.to_row(), "state": _state(loaded.found.path)}
 

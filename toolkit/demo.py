@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import OutputError
+from toolkit.metrics import health
 from toolkit.options import BatchCaptionOptions, DemoOptions, FinetuneOptions, PreprocessOptions, to_json
 from toolkit.progress import say
 from toolkit.records import Summary
@@ -64,6 +65,7 @@ def demo(options: DemoOptions) -> Summary:
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     right = {row["image"]: judge(row["caption"], held_out[row["image"]]) for row in rows}
     share = sum(right.values()) / len(right)
+    state = health([row["caption"] for row in rows], [row["ended"] for row in rows])
     _gallery(root, rows, right, share)
     seconds = time.monotonic() - started
     values = {
@@ -71,10 +73,13 @@ def demo(options: DemoOptions) -> Summary:
         "gallery": str(root / "gallery.html"),
         "test_images": len(right),
         "exactly_right": round(share, 4),
+        "ended": state["ended"],
+        "loops": state["loops"],
         "seconds": round(seconds, 1),
     }
     text = (
-        f"{share:.1%} of {len(right)} captions of unseen test images are exactly right ({seconds:.0f} s in all).\n"
+        f"{share:.1%} of {len(right)} captions of unseen test images are exactly right, {state['ended']:.0%} ended by "
+        f"themselves, {state['loops']:.0%} loop ({seconds:.0f} s in all).\n"
         f"Look at them: {root / 'gallery.html'}\n\n{COMMANDS}"
     )
     return Summary(text, values)

@@ -138,7 +138,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     _check_fit(model, cache, options)
     normalizer = PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string())))
     collator = CaptionCollator(tokens)
-    captions = None if options.captions_per_image == "all" else int(options.captions_per_image)
+    captions = None if options.captions_per_image in (None, "all") else int(options.captions_per_image)
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
     start_loss = check_training(

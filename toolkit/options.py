@@ -34,8 +34,8 @@ DEFAULT_DECODER = "gpt2"
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite.
 TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
-    None: {"epochs": 3.0, "batch_size": 8, "lr": 5e-5, "warmup_ratio": 0.0},
-    "tiny": {"epochs": 12.0, "batch_size": 32, "lr": 1e-3, "warmup_ratio": 0.05},
+    None: {"epochs": 3.0, "batch_size": 8, "lr": 5e-5, "warmup_ratio": 0.0, "captions_per_image": "all"},
+    "tiny": {"epochs": 8.0, "batch_size": 32, "lr": 1.5e-3, "warmup_ratio": 0.06, "captions_per_image": "2"},
 }
 
 T = TypeVar("T")
@@ -146,17 +146,19 @@ GENERATION_FIELDS = tuple(f.name for f in fields(GenerationOptions))
 class FinetuneOptions:
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.")
-    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 12]")
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
     max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(None, "Images a step, each with its captions. [default: 8; tiny preset: 32]")
     eval_batch_size: int = option(32, "Images a batch in evaluation.")
-    lr: float | None = option(None, "Peak learning rate. [default: 5e-5; tiny preset: 1e-3]")
+    lr: float | None = option(None, "Peak learning rate. [default: 5e-5; tiny preset: 1.5e-3]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
-    warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.05]")
+    warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.06]")
     gradient_accumulation_steps: int = option(1, "Batches an update.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
-    captions_per_image: str = option("all", "Captions of an image used each epoch: all, or a number drawn anew.")
+    captions_per_image: str | None = option(
+        None, "Captions of an image used each epoch: all, or a number drawn anew. [default: all; tiny preset: 2]"
+    )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     seed: int = option(42, "Seed of initial weights, data order and dropout.")
     early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
@@ -179,8 +181,9 @@ class FinetuneOptions:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("eval_metric", self.eval_metric, ("cider", "bleu_4", "rouge_l", "loss"))
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
-        check(self.captions_per_image == "all" or (self.captions_per_image.isdigit() and int(self.captions_per_image) > 0),
-              "captions_per_image", self.captions_per_image, "is all or a number from 1 on")  # fmt: skip
+        check(self.captions_per_image in (None, "all") or self.captions_per_image.isdigit()
+              and int(self.captions_per_image) > 0, "captions_per_image", self.captions_per_image,
+              "is all or a number from 1 on")  # fmt: skip
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
               "is a share from 0 to below 1")  # fmt: skip
 
@@ -239,7 +242,7 @@ class SampleOptions:
 @dataclass(frozen=True)
 class DemoOptions:
     directory: Path = option(Path("demo"), "The folder to write; must not exist or be empty.", positional=True)
-    images: int = option(2000, "How many images are drawn.")
+    images: int = option(8000, "How many images are drawn; with fewer the model sees too little to be right.")
     epochs: float | None = option(None, "Passes over the images. [default: the tiny preset's]")
     seed: int = option(42, "Seed of everything.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)

@@ -36,6 +36,7 @@ class CaptionResult:
     caption: str | None = None
     captions: tuple[str, ...] = ()
     score: float | None = None
+    ended: bool | None = None
     error: str | None = None
     width: int | None = None
     height: int | None = None
