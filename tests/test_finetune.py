@@ -56,7 +56,7 @@ def test_the_model_folder(model_dir: Path) -> None:
     assert "polyline" in report
     assert "http" not in report.replace("http-equiv", "")
     finished = json.loads((model_dir / "finetune.json").read_text())
-    best = max(evaluations, key=lambda row: row["eval_cider"])
+    best = min(evaluations, key=lambda row: row["eval_loss"])
     assert finished["validation"]["cider"] == best["eval_cider"]
     best_weights = load_file(model_dir / "checkpoints" / f"checkpoint-{finished['best_step']}" / "model.safetensors")
     saved = load_file(model_dir / "model.safetensors")

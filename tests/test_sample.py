@@ -63,7 +63,10 @@ def test_pictures_show_what_scenes_say() -> None:
         scene, picture = draw_scene(i, seed=3)
         pixels = np.asarray(picture).astype(int)
         for item in scene["objects"]:
-            x, y = (round(v) for v in item["centre"])
+            x, y = (
+                round(item["centre"][0]),
+                round(item["centre"][1] - (item["shape"] == "ring") * 0.75 * item["radius"]),
+            )
             near = pixels[y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
             distances = {name: np.abs(near - colour).sum() for name, colour in COLOURS.items()}
             assert min(distances, key=distances.get) == item["colour"]  # type: ignore[arg-type]
@@ -93,14 +96,14 @@ def test_judge_accepts_every_wording_and_no_other_scene() -> None:
 
 def test_judge_turns_relations_round() -> None:
     items = [
-        {"shape": "circle", "colour": "red", "size": "small"},
+        {"shape": "ring", "colour": "red", "size": "small"},
         {"shape": "cross", "colour": "blue", "size": "large"},
     ]
     scene = {"objects": items, "says": "above"}
-    assert judge("a small red circle above a large blue cross", scene)
-    assert judge("there is a big blue cross below a little red circle", scene)
-    assert not judge("a small red circle below a large blue cross", scene)
-    assert not judge("a large blue cross above a small red circle", scene)
+    assert judge("a small red ring above a large blue cross", scene)
+    assert judge("there is a big blue cross below a little red ring", scene)
+    assert not judge("a small red ring below a large blue cross", scene)
+    assert not judge("a large blue cross above a small red ring", scene)
 
 
 def test_no_caption_repeats_three_words() -> None:

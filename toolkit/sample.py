@@ -1,7 +1,7 @@
 """`toolkit sample`: draws a captioned data set of simple scenes, and judges captions of them.
 
 A scene is one object in a place ("a small red cross on the left") or two with a relation ("a large blue cross above a
-small green circle"). What is in it is written to scenes.jsonl, so that a program can say whether a caption is right.
+small green ring"). What is in it is written to scenes.jsonl, so that a program can say whether a caption is right.
 
 A combination is what stands together in a scene: (colour, shape, position) of one object, or the two (colour, shape)
 of a pair, whatever their sizes and relation. Each combination belongs to one split, so a model that captions the test
@@ -38,7 +38,7 @@ COLOURS = {
     "purple": (140, 60, 170),
     "black": (35, 35, 40),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("ring", "square", "triangle", "cross")
 SIZES = {"small": (0.14, 0.155), "large": (0.225, 0.24)}  # radius, as a share of the picture's shorter side
 SYNONYMS = {"little": "small", "big": "large"}
 POSITIONS = {  # centre (x, y) as shares of width and height, jittered by 0.02
@@ -216,13 +216,13 @@ def judge(caption: str, scene: dict[str, Any]) -> bool:
 
 
 def _outline(shape: str, x: float, y: float, r: float, turn: float) -> list[tuple[float, float]]:
-    """Corners of a shape that fits a circle of radius r around (x, y); a circle is a polygon of 48."""
+    """Corners of a shape that fits a circle of radius r around (x, y); a ring's outer edge is a polygon of 48."""
 
     def at(angle: float, radius: float) -> tuple[float, float]:
         return (x + radius * math.sin(angle + turn), y - radius * math.cos(angle + turn))
 
-    if shape == "circle":
-        return [at(k * math.pi / 24, r * 0.95) for k in range(48)]
+    if shape == "ring":
+        return [at(k * math.pi / 24, r) for k in range(48)]
     if shape == "square":
         return [at(math.pi / 4 + k * math.pi / 2, r * 1.15) for k in range(4)]
     if shape == "triangle":
@@ -252,7 +252,10 @@ def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
         offset = 0.12 * r
         ImageDraw.Draw(shadow).polygon(_outline(item["shape"], x + offset, y + offset, r, turn), fill=90)
         mask = Image.new("L", (2 * width, 2 * height), 0)
-        ImageDraw.Draw(mask).polygon(_outline(item["shape"], 2 * x, 2 * y, 2 * r, turn), fill=255)
+        pen = ImageDraw.Draw(mask)
+        pen.polygon(_outline(item["shape"], 2 * x, 2 * y, 2 * r, turn), fill=255)
+        if item["shape"] == "ring":
+            pen.ellipse((2 * x - r, 2 * y - r, 2 * x + r, 2 * y + r), fill=0)
         colour = tuple(max(0, min(255, c + rng.randint(-14, 14))) for c in COLOURS[item["colour"]])
         layers.append((colour, mask.reduce(2)))
     picture.paste((60, 60, 70), mask=shadow.filter(ImageFilter.BoxBlur(2)))
