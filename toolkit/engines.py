@@ -112,6 +112,11 @@ class _Worker:
         return {}
 
 
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: ending its pool, `map` waits for results that no longer come, and says so instead."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _was_stopped(error.__context__))
+
+
 RUNNING, DONE, FAILED = 0, 1, 2
 _states: mmap.mmap | None = None  # of the workers, one byte each, in memory that forks share
 
@@ -132,6 +137,7 @@ def run_local(
         RunError: a worker died. What was finished stays.
     """
     import datasets
+    import multiprocess  # what `datasets` makes its pools with
 
     global _parent, _states
     if not tasks:
@@ -155,9 +161,12 @@ def run_local(
                 load_from_cache_file=False,
                 new_fingerprint="tasks",  # else `map` pickles and hashes the function to make one
             )
-    except RuntimeError as error:
-        if "abruptly died" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError, multiprocess.ProcessError) as error:
+        if _was_stopped(error):
+            raise KeyboardInterrupt from None
+        if isinstance(error, RuntimeError) and "abruptly died" not in str(error):
             raise
+        # Otherwise it was the pool's own helper process that died.
         raise RunError(
             "a worker process died, most often for lack of memory; run the same command again to go on from the "
             "finished pieces, with a lower --num-workers if it happens again."

@@ -119,7 +119,8 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
     labels = {**tokens, "max_length": options.max_length, "tokenizer": hash_hex(tokenizer_file.read_bytes())}
     fractions = (options.seed, options.val_fraction, options.test_fraction, staged.own_splits)
-    common = json.dumps([pixels_key(transform), labels, fractions])
+    root = annotations.images.as_posix() if annotations.images is not None else None
+    common = json.dumps([root, pixels_key(transform), labels, fractions])
     keys = [hash_hex(common, digest) for digest in staged.digests]
     builder = PieceBuilder(
         directory=partial,

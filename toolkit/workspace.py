@@ -107,6 +107,8 @@ def _lock(path: Path) -> Any:
 
 
 def _reason(error: OSError) -> str:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "a file stands in its way"
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 

@@ -1,0 +1,677 @@
+"""`toolkit preprocess` as a whole: what it writes, what it refuses, what it does again and what not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from preprocessing import PIECE_ROWS, DataSet, decoded, picture, states, stored_processors, tree
+
+import toolkit.preprocess
+import toolkit.staging
+from toolkit.cache import open_cache
+from toolkit.errors import InputError, OutputError, RunError, ToolkitError
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr(toolkit.staging, "PIECE_ROWS", PIECE_ROWS)
+    if "real_processors" not in request.fixturenames:
+        monkeypatch.setattr(toolkit.preprocess, "fetch_processors", stored_processors)
+
+
+@pytest.fixture
+def real_processors() -> None:
+    """For tests of the process that fetches them, which takes seconds."""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    return DataSet(tmp_path / "data")
+
+
+def error_of(data: DataSet, kind: type[ToolkitError] = InputError, **options: Any) -> str:
+    """The one sentence that a run fails with, without this machine's folder."""
+    with pytest.raises(kind) as error:
+        data.run(**options)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text.replace(f"{data.root}/", "")
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_cache_of_the_contract(data: DataSet) -> None:
+    import datasets
+
+    summary = data.run()
+    loaded = datasets.load_from_disk(str(data.out))
+    assert list(loaded) == ["train", "validation", "test"]
+    features = loaded["train"].features
+    assert features["pixel_values"] == datasets.Array3D((3, 32, 32), "uint8")
+    assert features["labels"] == datasets.List(datasets.List(datasets.Value("int32"), length=50))
+    assert features["captions"] == datasets.List(datasets.Value("string"))
+    assert [features[n].dtype for n in ("image_id", "path")] == ["string", "string"]
+    rows = [row for split in loaded.values() for row in split.with_format("numpy")]
+    assert sorted(row["path"] for row in rows) == sorted({name for name, _ in data.rows})
+    for row in rows:
+        with Image.open(data.images / row["path"]) as image:
+            wanted = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert np.array_equal(row["pixel_values"], wanted)
+        assert list(row["captions"]) == [caption for name, caption in data.rows if name == row["path"]]
+    manifest = json.loads((data.out / "manifest.json").read_text())
+    counts = {split: len(loaded[split]) for split in loaded}
+    assert manifest["counts"]["splits"] == counts == summary.values["splits"]
+    assert manifest["counts"]["images"] == 12
+    assert manifest["counts"]["captions"] == 24
+    assert manifest["options"]["seed"] == 42
+    assert manifest["pixels"]["mean"] == [0.5, 0.5, 0.5]
+    assert manifest["libraries"]["pillow"]
+    assert (data.out / "rejected.jsonl").read_text() == ""
+    assert summary.exit_code == 0
+    assert data.beside() == ["dataset"]
+
+
+def test_processors_are_saved_as_transformers_reads_them(
+    data: DataSet, real_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    # Their process starts in the user's folder, but imports nothing from it.
+    (data.root / "random.py").write_text("raise SystemExit('the wrong random')")
+    monkeypatch.chdir(data.root)
+    data.run(preset="tiny")
+    tokenizer = AutoTokenizer.from_pretrained(data.out / "tokenizer")
+    processor = AutoImageProcessor.from_pretrained(data.out / "image_processor", backend="pil")
+    cache = open_cache(data.out)
+    assert cache.shape == (3, 64, 64)
+    row = cache["train"][0]
+    path, captions = (cache["train"].column(name)[0] for name in ("path", "captions"))
+    with Image.open(data.images / path) as image:
+        wanted = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(row["pixel_values"], wanted)
+    assert [tokenizer.decode(r[r != -100], skip_special_tokens=True) for r in row["labels"]] == captions
+    assert all(r[r != -100][-1] == tokenizer.eos_token_id for r in row["labels"])
+
+
+def test_an_encoder_that_is_nowhere_is_one_sentence(data: DataSet, real_processors: None) -> None:
+    text = error_of(data, ToolkitError, preset=None, encoder="nobody/nothing", decoder="nobody/nothing")
+    assert text.startswith("--encoder nobody/nothing: ")
+    assert all(way in text for way in ("local folder", "HF_HUB_OFFLINE", "--preset tiny"))
+    assert not data.out.parent.exists()
+
+
+def test_a_split_without_rows_is_still_a_split(data: DataSet) -> None:
+    import datasets
+
+    data.run(val_fraction=0, test_fraction=0)
+    loaded = datasets.load_from_disk(str(data.out))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 12, "validation": 0, "test": 0}
+    assert len(open_cache(data.out)["test"]) == 0
+
+
+def test_the_same_bytes_whatever_the_workers_and_the_place(data: DataSet) -> None:
+    data.run()
+    first = tree(data.out)
+    shutil.rmtree(data.out)
+    data.run(num_workers=2)
+    assert tree(data.out) == first
+    data.run(out=data.root / "elsewhere", num_workers=3)
+    assert tree(data.root / "elsewhere") == first
+
+
+def test_options_of_the_content_change_the_fingerprint(data: DataSet) -> None:
+    """`datasets` finds the results of its own `map` by it."""
+    prints = set()
+    for options in ({}, {"max_length": 40}, {"seed": 1}):
+        data.run(**options)
+        prints.add(json.loads((data.out / "train" / "state.json").read_text())["_fingerprint"])
+    data.rows[0] = (data.rows[0][0], "another caption altogether")
+    data.write()
+    data.run(seed=1, val_fraction=0, test_fraction=0)
+    prints.add(json.loads((data.out / "train" / "state.json").read_text())["_fingerprint"])
+    assert len(prints) == 4
+
+
+def test_a_long_caption_is_cut_and_counted(data: DataSet) -> None:
+    data.add("long.png", picture(99), ["x" * 80, "short"])
+    data.write()
+    summary = data.run(max_length=20, val_fraction=0, test_fraction=0)
+    assert summary.values["truncated"] == sum(len(caption) > 19 for _, caption in data.rows)
+    assert f"{summary.values['truncated']} captions cut to --max-length 20 tokens, EOS kept" in summary.text
+    labels = open_cache(data.out)["train"][12]["labels"]
+    assert labels[0].tolist()[-1] == 0
+    assert (labels[0] != -100).all()
+    assert (labels[1] != -100).sum() == len("short") + 1
+
+
+# ---- images that can't be read --------------------------------------------------------------------------------------
+
+
+def test_a_bad_image_is_a_row_with_a_reason(data: DataSet) -> None:
+    (data.images / "001.png").write_bytes(b"no image at all")
+    (data.images / "002.png").write_bytes((data.images / "002.png").read_bytes()[:300])
+    summary = data.run(max_rejected=0.2)
+    lines = [json.loads(line) for line in (data.out / "rejected.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"image_id": "001.png", "path": "001.png", "reason": "not an image"},
+        {"image_id": "002.png", "path": "002.png", "reason": "truncated"},
+    ]
+    assert summary.exit_code == 3
+    assert summary.values["rejected"] == 2
+    assert "rejected.jsonl" in summary.text
+    again = data.run(max_rejected=0.2)
+    assert again.exit_code == 3
+    assert "up to date" in again.text
+
+
+def test_too_many_bad_images_stop_without_a_cache(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("001.png", "002.png"):
+        (data.images / name).write_bytes(b"")
+    text = error_of(data, RunError)
+    assert text.startswith("2 of 12 images can't be read (2 empty file; first: 001.png), more than --max-rejected 0.05")
+    assert "rejected.jsonl" in text
+    assert data.beside() == ["dataset.partial"]
+    calls = decoded(monkeypatch)
+    assert data.run(max_rejected=0.2).exit_code == 3
+    assert calls == []
+    assert data.beside() == ["dataset"]
+
+
+def test_nothing_but_bad_images(data: DataSet) -> None:
+    for name in {name for name, _ in data.rows}:
+        (data.images / name).write_bytes(b"x")
+    assert "12 of 12 images can't be read (12 not an image" in error_of(data, RunError, max_rejected=1)
+
+
+def test_missing_images_which_and_how_many(data: DataSet) -> None:
+    for name in ("000.jpg", "001.png", "002.png", "003.jpg", "004.png"):
+        (data.images / name).unlink()
+    text = error_of(data)
+    assert text.startswith(
+        "--images Images: 5 of the 12 images that captions.txt names are not there (000.jpg, 001.png"
+    )
+    assert not data.out.parent.exists()
+    summary = data.run(max_rejected=0.5)
+    assert summary.values["rejected"] == 5
+    assert '"reason": "missing"' in (data.out / "rejected.jsonl").read_text()
+    (data.images / "000.jpg").write_bytes((data.images / "006.jpg").read_bytes())
+    assert data.run(max_rejected=0.5).values["rejected"] == 4
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
+def test_names_never_lead_outside(data: DataSet, name: str) -> None:
+    picture(1).save(data.root / "secret.png")
+    data.add(name, None)
+    data.write()
+    data.run(max_rejected=0.2)
+    assert "leads outside" in (data.out / "rejected.jsonl").read_text()
+
+
+def test_out_of_memory_is_no_reason_to_reject(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image without fault would be missing from the cache for good."""
+    import toolkit.build
+
+    def read_image(source: bytes) -> Image.Image:
+        raise toolkit.build.ImageError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toolkit.build, "read_image", read_image)
+        assert error_of(data, RunError).startswith("000.jpg: out of memory; run the same command again")
+    assert data.run().exit_code == 0
+
+
+def test_names_in_another_unicode_form(data: DataSet) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    picture(50).save(data.images / decomposed)
+    data.add(composed, None)
+    data.write()
+    data.run(val_fraction=0, test_fraction=0)
+    assert composed in open_cache(data.out)["train"].column("path")
+    assert "up to date" in data.run(val_fraction=0, test_fraction=0).text
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(data: DataSet, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("image,caption\n000.jpg,caf\u00e9\n".encode("cp1252"))
+    columns = tmp_path / "columns.txt"
+    columns.write_text("a,b\n1,2\n")
+    before = states(data.root)
+    assert "no such file" in error_of(data, annotations=tmp_path / "none.txt")
+    assert "empty" in error_of(data, annotations=empty)
+    assert "UTF-8" in error_of(data, annotations=latin)
+    assert "columns.txt" in error_of(data, annotations=columns)
+    assert "no such folder" in error_of(data, images=tmp_path / "none")
+    assert "no such folder" in error_of(data, images=data.annotations)
+    assert "no such file" in error_of(data, train_list=tmp_path / "none.txt")
+    assert {k: v[0] for k, v in states(data.root).items()} == {k: v[0] for k, v in before.items()}
+
+
+def test_out_that_is_something_else(data: DataSet) -> None:
+    data.out.parent.mkdir()
+    data.out.write_text("mine")
+    assert error_of(data, OutputError) == "--out cache/dataset: a file; name a folder for the cache."
+    data.out.unlink()
+    data.out.mkdir()
+    (data.out / "thesis.tex").write_text("mine")
+    for overwrite in (False, True):
+        assert "holds files that are no cache" in error_of(data, OutputError, overwrite=overwrite)
+    assert (data.out / "thesis.tex").read_text() == "mine"
+    (data.out / "thesis.tex").unlink()
+    data.run()
+
+
+def test_out_below_a_file(data: DataSet) -> None:
+    assert "can't be written (a file stands in its way)" in error_of(data, OutputError, out=data.annotations / "cache")
+
+
+def test_out_of_another_data_set(data: DataSet, tmp_path: Path) -> None:
+    data.run()
+    other = DataSet(tmp_path / "other", images=5)
+    before = tree(data.out)
+    text = error_of(other, OutputError, out=data.out)
+    assert "holds the cache of another data set" in text
+    assert "--overwrite" in text
+    assert tree(data.out) == before
+    assert other.run(out=data.out, overwrite=True).values["images"] == 5
+    other.run(out=tmp_path / "fresh")
+    assert tree(tmp_path / "fresh") == tree(data.out)
+
+
+def test_another_data_set_with_the_same_names_and_times(data: DataSet, tmp_path: Path) -> None:
+    """As two archives unpack that were packed reproducibly: same names, sizes and times, other pictures."""
+    other = DataSet(tmp_path / "other", images=0)
+    for i, set_ in ((1, data), (2, other)):
+        set_.rows = []
+        set_.add("a.bmp", picture(i, (40, 40)))
+        os.utime(set_.images / "a.bmp", ns=(0, 0))
+        set_.write()
+    data.run(val_fraction=0, test_fraction=0)
+    other.run(out=data.out, overwrite=True, val_fraction=0, test_fraction=0)
+    other.run(val_fraction=0, test_fraction=0)
+    assert tree(other.out) == tree(data.out)
+
+
+def test_a_cache_of_another_schema_version(data: DataSet) -> None:
+    data.run()
+    first = tree(data.out)
+    manifest = data.out / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    text = error_of(data, OutputError)
+    assert text.startswith("--out cache/dataset: a cache of schema version 99, this toolkit reads 1;")
+    data.run(overwrite=True)
+    assert tree(data.out) == first
+
+
+def test_a_damaged_manifest(data: DataSet) -> None:
+    data.run()
+    (data.out / "manifest.json").write_text("{")
+    assert "manifest.json" in error_of(data, OutputError)
+    data.run(overwrite=True)
+
+
+def test_a_link_to_another_disk_stays_a_link(data: DataSet) -> None:
+    big = data.root / "big" / "place"
+    big.mkdir(parents=True)
+    data.out.parent.mkdir()
+    data.out.symlink_to(big)
+    data.run()
+    data.run(seed=1)
+    assert data.out.is_symlink()
+    assert (big / "manifest.json").exists()
+    assert data.beside() == ["dataset"]
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+def splits_of(data: DataSet) -> dict[str, str]:
+    cache = open_cache(data.out)
+    return {path: split for split in cache for path in cache[split].column("path")}
+
+
+def test_copies_of_a_picture_fall_in_one_split(tmp_path: Path) -> None:
+    data = DataSet(tmp_path / "data", images=0)
+    for i in range(10):
+        for suffix in ("bmp", "png", "tif"):
+            data.add(f"{i}.{suffix}", picture(i))
+        shutil.copy(data.images / f"{i}.png", data.images / f"{i}-copy.png")
+        data.add(f"{i}-copy.png", None)
+    data.write()
+    data.run()
+    splits = splits_of(data)
+    assert len(splits) == 40
+    assert len(set(splits.values())) == 3
+    for i in range(10):
+        assert len({split for path, split in splits.items() if path.split(".")[0].split("-")[0] == str(i)}) == 1
+
+
+def test_more_images_move_none(data: DataSet) -> None:
+    data.run()
+    before = splits_of(data)
+    for i in range(100, 107):
+        data.add(f"{i}.png", picture(i))
+    data.rows.reverse()
+    data.write()
+    data.run()
+    after = splits_of(data)
+    assert len(after) == 19
+    assert {path: after[path] for path in before} == before
+
+
+def write_lists(data: DataSet, **names: list[str]) -> dict[str, Path]:
+    lists = {}
+    for split, images in names.items():
+        lists[f"{split}_list"] = data.root / f"{split}.txt"
+        lists[f"{split}_list"].write_text("".join(f"{name}\n" for name in images))
+    return lists
+
+
+def test_splits_of_the_source_are_kept(data: DataSet) -> None:
+    lists = write_lists(data, train=["000.jpg", "001.png"], val=["002.png"], test=["003.jpg", "004.png"])
+    summary = data.run(**lists)
+    assert splits_of(data) == {
+        "000.jpg": "train", "001.png": "train", "002.png": "validation", "003.jpg": "test", "004.png": "test",
+    }  # fmt: skip
+    assert summary.values["left_out"] == 7
+    assert "7 images stand in no split" in summary.text
+    lists["train_list"].write_text("000.jpg\n005.png\n")
+    data.run(**lists)
+    assert splits_of(data)["005.png"] == "train"
+    assert "001.png" not in splits_of(data)
+
+
+def test_leaks_of_the_source_are_reported(data: DataSet) -> None:
+    with Image.open(data.images / "000.jpg") as image:
+        image.save(data.images / "copy.bmp")
+    data.add("copy.bmp", None)
+    data.write()
+    lists = write_lists(data, train=["000.jpg", "001.png"], val=["002.png"], test=["copy.bmp"])
+    assert "1 images stand in two splits (first: 000.jpg in train, copy.bmp in test)" in error_of(
+        data, strict_splits=True, **lists
+    )
+    summary = data.run(**lists)
+    assert summary.values["leaked"] == 1
+    assert "000.jpg in train, copy.bmp in test" in summary.text
+    manifest = json.loads((data.out / "manifest.json").read_text())
+    assert manifest["leaks"] == [{"train": ["000.jpg"], "test": ["copy.bmp"]}]
+    assert "stand in two splits" in error_of(data, strict_splits=True, **lists)  # though it is up to date
+
+
+# ---- what is done again ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_change_writes_nothing(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+    before = states(data.root)
+    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", None)
+    summary = data.run(num_workers=2)
+    assert "up to date" in summary.text
+    assert summary.values["images"] == 12
+    assert states(data.root) == before
+
+
+def fresh(data: DataSet, **options: Any) -> dict[str, bytes]:
+    """The cache of a build from scratch."""
+    out = data.root / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    data.run(out=out, **options)
+    return tree(out)
+
+
+def test_only_new_images_are_decoded(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+    data.add("100.png", picture(100))
+    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every piece shifts
+    data.add("101.png", picture(101))
+    data.write()
+    calls = decoded(monkeypatch)
+    data.run()
+    assert len(calls) == 2
+    assert tree(data.out) == fresh(data)
+    assert data.beside() == ["dataset"]
+
+
+@pytest.mark.parametrize("options", [{"max_length": 30}, {"seed": 7}, {"val_fraction": 0.0}, {"test_fraction": 0.5}])
+def test_other_labels_and_splits_decode_nothing(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    data.run()
+    calls = decoded(monkeypatch)
+    data.run(**options)
+    assert calls == []
+    assert tree(data.out) == fresh(data, **options)
+
+
+def test_another_caption_or_tokenizer_decodes_nothing(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+    calls = decoded(monkeypatch)
+    data.rows[3] = (data.rows[3][0], "something else")
+    data.write()
+    data.run()
+    assert calls == []
+    assert tree(data.out) == fresh(data)
+    calls.clear()
+
+    def other(encoder: str, decoder: str, preset: str | None, directory: Path) -> Any:
+        settings, tokens = stored_processors(encoder, decoder, preset, directory)
+        file = directory / "tokenizer" / "tokenizer.json"
+        file.write_text(file.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true'))
+        return settings, tokens
+
+    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", other)
+    data.run(seed=3)
+    assert calls == []
+    assert tree(data.out) == fresh(data, seed=3)
+
+
+def test_another_image_size_decodes_everything(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+
+    def other(encoder: str, decoder: str, preset: str | None, directory: Path) -> Any:
+        settings, tokens = stored_processors(encoder, decoder, preset, directory)
+        return {**settings, "size": {"height": 24, "width": 40}}, tokens
+
+    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", other)
+    data.run(decoder="another")
+    assert open_cache(data.out).shape == (3, 24, 40)
+    assert open_cache(data.out)["train"][0]["pixel_values"].shape == (3, 24, 40)
+
+
+def test_an_image_that_changed_is_rebuilt(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+    picture(77).save(data.images / "005.png")
+    calls = decoded(monkeypatch)
+    data.run()
+    assert len(calls) == 1
+    assert tree(data.out) == fresh(data)
+
+
+def test_an_image_that_was_only_touched_is_not_decoded(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.run()
+    os.utime(data.images / "005.png", ns=(1, 1))
+    calls = decoded(monkeypatch)
+    data.run()
+    assert calls == []
+    assert tree(data.out) == fresh(data)
+
+
+@pytest.mark.parametrize("name", ["train/data-000001.arrow", "index/000001.arrow", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
+def test_a_damaged_cache_is_mended(data: DataSet, name: str, damage: str) -> None:
+    data.run()
+    first, file = tree(data.out), data.out / name
+    content = file.read_bytes()
+    file.unlink()  # it may be linked elsewhere
+    if damage != "deleted":
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    data.run()
+    assert tree(data.out) == first
+
+
+def test_a_removed_image_leaves(data: DataSet) -> None:
+    data.run()
+    data.rows = [row for row in data.rows if row[0] != "002.png"]
+    data.write()
+    data.run()
+    assert "002.png" not in splits_of(data)
+    assert tree(data.out) == fresh(data)
+
+
+def test_images_in_containers(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(names: list[str]) -> None:
+        images = [{"bytes": (data.images / name).read_bytes(), "path": name} for name in names]
+        captions = [[c for n, c in data.rows if n == name] for name in names]
+        pq.write_table(pa.table({"image": images, "captions": captions}), data.root / "set.parquet")
+
+    names = sorted({name for name, _ in data.rows})
+    write(names[:9])
+    options = {"annotations": data.root / "set.parquet", "val_fraction": 0, "test_fraction": 0}
+    data.run(**options)
+    before = states(data.root)
+    assert "up to date" in data.run(**options).text
+    assert states(data.root) == before
+    write(names)
+    calls = decoded(monkeypatch)
+    data.run(**options)
+    assert len(calls) == 3
+    assert tree(data.out) == fresh(data, **options)
+    contained = open_cache(data.out)["train"]
+    data.run(out=data.root / "files", val_fraction=0, test_fraction=0)
+    plain = open_cache(data.root / "files")["train"]
+    for a, b in zip(contained, plain, strict=True):
+        assert np.array_equal(a["pixel_values"], b["pixel_values"])
+        assert np.array_equal(a["labels"], b["labels"])
+
+
+def test_a_cache_within_the_folder_of_its_images(data: DataSet) -> None:
+    """`--annotations .` with the default `--out`: the cache is no part of its own source."""
+    for name, caption in data.rows:
+        (data.images / name).with_suffix(".txt").write_text(caption)
+    options = {"annotations": data.images, "format": "sidecar", "out": data.images / "cache" / "dataset"}
+    data.run(**options)
+    before = states(data.images)
+    assert "up to date" in data.run(**options).text
+    assert states(data.images) == before
+    picture(55).save(data.images / "055.png")
+    (data.images / "055.txt").write_text("one more")
+    assert data.run(**options).values["images"] == 13
+
+
+# ---- a hostile folder -----------------------------------------------------------------------------------------------
+
+
+def hostile(data: DataSet) -> None:
+    """200 files that nobody should have to open, and a few good ones."""
+    import io
+    import struct
+    import zlib
+
+    rng = np.random.default_rng(0)
+    for number in range(180):
+        suffix, format = [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("gif", "GIF"), ("tif", "TIFF")][
+            number % 5
+        ]
+        buffer = io.BytesIO()
+        picture(number).save(buffer, format)
+        content = bytearray(buffer.getvalue())
+        for at in rng.integers(0, len(content), 1 + number // 10):
+            content[at] = rng.integers(256)
+        if number % 3 == 0:
+            content = content[: int(rng.integers(len(content)))]
+        data.add(f"fuzzed{number}.{suffix}", None)
+        (data.images / f"fuzzed{number}.{suffix}").write_bytes(content)
+
+    def png(width: int, height: int) -> bytes:
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+
+    files = {
+        "bomb.png": png(60000, 60000),
+        "line.png": png(2**31 - 1, 1),
+        "zero.jpg": b"",
+        "text.jpg": b"image,caption\n",
+        "page.png": b"<!DOCTYPE html><html></html>",
+        "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "archive.jpg": b"PK\3\4" + bytes(40),
+    }
+    for name, content in files.items():
+        (data.images / name).write_bytes(content)
+        data.add(name, None)
+    with open(data.images / "sparse.jpg", "wb") as file:
+        file.truncate(2**40)
+    (data.images / "dangling.jpg").symlink_to("nowhere.jpg")
+    (data.images / "loop.jpg").symlink_to("loop.jpg")
+    (data.images / "device.jpg").symlink_to("/dev/zero")
+    (data.images / "folder.jpg").mkdir()
+    (data.images / "shut.jpg").write_bytes(b"x")
+    (data.images / "shut.jpg").chmod(0)
+    os.mkfifo(data.images / "fifo.jpg")
+    here = os.getcwd()
+    os.chdir(data.images)  # the path of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("socket.jpg")
+    finally:
+        os.chdir(here)
+    for name in ("sparse", "dangling", "loop", "device", "folder", "shut", "fifo", "socket"):
+        data.add(f"{name}.jpg", None)
+    for name in ("gone.jpg", "x" * 300 + ".jpg", "../outside.jpg", "nul\0.jpg"):
+        data.add(name, None)
+
+
+def test_a_hostile_folder(data: DataSet) -> None:
+    import resource
+
+    hostile(data)
+    data.write()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    summary = data.run(max_rejected=1, num_workers=2)
+    rejected = [json.loads(line) for line in (data.out / "rejected.jsonl").read_text().splitlines()]
+    reasons = {row["path"]: row["reason"] for row in rejected}
+    assert summary.exit_code == 3
+    assert summary.values["images"] == 12 + 200
+    assert len(rejected) + sum(summary.values["splits"].values()) == 212
+    assert all(0 < len(reason) < 120 and "\n" not in reason for reason in reasons.values())
+    expected = {
+        "bomb.png": "too large: 60000x60000 pixels",
+        "line.png": "too large: 2147483647x1 pixels",
+        "zero.jpg": "empty file",
+        "text.jpg": "not an image",
+        "page.png": "not an image",
+        "script.eps": "not an image",
+        "sparse.jpg": "too large: a file of 1099511627776 bytes",
+        "dangling.jpg": "dangling link",
+        "device.jpg": "not a regular file",
+        "folder.jpg": "not a regular file",
+        "fifo.jpg": "not a regular file",
+        "socket.jpg": "not a regular file",
+        "gone.jpg": "missing",
+        "../outside.jpg": "leads outside the images folder",
+    }
+    assert {name: reasons.get(name) for name in expected} == expected
+    assert not {f"{i:03d}.{'png' if i % 3 else 'jpg'}" for i in range(12)} & set(reasons)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert after < max(before, 1_500_000)  # KiB, of children that were forked from this whole test process
+    assert "up to date" in data.run(max_rejected=1).text
