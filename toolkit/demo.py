@@ -119,5 +119,5 @@ def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], sha
         )
         for row in sorted(rows, key=lambda row: (right[row["image"]], row["score"]))
     ]
-    facts = [("unseen images", str(len(rows))), ("exactly right", f"{share:.1%}")]
+    facts = [("unseen images", str(len(rows))), ("exactly right", f"{share:.1%}"), ("order", "the wrong ones first")]
     write_gallery(root / "gallery.html", "Captions of images the model has never seen", cards, facts)

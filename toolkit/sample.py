@@ -235,6 +235,14 @@ def _outline(shape: str, x: float, y: float, r: float, turn: float) -> list[tupl
     return corners
 
 
+def _draw(mask: Image.Image, shape: str, x: float, y: float, r: float, turn: float, value: int) -> None:
+    """Fills a shape; a ring has a hole of half its radius."""
+    pen = ImageDraw.Draw(mask)
+    pen.polygon(_outline(shape, x, y, r, turn), fill=value)
+    if shape == "ring":
+        pen.ellipse((x - r / 2, y - r / 2, x + r / 2, y + r / 2), fill=0)
+
+
 def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
     """Scene number `index` of a seed and its picture, RGB."""
     rng = random.Random(f"{seed}/{index}")
@@ -249,13 +257,9 @@ def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
     for item in scene["objects"]:
         (x, y), r = item["centre"], item["radius"]
         turn = rng.uniform(-0.15, 0.15)
-        offset = 0.12 * r
-        ImageDraw.Draw(shadow).polygon(_outline(item["shape"], x + offset, y + offset, r, turn), fill=90)
         mask = Image.new("L", (2 * width, 2 * height), 0)
-        pen = ImageDraw.Draw(mask)
-        pen.polygon(_outline(item["shape"], 2 * x, 2 * y, 2 * r, turn), fill=255)
-        if item["shape"] == "ring":
-            pen.ellipse((2 * x - r, 2 * y - r, 2 * x + r, 2 * y + r), fill=0)
+        _draw(shadow, item["shape"], x + 0.12 * r, y + 0.12 * r, r, turn, 90)
+        _draw(mask, item["shape"], 2 * x, 2 * y, 2 * r, turn, 255)
         colour = tuple(max(0, min(255, c + rng.randint(-14, 14))) for c in COLOURS[item["colour"]])
         layers.append((colour, mask.reduce(2)))
     picture.paste((60, 60, 70), mask=shadow.filter(ImageFilter.BoxBlur(2)))
