@@ -12,7 +12,7 @@ ROOT = Path(toolkit.__file__).parent
 LAYERS = [
     ["errors", "options", "records"],
     [
-        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "cache", "index",
+        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "index",
         "staging", "engines", "build", "identity", "workspace", "finishing",
         "ptb", "metrics", "report", "sample",
     ],

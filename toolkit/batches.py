@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from toolkit.cache import SplitReader
 from toolkit.labels import IGNORE_INDEX
 from toolkit.modeling import SpecialTokens
+from toolkit.rows import SplitReader
+
+T = TypeVar("T")
 
 
 class CaptionDataset(Dataset):
@@ -37,11 +42,64 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         item = self.reader[index]
-        labels = item["labels"]
-        if self.captions_per_image is not None and len(labels) > self.captions_per_image:
-            rng = np.random.default_rng((self.seed, self.epoch, index))
-            labels = labels[np.sort(rng.choice(len(labels), self.captions_per_image, replace=False))]
-        return {"pixel_values": item["pixel_values"], "labels": labels}
+        return {"pixel_values": item["pixel_values"], "labels": self._drawn(index, item["labels"])}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """A whole batch at once, as torch's loader asks for it: where pixels are read, by several threads."""
+        if not self.reader.reads:
+            return [self[index] for index in indices]
+        labels = (self._drawn(index, self.reader.rows.label_rows(index)) for index in indices)
+        pixels = self.reader.gather(indices)
+        return [{"pixel_values": p, "labels": rows} for p, rows in zip(pixels, labels, strict=True)]
+
+    def _drawn(self, index: int, labels: np.ndarray) -> np.ndarray:
+        if self.captions_per_image is None or len(labels) <= self.captions_per_image:
+            return labels
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        return labels[np.sort(rng.choice(len(labels), self.captions_per_image, replace=False))]
+
+
+def prefetch(batches: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """The same batches in the same order, made ahead by one thread.
+
+    Copying pixels and reading files both let other threads run, so that one thread beats worker processes, whose
+    batches have to travel. What making a batch raises is raised here, at that batch.
+
+    Args:
+        depth: batches that wait at most.
+    """
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                return
+
+    def make() -> None:
+        try:
+            for batch in batches:
+                put((True, batch))
+                if stopped.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # raised by whoever waits for the batch
+            put((False, error))
+
+    thread = threading.Thread(target=make, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, batch = waiting.get()
+            if not more:
+                if batch is not None:
+                    raise batch
+                return
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()
 
 
 class CaptionCollator:

@@ -15,15 +15,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from toolkit.errors import InputError
 from toolkit.records import SPLITS
+from toolkit.rows import Rows, SplitReader
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -72,97 +71,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_arrow(path: Path) -> pa.Table:
-    """A stream file as a table whose buffers stay in the memory-mapped file."""
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_stream(source).read_all()
-
-
-class Rows:
-    """Rows of a cache's table as numpy views into its memory-mapped files, nothing copied.
-
-    Attributes:
-        pixels: one uint8 view (rows, C, H, W) per record batch.
-        labels: int32 (captions, max_length) of all rows.
-        offsets: int64 (rows + 1,): row i has labels[offsets[i]:offsets[i + 1]].
-    """
-
-    def __init__(self, table: pa.Table, shape: tuple[int, int, int]) -> None:
-        self.table = table
-        max_length = self.table.schema.field("labels").type.value_type.list_size
-        self.num_rows = self.table.num_rows
-        self.pixels = [_flat(chunk).reshape(len(chunk), *shape) for chunk in self.table["pixel_values"].chunks]
-        self.starts = np.cumsum([0] + [len(p) for p in self.pixels])
-        chunks = self.table["labels"].chunks
-        self.labels = np.concatenate([_flat(c).reshape(-1, max_length) for c in chunks] or [_no_labels(max_length)])
-        lengths = [np.diff(c.offsets.to_numpy()) for c in chunks]
-        self.offsets = np.concatenate([[0], *lengths]).astype(np.int64).cumsum()
-
-    def pixel_row(self, row: int) -> np.ndarray:
-        """uint8 (C, H, W), a view into the file."""
-        batch = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.pixels[batch][row - self.starts[batch]]
-
-    def label_rows(self, row: int) -> np.ndarray:
-        """int32 (captions, max_length) of one row."""
-        return self.labels[self.offsets[row] : self.offsets[row + 1]]
-
-
-def open_file(path: Path, shape: tuple[int, int, int]) -> Rows:
-    """The rows of one finished Arrow stream file."""
-    return Rows(read_arrow(path), shape)
-
-
-def _flat(array: pa.Array) -> np.ndarray:
-    """The values at the bottom of nested lists, without a copy."""
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    while pa.types.is_nested(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=True)
-
-
-def _no_labels(max_length: int) -> np.ndarray:
-    return np.empty((0, max_length), dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class SplitReader(Sequence[dict[str, np.ndarray]]):
-    """One split, ready for training: `reader[i]` is {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}.
-
-    Both are views into the memory-mapped files: nothing is decoded, parsed or copied until a batch is assembled.
-    """
-
-    directory: Path
-    shape: tuple[int, int, int]
-
-    @cached_property
-    def files(self) -> list[Rows]:
-        state = json.loads((self.directory / "state.json").read_text())
-        names = [entry["filename"] for entry in state["_data_files"]]
-        return [open_file(self.directory / name, self.shape) for name in names]
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        return np.cumsum([0] + [f.num_rows for f in self.files])
-
-    @cached_property
-    def rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(pixels view, labels view) of each row: 250 bytes of Python a row buys a plain list look-up a sample."""
-        return [(file.pixel_row(i), file.label_rows(i)) for file in self.files for i in range(file.num_rows)]
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, index: Any) -> Any:
-        pixels, labels = self.rows[index]
-        return {"pixel_values": pixels, "labels": labels}
-
-    def column(self, name: str) -> list[Any]:
-        """A column of plain values: `image_id`, `path` or `captions`."""
-        return [value for file in self.files for value in file.table[name].to_pylist()]
-
-
 @dataclass(frozen=True)
 class Cache:
     """An opened cache: `cache["train"]` is a SplitReader."""
@@ -201,19 +109,25 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
     here, since a stock Trainer does not do it on the device; that is why toolkit's own trainer is faster.
     """
 
-    def __init__(self, rows: Rows, order: Sequence[int], pixels: dict[str, Any]) -> None:
+    def __init__(self, rows: Rows, order: np.ndarray, pixels: dict[str, Any]) -> None:
         self.rows = rows
-        self.captions = [(row, i) for row in order for i in range(len(rows.label_rows(row)))]
+        self.order = order
+        self.ends = np.cumsum(rows.caption_counts()[order])
         self.scale = np.float64(pixels["rescale_factor"])
         self.mean = np.array(pixels["mean"], dtype=np.float32).reshape(-1, 1, 1)
         self.std = np.array(pixels["std"], dtype=np.float32).reshape(-1, 1, 1)
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, index: Any) -> Any:
-        row, caption = self.captions[index]
+        index = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        position = int(np.searchsorted(self.ends, index, side="right"))
+        row = int(self.order[position])
         pixels, labels = self.rows.pixel_row(row), self.rows.label_rows(row)
+        caption = index - int(self.ends[position])  # from the end of the row's captions
         scaled = (pixels * self.scale).astype(np.float32)  # float64 product, rounded once: as the HF processors do
         return {"pixel_values": (scaled - self.mean) / self.std, "labels": labels[caption].astype(np.int64)}
 
@@ -232,5 +146,5 @@ def caption_view(dataset: Dataset) -> CaptionView:
     # shuffle() and select() may leave the table alone and keep a list of rows beside it; ignoring that list would
     # silently give other rows than the data set shows.
     indices = dataset._indices
-    order = range(rows.num_rows) if indices is None else indices.column(0).to_pylist()
+    order = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
     return CaptionView(rows, order, manifest["pixels"])

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from toolkit.cache import SCHEMA_VERSION, Rows, open_file, read_arrow
+from toolkit.cache import SCHEMA_VERSION
 from toolkit.hashing import hash_int
 from toolkit.pixels import PixelTransform
+from toolkit.rows import Rows, open_file, read_arrow
 
 INDEX_SCHEMA = pa.schema(
     [

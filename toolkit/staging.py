@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from toolkit.annotations import AnnotationSet
-from toolkit.cache import read_arrow
 from toolkit.errors import ImageError
 from toolkit.hashing import Hasher, hash_hex
 from toolkit.images import resolve_image
 from toolkit.index import file_state, piece_name
 from toolkit.records import ImageRecord
+from toolkit.rows import read_arrow
 
 PIECE_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
 BATCH_BYTES = 2**24  # of images that lie in containers, held at once

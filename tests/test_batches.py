@@ -1,0 +1,125 @@
+"""Batches: what the collator makes, what a loader gives by each way of reading, and the prefetch thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss, prefetch, shift_right
+from toolkit.cache import open_cache
+from toolkit.modeling import SpecialTokens
+
+TOKENS = SpecialTokens(start=0, eos=1, pad=2)
+_ = -100
+
+
+def item(*captions: list[int], length: int = 4) -> dict[str, np.ndarray]:
+    labels = np.full((len(captions), length), -100, dtype=np.int32)
+    for row, caption in zip(labels, captions, strict=True):
+        row[: len(caption)] = caption
+    return {"pixel_values": np.full((3, 2, 2), len(captions), dtype=np.uint8), "labels": labels}
+
+
+def test_a_batch_exactly() -> None:
+    batch = CaptionCollator(TOKENS)([item([7, 8, 1]), item([5, 1], [6, 9, 4, 1])])
+    assert batch["labels"].tolist() == [[7, 8, 1, _], [_, _, _, _], [5, 1, _, _], [6, 9, 4, 1]]
+    assert batch["decoder_input_ids"].tolist() == [[0, 7, 8, 1], [0, 2, 2, 2], [0, 5, 1, 2], [0, 6, 9, 4]]
+    assert batch["pixel_values"].tolist() == [[[[1, 1]] * 2] * 3, [[[2, 2]] * 2] * 3]
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(("longest", "length"), [(1, 8), (8, 8), (9, 16), (17, 20)])
+def test_padded_to_eights_but_not_beyond_the_cache(longest: int, length: int) -> None:
+    batch = CaptionCollator(TOKENS)([item([5] * (longest - 1) + [1], length=20), item([1], length=20)])
+    assert batch["labels"].shape == (2, length)
+
+
+def test_shift_right_keeps_eos_and_pads() -> None:
+    assert shift_right(torch.tensor([[5, 1, _, _]]), TOKENS).tolist() == [[0, 5, 1, 2]]
+
+
+def test_loss_is_the_same_however_a_batch_is_cut() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 5, 11)
+    labels = torch.randint(0, 11, (6, 5))
+    labels[0, 2:] = labels[3, 1:] = -100
+    whole = caption_loss(logits, labels)
+    parts = sum(caption_loss(logits[i : i + 2], labels[i : i + 2], (labels != -100).sum()) for i in (0, 2, 4))
+    assert torch.allclose(whole, parts)
+    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert torch.allclose(whole, mean)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("captions", [None, 2])
+def test_a_loader_gives_the_same_by_every_way(cache_dir: Path, num_workers: int, captions: int | None) -> None:
+    reader = open_cache(cache_dir)["train"]
+    batches = []
+    for from_disk in (False, True):
+        dataset = CaptionDataset(replace(reader, from_disk=from_disk), captions, seed=3)
+        dataset.set_epoch(1)
+        loader = DataLoader(dataset, 8, collate_fn=CaptionCollator(TOKENS), num_workers=num_workers)
+        batches.append(list(prefetch(loader)) if from_disk else list(loader))
+    assert len(batches[0]) == len(batches[1])
+    for a, b in zip(*batches, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_captions_are_drawn_by_seed_epoch_and_image(cache_dir: Path) -> None:
+    reader = open_cache(cache_dir)["train"]
+    dataset = CaptionDataset(reader, 2, seed=3)
+    first = [dataset[i]["labels"] for i in range(len(dataset))]
+    assert all(len(labels) == 2 for labels in first)
+    again = [dataset[i]["labels"] for i in reversed(range(len(dataset)))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    dataset.set_epoch(1)
+    assert not all(np.array_equal(a, dataset[i]["labels"]) for i, a in enumerate(first))
+    rows = reader[0]["labels"].tolist()
+    assert all(row in rows for row in first[0].tolist())
+
+
+# ---- prefetch -------------------------------------------------------------------------------------------------------
+
+
+def test_prefetch_keeps_the_order() -> None:
+    assert list(prefetch(range(100), depth=3)) == list(range(100))
+    assert list(prefetch([])) == []
+    assert list(prefetch([None, None])) == [None, None]
+
+
+def test_prefetch_runs_ahead_but_not_far() -> None:
+    made: list[int] = []
+
+    def batches() -> Iterator[int]:
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    iterator = prefetch(batches(), depth=2)
+    assert next(iterator) == 0
+    time.sleep(0.2)
+    assert 2 <= len(made) <= 4
+    iterator.close()  # type: ignore[attr-defined]
+    assert len(made) <= 5
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_prefetch_raises_at_the_batch() -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    iterator = prefetch(batches())
+    assert next(iterator) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(iterator)
