@@ -37,22 +37,29 @@ def generate_captions(captioner: Captioner, pixels: torch.Tensor, options: Gener
     config = generation_config(options, tokens)
     if options.sample:
         torch.manual_seed(options.seed)
+    beams = options.num_beams > 1 and not options.sample
     with torch.inference_mode():
         normalized = captioner.normalizer(pixels.to(captioner.device)).to(model.dtype)
         output = model.generate(
-            pixel_values=normalized, generation_config=config, return_dict_in_generate=True, output_scores=True
+            pixel_values=normalized,
+            generation_config=config,
+            return_dict_in_generate=True,
+            output_scores=beams,
+            output_logits=not beams,
         )
     sequences = output.sequences[:, 1:]  # the start token is nobody's caption
     lengths, ended = caption_lengths(sequences, tokens)
-    if options.num_beams > 1 and not options.sample:
+    if beams:
         # A beam's score is its log-probability over length ** length_penalty.
         scores = output.sequences_scores.float() * lengths.float() ** (options.length_penalty - 1)
     else:
-        steps = model.compute_transition_scores(
-            output.sequences, output.scores, getattr(output, "beam_indices", None), normalize_logits=True
-        )
-        inside = torch.arange(steps.shape[1], device=steps.device) < lengths[:, None]
-        scores = steps.float().masked_fill(~inside, 0).sum(1) / lengths
+        # What the model thinks of the token, not what was left of it after top-k or banned n-grams.
+        steps = [
+            logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+            for logits, token in zip(output.logits, sequences.T, strict=False)
+        ]
+        inside = torch.arange(len(steps), device=lengths.device) < lengths[:, None]
+        scores = torch.stack(steps, dim=1).masked_fill(~inside, 0).sum(1) / lengths
     texts = captioner.decode(sequences)
     n = options.num_captions
     return [
