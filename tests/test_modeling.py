@@ -41,7 +41,7 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 def test_special_tokens() -> None:
     gpt2 = tokenizer(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    assert SpecialTokens.of(gpt2) == SpecialTokens(start=2, eos=2, pad=2)
+    assert SpecialTokens.of(gpt2) == SpecialTokens(start=3, eos=3, pad=3)
     bert = tokenizer(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
     assert SpecialTokens.of(bert) == SpecialTokens(start=2, eos=3, pad=4)
     t5 = tokenizer(eos_token="</s>", pad_token="<pad>")

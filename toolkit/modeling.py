@@ -241,12 +241,17 @@ def build_captioner(
     return model
 
 
+# By model type, what an encoder applies to its pooled output alone.
+POOLING = {"clip_vision_model": ("post_layernorm",), "siglip_vision_model": ("head",)}
+
+
 def freeze_pooler(model: VisionEncoderDecoderModel) -> None:
     """The decoder reads the last hidden states, never the pooled one: a pooler gets no gradient, and under DDP or
     checkpointing a parameter that waits for one is an error. It stays, since `from_pretrained` expects it."""
-    pooler = getattr(model.encoder, "pooler", None)
-    if pooler is not None:
-        pooler.requires_grad_(False)
+    names = ("pooler", *POOLING.get(model.config.encoder.model_type, ()))
+    for name, parameter in model.encoder.named_parameters():
+        if any(part in names for part in name.split(".")):
+            parameter.requires_grad_(False)
 
 
 def _load_encoder(name: str) -> Any:
@@ -311,7 +316,7 @@ def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> 
             kind = None
         if kind != "vision-encoder-decoder":
             raise ModelError(f"--model {name}: a model of type {kind}, not a vision-encoder-decoder captioner; {hint}.")
-    elif (not path.parent.samefile(".") and path.parent.is_dir()) or name == "model":
+    elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
         raise ModelError(f"--model {name}: no such folder; {hint}.")
     model = _load(
         "captioner",
