@@ -12,7 +12,7 @@ import importlib.util
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import InputError, RunError, ToolkitError
-from toolkit.ptb import ptb_tokenize
+from toolkit.ptb import ptb_tokenize, ptb_tokenize_lines
 
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
@@ -95,15 +95,17 @@ class PreparedReferences:
         _check_corpus(references, "references")
         self.image_ids = sorted(references)
         self.tokenize = tokenize
-        self.tokens = [tokenize(caption) for i in self.image_ids for caption in references[i]]
+        words = _tokenize([caption for captions in references.values() for caption in captions], tokenize)
+        of_image = {i: [next(words) for _ in captions] for i, captions in references.items()}
+        self.tokens = [sentence for i in self.image_ids for sentence in of_image[i]]
         self._per_image = np.array([len(references[i]) for i in self.image_ids], dtype=np.int64)
         self._first = np.concatenate([[0], np.cumsum(self._per_image)])[:-1]  # first reference of each image
 
         sentences, images = self.tokens, np.repeat(np.arange(len(self.image_ids)), self._per_image)
         if idf is not None:
             _check_corpus(idf, "the IDF corpus")
-            others = [tokenize(caption) for captions in idf.values() for caption in captions]
-            sentences = self.tokens + others
+            others = _tokenize([caption for captions in idf.values() for caption in captions], tokenize)
+            sentences = [*self.tokens, *others]
             of_others = np.repeat(np.arange(len(idf)), [len(captions) for captions in idf.values()])
             images = np.concatenate([images, of_others])
         n_documents = len(self.image_ids) if idf is None else len(idf)
@@ -152,7 +154,8 @@ class PreparedReferences:
         """
         _check_metrics(metrics)
         _check_ids(hypotheses, self.image_ids)
-        words = [self.tokenize(hypotheses[i]) for i in self.image_ids]
+        of_image = dict(zip(hypotheses, _tokenize(list(hypotheses.values()), self.tokenize), strict=True))
+        words = [of_image[i] for i in self.image_ids]
         corpus: dict[str, float] = {}
         per_image: dict[str, np.ndarray] = {}
         counts = None
@@ -318,6 +321,11 @@ class _HypothesisGrams:
             size = int(ids.max(initial=0)) + 1
             entries, counts = np.unique(image[at] * size + ids, return_counts=True)
             self.orders.append((entries // size, entries % size, counts))
+
+
+def _tokenize(captions: list[str], tokenize: Tokenize) -> Iterator[list[str]]:
+    """Words of a corpus; by default exactly as pycocoevalcap reads it, so in the order of the caller's mapping."""
+    return iter(ptb_tokenize_lines(captions)) if tokenize is ptb_tokenize else map(tokenize, captions)
 
 
 def _intern(sentences: list[list[str]], words: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,23 +10,25 @@ reach equally far. What it answers is not always what one would expect, and is k
 - GBP becomes `#`, EUR becomes `$`, a cent sign `cents`; emoji outside the basic plane vanish;
 - `1 1/2` and telephone numbers are one word with a no-break space in it (BLEU and CIDEr then split it, ROUGE does not).
 
-Known differences: letters that Unicode got after 2012 vanish there and are letters here; combining marks of scripts
-other than Latin, Greek, Cyrillic, Hebrew and Arabic; markup with attributes; addresses of the web and of mail with odd
-characters. A caption with a carriage return or another line separator but `\n` shifts all later captions by one there
-(each then counts for another image); here it is a space.
+Known differences: addresses of the web and of mail with odd characters; abbreviations with a letter right behind their
+full stop ("Jr.a"); markup with quoted attributes; letters that Unicode got after 2012 (they vanish there) where Python's
+tables are newer than 2021; a clitic as the very last word of the whole text ("'s" is then cut in two there). A caption
+with a carriage return or another line separator but a line feed shifts all later captions by one there, so that they
+count for other images; here it is a space.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
 # What pycocoevalcap removes (ptbtokenizer.py: PUNCTUATIONS); its brackets never match lower-case words.
 _PUNCTUATION = frozenset(["", "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 # where a word depends on what is beyond a space: 1 1/2, (555) 5555, fig. 5, vitamin C. The, <a b>
-_CONTEXT = re.compile(r"<|[0-9).]\s+[0-9]|(?:^|[^A-Za-z])[A-Za-z]\.\s+[A-Z]")
+_CONTEXT = re.compile(r"<|[0-9)]\s+[0-9]|\.(?:\s+[0-9]|(?:(?<=[^A-Za-z][A-Za-z]\.)|(?<=^[A-Za-z]\.))\s+[A-Z])")
 
 
 def ptb_tokenize(caption: str) -> list[str]:
@@ -39,20 +41,36 @@ def ptb_tokenize(caption: str) -> list[str]:
     return words
 
 
+def ptb_tokenize_lines(captions: Sequence[str]) -> list[list[str]]:
+    """Words of captions as pycocoevalcap gives them for a whole corpus in this order.
+
+    It hands all captions over as one text, a line each, and looks past the end of a line in two cases: "plan B." keeps
+    its full stop unless the next caption begins with "A", "The" and so on, "No." keeps it only before a digit. All other
+    captions are as `ptb_tokenize` gives them, which knows no next caption.
+    """
+    words = [ptb_tokenize(caption) for caption in captions]
+    for i, caption in enumerate(captions):
+        if caption.rstrip().endswith(".") and _OPEN_END.search(caption):
+            rest = next((j for j in range(i + 1, len(captions)) if captions[j].strip()), i)
+            words[i] = _scan("\n".join(captions[i : rest + 1]), len(caption))
+    return words
+
+
 @lru_cache(maxsize=1 << 16)
 def _chunk(chunk: str) -> tuple[str, ...]:
     plain = chunk.isascii() and chunk.isalpha() and chunk.lower() not in _HALVES
     return (chunk.lower(),) if plain else tuple(_scan(chunk))
 
 
-def _scan(text: str) -> list[str]:
-    """All rules at every place: the slow way, some 0.1 ms for a caption."""
+def _scan(text: str, end: int | None = None) -> list[str]:
+    """All rules at every place: the slow way, some 0.1 ms for a caption. Words begin before `end`."""
     if text.isascii():
         rules = _rules(False)
     else:
         text = text.translate(_SAME)
         rules = _rules(True)
-    words, at, end = [], 0, len(text)
+    words: list[str] = []
+    at, end = 0, len(text) if end is None else end
     while at < end:
         if text[at].isspace():
             at += 1
@@ -187,6 +205,8 @@ _STARTERS = (
 )
 # of files: "5.py" is a word, "5.dog" is three
 _EXTENSIONS = "bat|bmp|c|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
+
+_OPEN_END = re.compile(rf"(?:(?:^|[^A-Za-z])[A-Za-z]|(?i:{_BEFORE_NUMBERS}))\.\s*$")
 
 
 @cache
