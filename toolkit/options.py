@@ -44,7 +44,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "eval_metric": "cider",
     },
     "tiny": {
-        "epochs": 8.0,
+        "epochs": 7.0,
         "batch_size": 32,
         "lr": 1.5e-3,
         "warmup_ratio": 0.06,
