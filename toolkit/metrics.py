@@ -75,7 +75,8 @@ def prepare(references: Corpus, idf: Corpus | None = None, tokenize: Tokenize = 
     Args:
         references: image id -> captions, at least one each; an empty caption is allowed and counts as in pycocoevalcap.
         idf: the corpus whose document frequencies CIDEr uses, image id -> captions; None takes `references`.
-        tokenize: caption -> words; `str.split` for captions that are tokenised already.
+        tokenize: caption -> words; `str.split` for captions that are tokenised already. The default reads a corpus as
+            pycocoevalcap does, in the order of the mapping (see `ptb_tokenize_lines`: it hardly ever matters).
 
     Raises:
         InputError: there are no references, or none for an image.
