@@ -120,12 +120,14 @@ class CaptionCollator:
         self.tokens = tokens
 
     def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        rows = max(len(item["labels"]) for item in items)
-        longest = max(int((item["labels"] != IGNORE_INDEX).sum(axis=1).max(initial=1)) for item in items)
-        length = min(-(-longest // 8) * 8, items[0]["labels"].shape[1])
+        counts = [len(item["labels"]) for item in items]
+        every = np.concatenate([item["labels"] for item in items])
+        longest = int((every != IGNORE_INDEX).any(axis=0).sum())  # rows are tokens first, padding last
+        length = min(max(-(-longest // 8) * 8, 8), every.shape[1])
+        rows = max(counts)
         labels = np.full((len(items), rows, length), IGNORE_INDEX, dtype=np.int64)
-        for i, item in enumerate(items):
-            labels[i, : len(item["labels"])] = item["labels"][:, :length]
+        # True where an item has a caption: one assignment for all, in order.
+        labels[np.arange(rows) < np.array(counts)[:, None]] = every[:, :length]
         flat = torch.from_numpy(labels.reshape(-1, length))
         return {
             "pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items])),

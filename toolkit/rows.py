@@ -173,23 +173,25 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
             IndexError: there is no such row.
         """
         out = np.empty((len(indices), *self.shape), dtype=np.uint8) if out is None else out
-        rows = self.rows
-        places = [rows.find(int(index)) for index in indices]
+        every, starts = self.rows.pixels, self.rows.starts
+        rows = np.asarray(indices, dtype=np.int64).tolist()
+        if rows and not (min(rows) >= 0 and max(rows) < len(self)):
+            raise IndexError(f"rows {min(rows)} to {max(rows)} of {len(self)}")
+        batches = [bisect_right(starts, row) - 1 for row in rows]
         if not self.reads:
-            for target, (batch, row) in zip(out, places, strict=True):
-                target[...] = rows.pixels[batch][row]
+            for i, (batch, row) in enumerate(zip(batches, rows, strict=True)):
+                out[i] = every[batch][row - starts[batch]]
             return out
         size = int(np.prod(self.shape))
 
         def read(i: int) -> None:
-            batch, row = places[i]
-            path, start = self._places[batch]
-            _read_into(path, start + row * size, memoryview(out[i]).cast("B"))
+            path, start = self._places[batches[i]]
+            _read_into(path, start + (rows[i] - starts[batches[i]]) * size, memoryview(out[i]).cast("B"))
 
-        if len(places) == 1:
+        if len(rows) == 1:
             read(0)
         else:
-            list(_readers(os.getpid()).map(read, range(len(places))))
+            list(_readers(os.getpid()).map(read, range(len(rows))))
         return out
 
     def column(self, name: str) -> list[Any]:

@@ -136,12 +136,12 @@ def _close(file: _RecordsFile, staged: Staged) -> None:
     staged.rows.append(file.rows)
 
 
-def read_records(directory: Path, piece: int) -> Iterator[dict[str, Any]]:
-    """The records of one piece; a batch of them at a time in memory."""
+def read_records(directory: Path, piece: int) -> Iterator[list[dict[str, Any]]]:
+    """The records of one piece, as many at a time as may be held in memory."""
     path = directory / "records" / piece_name(piece)
     with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as reader:
         for batch in reader:
-            yield from batch.to_pylist()
+            yield batch.to_pylist()
 
 
 def read_captions(directory: Path) -> Iterator[str]:
