@@ -51,7 +51,11 @@ def test_three_bare_commands(source: str, sample_dir: Path, tmp_path: Path) -> N
     # the same again elsewhere: equal cache, weights and captions
     again = tmp_path / "again"
     shutil.copytree(root, again, ignore=shutil.ignore_patterns("cache", "model", "captions.jsonl*"))
-    for command in (["preprocess", "--preset", "tiny", "--num-workers", "1"], ["finetune"], ["batch-caption", "Images/"]):
+    for command in (
+        ["preprocess", "--preset", "tiny", "--num-workers", "1"],
+        ["finetune"],
+        ["batch-caption", "Images/"],
+    ):
         run(*command, cwd=again)
     for name in ("captions.jsonl", "model/model.safetensors"):
         assert (again / name).read_bytes() == (root / name).read_bytes(), name
