@@ -1,7 +1,7 @@
 """Preprocessing, images/s and peak memory, side by side: the notebook's way, the bare limit, ours.
 
     python scripts/bench_preprocess.py --images 2000 --workers 2
-    python scripts/bench_preprocess.py --images 100000 --size 64x48 --only toolkit      # memory at a large size
+    python scripts/bench_preprocess.py --images 100000 --size 64x48 --pixels 64 --only toolkit --repeats 1     # memory
     python scripts/bench_preprocess.py --images 8000 --only rerun                        # nothing to do
 
 Inputs are random crops, flips and brightnesses of real photographs, saved as JPEG of quality 90, five captions each.
@@ -55,13 +55,13 @@ def make_images(folder: Path, photos: Path, number: int, size: tuple[int, int]) 
             writer.writerows((f"{i:06d}.jpg", CAPTION.format(k)) for k in range(5))
 
 
-def make_processors(folder: Path) -> None:
+def make_processors(folder: Path, pixels: int) -> None:
     """Local stand-ins for a ViT's image processor and GPT-2's tokenizer."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     from toolkit.modeling import train_tiny_tokenizer
 
-    ViTImageProcessorPil().save_pretrained(folder / "encoder")
+    ViTImageProcessorPil(size={"height": pixels, "width": pixels}).save_pretrained(folder / "encoder")
     train_tiny_tokenizer([CAPTION.format(k) for k in range(5)]).save_pretrained(folder / "decoder")
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--notebook-images", type=int, default=60)
     parser.add_argument("--size", default="500x375")
+    parser.add_argument("--pixels", type=int, default=224, help="the encoder's image size; the limit keeps to 224")
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="a folder of photographs to cut the inputs from")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
@@ -186,7 +187,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         if not (folder / "captions.txt").exists():
             width, height = map(int, arguments.size.split("x"))
-            make_processors(folder)
+            make_processors(folder, arguments.pixels)
             make_images(folder, arguments.photos, arguments.images, (width, height))
         compare(folder, arguments)
 

@@ -3,15 +3,13 @@
     python scripts/bench_read.py CACHE --batches 200
     python scripts/bench_read.py --images 4000          # a cache of this size, made of random pixels in a temporary folder
 
-The limit is a gather from one `np.memmap` that holds the same pixels and nothing else. `--cold` drops the files from
-the page cache before each way (by posix_fadvise), so that the disk is measured; the others are with a warm page cache.
+The limit is a gather from one `np.memmap` that holds the same pixels and nothing else. All files are in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -46,15 +44,6 @@ def make_split(folder: Path, images: int) -> None:
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
 
 
-def drop(paths: list[Path]) -> None:
-    """Out of the page cache."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path, nargs="?", help="a cache; its train split is read")
@@ -62,7 +51,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -75,16 +63,15 @@ def main() -> None:
         if arguments.cache:
             shape = tuple(json.loads((arguments.cache / "manifest.json").read_text())["pixels"]["shape"])
         reader = SplitReader(folder, shape, from_disk=False)
-        flat = work / "pixels"
-        limit = np.memmap(flat, np.uint8, "w+", shape=(len(reader), *shape))
+        limit = np.memmap(work / "pixels", np.uint8, "w+", shape=(len(reader), *shape))
         for start in range(0, len(reader), 64):
             stop = min(start + 64, len(reader))
             reader.gather(range(start, stop), limit[start:stop])
         limit.flush()
-        bench(reader, limit, flat, arguments)
+        bench(reader, limit, arguments)
 
 
-def bench(reader: SplitReader, limit: np.ndarray, flat: Path, arguments: argparse.Namespace) -> None:
+def bench(reader: SplitReader, limit: np.ndarray, arguments: argparse.Namespace) -> None:
     import pyarrow as pa
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -120,14 +107,9 @@ def bench(reader: SplitReader, limit: np.ndarray, flat: Path, arguments: argpars
         'datasets with_format("torch")': (len(few), lambda: formatted("torch")),
         'datasets with_format("numpy")': (len(few), lambda: formatted("numpy")),
     }
-    if arguments.cold:
-        keep = ("np.memmap gather (the limit)", "toolkit gather", "toolkit gather by reads", "toolkit loader by reads")
-        ways = {name: ways[name] for name in keep}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(arguments.repeats):
         for name, (count, make) in ways.items():
-            if arguments.cold:
-                drop([*reader.paths, flat])
             began = time.perf_counter()
             for _batch in make():
                 pass

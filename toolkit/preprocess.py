@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,8 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         for note in annotations.notes.sentences():
             say(f"  {note}")
         _check_missing(options, annotations, staged)
+        # Needed next, and a second long to import: meanwhile another process imports torch.
+        threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
         settings, tokens = fetch_processors(options.encoder, options.decoder, options.preset, partial)
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
