@@ -92,9 +92,9 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
 def _load(found: FoundImage, captioner: Captioner) -> Loaded:
     try:
         image = read_image(found.path)
+        return Loaded(found, captioner.transform(image), image.size, None)
     except ImageError as error:
         return Loaded(found, None, None, str(error))
-    return Loaded(found, captioner.transform(image), image.size, None)
 
 
 def _loaded(images: Iterable[FoundImage], captioner: Captioner, workers: int, ahead: int) -> Iterator[Loaded]:
