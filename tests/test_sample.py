@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,18 @@ import pytest
 from PIL import Image
 
 from toolkit.errors import OutputError
-from toolkit.sample import COLOURS, captions_of, combination, draw_sample, draw_scene, judge, make_scene
+from toolkit.sample import (
+    COLOURS,
+    INVERSE,
+    POSITIONS,
+    SHAPES,
+    captions_of,
+    combination,
+    draw_sample,
+    draw_scene,
+    judge,
+    make_scene,
+)
 
 
 def scenes_of(directory: Path) -> list[dict]:
@@ -70,9 +83,31 @@ def test_pictures_show_what_scenes_say() -> None:
             near = pixels[y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
             distances = {name: np.abs(near - colour).sum() for name, colour in COLOURS.items()}
             assert min(distances, key=distances.get) == item["colour"]  # type: ignore[arg-type]
+            left, top, right, bottom = item["bbox"]
+            assert 0 <= left < item["centre"][0] < right <= scene["width"]
+            assert 0 <= top < item["centre"][1] < bottom <= scene["height"]
+            assert max(right - left, bottom - top) <= 2 * 1.15 * item["radius"] + 3
         if len(scene["objects"]) == 2:
             (ax, ay), (bx, by) = (o["centre"] for o in scene["objects"])
             assert ax < bx if scene["says"] == "to the left of" else ay < by
+
+
+def flips(caption: str) -> list[str]:
+    """The caption with one size, colour, shape, position or relation another, each in every possible way."""
+    groups = [("small", "large"), ("little", "big"), tuple(COLOURS), SHAPES, tuple(POSITIONS), tuple(INVERSE)]
+    found = []
+    for group in groups:
+        for word in group:
+            parts = re.split(rf"\b{word}\b", caption)
+            for at in range(1, len(parts)):
+                before, after = word.join(parts[:at]), word.join(parts[at:])
+                found += [before + other + after for other in group if other != word]
+    return found
+
+
+def test_flips_reach_every_attribute() -> None:
+    assert len(flips("a small red ring above a large blue cross")) == 2 * (1 + 5 + 3) + 3
+    assert len(flips("a big red ring , in the middle")) == 1 + 5 + 3 + 4
 
 
 def test_judge_accepts_every_wording_and_no_other_scene() -> None:
@@ -83,9 +118,8 @@ def test_judge_accepts_every_wording_and_no_other_scene() -> None:
         assert all(judge(caption, scene) for caption in captions)
         for caption in captions:
             words = caption.split()
-            for size, other in (("small", "large"), ("large", "small"), ("little", "big"), ("big", "little")):
-                for at in (i for i, word in enumerate(words) if word == size):
-                    assert not judge(" ".join([*words[:at], other, *words[at + 1 :]]), scene)
+            for flipped in flips(caption):
+                assert not judge(flipped, scene), flipped
             assert not judge(caption + " " + caption, scene)
             assert not judge(" ".join(words[:-1]), scene)
     for scene, other in pairwise(scenes):
@@ -123,3 +157,30 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not an empty folder"):
         draw_sample(tmp_path / "mine" / "file", 3, 0)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "file"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that the user stands in, which stays the same folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = os.stat(".").st_ino
+    draw_sample(Path("."), 3, 0)
+    draw_sample(tmp_path / "deep" / "there", 3, 0)
+    assert os.stat(".").st_ino == before == (tmp_path / "here").stat().st_ino
+    names = ["Images", "captions.txt", "devImages.txt", "scenes.jsonl", "testImages.txt", "trainImages.txt"]
+    assert sorted(os.listdir(".")) == sorted(os.listdir(tmp_path / "deep" / "there")) == names
+    assert sorted(os.listdir(tmp_path)) == ["deep", "here"]
+
+
+def test_an_interrupted_sample_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.partial").mkdir()  # a neighbour of the user's
+    (tmp_path / "data.partial" / "file").write_text("x")
+    for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
+
+        def broken(index: int, seed: int, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("toolkit.sample.draw_scene", broken)
+        with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
+            draw_sample(tmp_path / "data", 3, 0)
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["data.partial", "file"]

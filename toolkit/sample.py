@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,44 +76,59 @@ def sample(options: SampleOptions) -> Summary:
 def draw_sample(directory: Path, images: int, seed: int) -> Summary:
     """Writes `captions.txt` and `Images/` in Flickr8k's form, the lists of its splits, and `scenes.jsonl`.
 
-    The same seed gives the same bytes, and image i does not depend on how many follow.
+    The same seed gives the same bytes, and image i does not depend on how many follow. All is drawn in a folder beside
+    and moved at the end, so what was interrupted never looks finished.
 
     Raises:
         OutputError: the folder exists and is not empty, or can't be written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise OutputError(f"{directory}: exists and is not an empty folder; name a new one.")
-    temporary = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    target = directory.resolve()  # "." has no name of its own
+    temporary = None
     try:
-        (temporary / "Images").mkdir(parents=True)
-        scenes = []
-        with (
-            open(temporary / "captions.txt", "w", newline="", encoding="utf-8") as captions_file,
-            open(temporary / "scenes.jsonl", "w", encoding="utf-8") as scenes_file,
-            Progress("sample", images) as progress,
-        ):
-            writer = csv.writer(captions_file, lineterminator="\n")
-            writer.writerow(["image", "caption"])
-            for i in range(images):
-                scene, picture = draw_scene(i, seed)
-                path = temporary / "Images" / scene["image"]
-                picture.save(path, quality=92)  # of a JPEG; a PNG takes no notice
-                writer.writerows((scene["image"], caption) for caption in captions_of(scene))
-                scenes_file.write(json.dumps(scene) + "\n")
-                scenes.append((scene["image"], scene["split"]))
-                progress.update()
-        for split, name in LIST_NAMES.items():
-            lines = [image + "\n" for image, of in scenes if of == split]
-            (temporary / name).write_text("".join(lines), encoding="utf-8")
-        if directory.exists():
-            directory.rmdir()
-        os.rename(temporary, directory)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise OutputError(f"{directory}: exists and is not an empty folder; name a new one.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A name that nobody has: a fixed one could be a folder of the user's.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        drawn = temporary / target.name
+        counts = _write(drawn, images, seed)
+        if target.exists():
+            # Filled, not replaced: it may be the folder that the user's shell is in. Without captions.txt, which comes
+            # last, it is no data set.
+            for path in sorted(drawn.iterdir(), key=lambda path: (path.name == "captions.txt", path.name)):
+                os.rename(path, target / path.name)
+        else:
+            os.rename(drawn, target)
     except OSError as error:
-        raise OutputError(f"{directory}: can't be written ({error.strerror}); name another folder.") from None
-    counts = {split: sum(of == split for _, of in scenes) for split in SPLITS}
+        raise OutputError(f"{directory}: can't be written ({error.strerror or error}); name another folder.") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     text = f"{directory}: {images} images, 5 captions each; " + ", ".join(f"{k} {v}" for k, v in counts.items())
     return Summary(text, {"directory": str(directory), "images": images, **counts})
+
+
+def _write(directory: Path, images: int, seed: int) -> dict[str, int]:
+    """Draws everything into a new folder; the number of images by split."""
+    (directory / "Images").mkdir(parents=True)
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    with (
+        open(directory / "captions.txt", "w", newline="", encoding="utf-8") as captions_file,
+        open(directory / "scenes.jsonl", "w", encoding="utf-8") as scenes_file,
+        Progress("sample", images) as progress,
+    ):
+        writer = csv.writer(captions_file, lineterminator="\n")
+        writer.writerow(["image", "caption"])
+        for i in range(images):
+            scene, picture = draw_scene(i, seed)
+            picture.save(directory / "Images" / scene["image"], quality=92)  # of a JPEG; a PNG takes no notice
+            writer.writerows((scene["image"], caption) for caption in captions_of(scene))
+            scenes_file.write(json.dumps(scene) + "\n")
+            names[scene["split"]].append(scene["image"])
+            progress.update()
+    for split, name in LIST_NAMES.items():
+        (directory / name).write_text("".join(image + "\n" for image in names[split]), encoding="utf-8")
+    return {split: len(found) for split, found in names.items()}
 
 
 # ---- scenes ---------------------------------------------------------------------------------------------------------
@@ -244,7 +260,11 @@ def _draw(mask: Image.Image, shape: str, x: float, y: float, r: float, turn: flo
 
 
 def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
-    """Scene number `index` of a seed and its picture, RGB."""
+    """Scene number `index` of a seed and its picture, RGB.
+
+    Each object of the scene also gets its "bbox": [left, top, right, bottom] of its part inside the picture, in pixels,
+    the last two exclusive.
+    """
     rng = random.Random(f"{seed}/{index}")
     scene = make_scene(index, rng)
     width, height = scene["width"], scene["height"]
@@ -261,7 +281,9 @@ def draw_scene(index: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
         _draw(shadow, item["shape"], x + 0.12 * r, y + 0.12 * r, r, turn, 90)
         _draw(mask, item["shape"], 2 * x, 2 * y, 2 * r, turn, 255)
         colour = tuple(max(0, min(255, c + rng.randint(-14, 14))) for c in COLOURS[item["colour"]])
-        layers.append((colour, mask.reduce(2)))
+        mask = mask.reduce(2)
+        item["bbox"] = list(mask.getbbox() or ())
+        layers.append((colour, mask))
     picture.paste((60, 60, 70), mask=shadow.filter(ImageFilter.BoxBlur(2)))
     for colour, mask in layers:
         picture.paste(colour, mask=mask)
