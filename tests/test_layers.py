@@ -14,7 +14,7 @@ LAYERS = [
     [
         "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "index",
         "staging", "engines", "build", "identity", "workspace", "finishing",
-        "ptb", "metrics", "report", "sample",
+        "ptb", "metrics", "report", "sample", "facts",
     ],
     ["modeling", "grouped", "processors", "batches", "decoding", "training"],
     ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],
@@ -39,7 +39,8 @@ def imports(path: Path) -> set[str]:
 
 def modules() -> list[tuple[str, Path]]:
     files = [(path.stem, path) for path in ROOT.glob("*.py") if path.stem not in ("__init__", "__main__")]
-    return files + [("annotations", path) for path in (ROOT / "annotations").glob("*.py")]
+    folders = ("annotations", "facts")
+    return files + [(name, path) for name in folders for path in (ROOT / name).glob("*.py")]
 
 
 def test_every_module_has_a_layer() -> None:

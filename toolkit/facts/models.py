@@ -1,0 +1,143 @@
+"""What the files of a model, and the log of a run, say of it: read without torch, weights never loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import InputError
+
+RUN_LOG = "training.jsonl"
+FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "distinct")
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object in a file, None where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read as JSON ({error}); mend the file or write the folder anew.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; mend the file or write the folder anew.")
+    return value
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name -> {"dtype", "shape", ...}.
+
+    Raises:
+        InputError: the file is cut short or no safetensors file.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LARGEST_HEADER, path.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if 8 + length + max(ends, default=0) > path.stat().st_size:
+            raise ValueError("it ends too early")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); copy or write it again.") from None
+    header.pop("__metadata__", None)
+    return header
+
+
+def parameters(folder: Path) -> dict[str, Any] | None:
+    """Parameters of a model folder, in one file or several; None where it has no safetensors.
+
+    Returns:
+        {"total", "encoder", "decoder", "dtypes": {"F32": ...}}; other parts, such as a projection between the two, are
+        in the total alone.
+    """
+    index = read_json(folder / "model.safetensors.index.json")
+    files = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    if index is None and not (folder / files[0]).is_file():
+        return None
+    parts: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    for file in files:
+        for name, entry in tensors(folder / file).items():
+            size = math.prod(entry["shape"])
+            parts[name.split(".")[0]] += size
+            dtypes[entry["dtype"]] += size
+    return {
+        "total": sum(parts.values()),
+        "encoder": parts["encoder"],
+        "decoder": parts["decoder"],
+        "dtypes": dict(dtypes),
+    }
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """What a captioner's folder says of it.
+
+    Raises:
+        InputError: it is another kind of model, or one of its files is damaged.
+    """
+    config = read_json(folder / "config.json") or {}
+    kind = config.get("model_type")
+    if kind != "vision-encoder-decoder":
+        raise InputError(
+            f"{folder}: a model of type {kind}; give a captioner's folder (vision-encoder-decoder), or a cache."
+        )
+    encoder, decoder = config.get("encoder") or {}, config.get("decoder") or {}
+    size = (read_json(folder / "preprocessor_config.json") or {}).get("size") or {}
+    side = encoder.get("image_size")
+    image_size = [size["height"], size["width"]] if "height" in size and "width" in size else [side, side]
+    generation = read_json(folder / "generation_config.json") or {}
+    generation.pop("transformers_version", None)
+    return {
+        "encoder": encoder.get("model_type"),
+        "decoder": decoder.get("model_type"),
+        "parameters": parameters(folder),
+        "vocabulary": decoder.get("vocab_size"),
+        "image_size": image_size if isinstance(image_size[0], int) else None,
+        "generation": generation,
+        "options": (read_json(folder / "options.json") or {}).get("options"),
+        "summary": read_json(folder / "finetune.json"),
+    }
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """What the log of a run says: how far it came, its best evaluation and its last figures."""
+    rows = []
+    for line in (folder / RUN_LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a run that is writing it now, or was killed then
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    options = (read_json(folder / "options.json") or {}).get("options") or {}
+    metric = options.get("eval_metric") or "loss"
+    evaluations = [row for row in rows if row.get(f"eval_{metric}") is not None]
+    sign = -1 if metric == "loss" else 1
+    best = max(evaluations, key=lambda row: sign * row[f"eval_{metric}"], default=None)
+    steps = [row for row in rows if "loss" in row]
+    return {
+        "steps": rows[-1]["step"] if rows else 0,
+        "epoch": rows[-1].get("epoch") if rows else None,
+        "finished": (folder / "finetune.json").exists(),
+        "evaluations": len(evaluations),
+        "metric": metric,
+        "best": _figures(best) if best else None,
+        "last_evaluation": _figures(evaluations[-1]) if evaluations else None,
+        "last": {k: steps[-1].get(k) for k in ("step", "loss", "learning_rate", "grad_norm")} if steps else None,
+        "options": options or None,
+    }
+
+
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    figures = {name: row[f"eval_{name}"] for name in FIGURES if row.get(f"eval_{name}") is not None}
+    return {"step": row["step"], "epoch": row.get("epoch"), **figures}

@@ -1,0 +1,111 @@
+"""`toolkit inspect`: what is in a cache, in raw annotations, in a model or in a run. Writes nothing but `--sheet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toolkit.annotations import AnnotationSet, read_annotations
+from toolkit.cache import MANIFEST, open_cache
+from toolkit.errors import InputError, ModelError, OutputError
+from toolkit.facts.annotated import annotation_facts
+from toolkit.facts.caches import cache_facts
+from toolkit.facts.census import Sheet, bytes_below
+from toolkit.facts.models import RUN_LOG, model_facts, run_facts
+from toolkit.facts.words import describe, table, title
+from toolkit.labels import CaptionEncoder
+from toolkit.options import DEFAULT_DECODER, InspectOptions
+from toolkit.records import Summary
+from toolkit.report import write_page
+
+
+def inspect(options: InspectOptions) -> Summary:
+    """Looks at whatever `options.path` is.
+
+    Returns:
+        Its exit code is 3 where images of raw annotations can't be read.
+
+    Raises:
+        InputError: it is nothing that is known, or damaged.
+        ModelError: `--decoder` has no tokenizer.
+        OutputError: `--sheet` can't be written.
+    """
+    path = options.path
+    annotated = options.format != "auto" or not path.is_dir()
+    if not annotated and (path / MANIFEST).is_file():
+        cache = open_cache(path)
+        values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
+        return _summary(options, values, sheet)
+    model, run = (path / "config.json").is_file(), (path / RUN_LOG).is_file()
+    if annotated or not (model or run):
+        values, sheet = annotation_facts(options, _annotations(options), _tokenizer(options.decoder))
+        return _summary(options, values, sheet, exit_code=3 if values["rejected"]["count"] else 0)
+    kind = "model" if model else "run"
+    for name in ("sheet", "split", "decoder", "images"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} {getattr(options, name)}: is for images with captions, but {path} is a {kind}.")
+    values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
+    values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
+    return _summary(options, values, None)
+
+
+def _summary(options: InspectOptions, values: dict[str, Any], sheet: Sheet | None, exit_code: int = 0) -> Summary:
+    text = describe(values)
+    if options.sheet is not None and sheet is not None:
+        try:
+            shown = {"title": title(values), "rows": table(values), "sheet": sheet}
+            write_page(options.sheet, "inspect.html", **shown, for_model=values["kind"] == "cache")
+        except OSError as error:
+            raise OutputError(f"--sheet {options.sheet}: can't be written ({error.strerror}); name another.") from None
+        values["sheet"] = str(options.sheet)
+        text += f"\n  {options.sheet}: a sample to look at"
+    return Summary(text, values, exit_code)
+
+
+def _annotations(options: InspectOptions) -> AnnotationSet:
+    path, images = options.path, options.images
+    if images is None:
+        folder = path if path.is_dir() else path.parent
+        images = next((place for place in (folder / "Images", Path("Images")) if place.is_dir()), folder)
+    elif not images.is_dir():
+        raise InputError(f"--images {images}: no such folder; name the folder that {path} speaks of.")
+    try:
+        return read_annotations(path, images, options.format)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        if not path.exists() and options.format == "auto":
+            reason = "no such file or folder; name a cache, annotations, a model or a run."
+        elif path.is_dir() and options.format == "auto":
+            reason = f"neither a cache, a model nor a run (no {MANIFEST}, config.json or {RUN_LOG}); as annotations: {reason}"
+        elif reason == str(error):  # of something else, as --format
+            raise
+        raise InputError(f"{path}: {reason}") from None
+
+
+def _tokenizer(decoder: str | None) -> CaptionEncoder | None:
+    """What counts tokens; None where no decoder is named and the default's is not on this machine."""
+    file = _tokenizer_file(decoder)
+    try:
+        return CaptionEncoder(file, 0, 0) if file else None  # for its lengths alone, never for rows
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ModelError(f"--decoder {decoder or DEFAULT_DECODER}: {file} can't be read ({error}).") from None
+
+
+def _tokenizer_file(decoder: str | None) -> Path | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if decoder is None:
+        found = try_to_load_from_cache(DEFAULT_DECODER, "tokenizer.json")
+        return Path(found) if isinstance(found, str) else None
+    if Path(decoder).is_dir():  # a decoder's, a captioner's or a cache
+        for file in (Path(decoder, "tokenizer.json"), Path(decoder, "tokenizer", "tokenizer.json")):
+            if file.is_file():
+                return file
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another folder.")
+    try:
+        return Path(hf_hub_download(decoder, "tokenizer.json", etag_timeout=5))
+    except (OSError, HFValidationError):  # what the hub raises, without a network too, is an OSError
+        raise ModelError(
+            f"--decoder {decoder}: its tokenizer.json could not be loaded; name a local folder, or leave the option out."
+        ) from None
