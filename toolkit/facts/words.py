@@ -50,11 +50,13 @@ def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     left_out = f"; in none {values['left_out']}" if values["left_out"] else ""
     rows = [("splits", splits + left_out)]
     per_image = f"; an image has {_range(captions['per_image'])}" if captions["per_image"] else ""
-    rows.append((f"captions{of}", f"{captions['count']}, {captions['distinct']} distinct{per_image}"))
+    rows.append(("captions", f"{captions['count']}{of}, {captions['distinct']} distinct{per_image}"))
     if captions["count"]:
         rows.append(("words a caption", _range(captions["words"])))
     if captions["tokens"]:
-        rows.append(("tokens a caption", f"{_range(captions['tokens'])} (EOS included; tokenizer: {values['tokenizer']})"))
+        rows.append(
+            ("tokens a caption", f"{_range(captions['tokens'])} (EOS included; tokenizer: {values['tokenizer']})")
+        )
         cells = [(m, str(n)) for m, n in captions["truncated"].items()]
         widths = [max(len(m), len(n)) + 2 for m, n in cells]
         for name, column in (("with --max-length", 0), ("are cut", 1)):
