@@ -44,7 +44,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "eval_metric": "cider",
     },
     "tiny": {
-        "epochs": 7.0,
+        "epochs": 8.0,
         "batch_size": 32,
         "lr": 1.5e-3,
         "warmup_ratio": 0.06,
@@ -161,7 +161,7 @@ GENERATION_FIELDS = tuple(f.name for f in fields(GenerationOptions))
 class FinetuneOptions:
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.")
-    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 7]")
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
     max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(None, "Images a step, each with its captions. [default: 8; tiny preset: 32]")
     eval_batch_size: int = option(32, "Images a batch in evaluation.")
