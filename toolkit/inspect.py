@@ -54,7 +54,8 @@ def _summary(options: InspectOptions, values: dict[str, Any], sheet: Sheet | Non
     if options.sheet is not None and sheet is not None:
         try:
             shown = {"title": title(values), "rows": table(values), "sheet": sheet}
-            write_page(options.sheet, "inspect.html", **shown, for_model=values["kind"] == "cache")
+            shown |= {"for_model": values["kind"] == "cache", "counted": values["captions"]["tokens"] is not None}
+            write_page(options.sheet, "inspect.html", **shown)
         except OSError as error:
             raise OutputError(f"--sheet {options.sheet}: can't be written ({error.strerror}); name another.") from None
         values["sheet"] = str(options.sheet)

@@ -80,7 +80,12 @@ def _pictures(values: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         first = near["nearest"][0]
         text = f"{_many(near['pairs'], 'pair')} of {near['images']} images, {near['across_splits']} across splits"
-        rows.append(("nearly the same", f"{text} (up to {near['distance']} of 64 bits): {' ~ '.join(first['images'])}"))
+        rows.append(
+            (
+                "nearly the same",
+                f"{text} (up to {near['distance']} of 64 bits, colours aside): {' ~ '.join(first['images'])}",
+            )
+        )
     if leaked["pictures"]:
         first = ", ".join(f"{names[0]} in {split}" for split, names in leaked["examples"][0].items())
         rows.append(("in two splits", f"{_many(leaked['pictures'], 'picture')}: {first}"))
