@@ -14,7 +14,8 @@ LAYERS = [
     [
         "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "index",
         "staging", "engines", "build", "identity", "workspace", "finishing",
-        "ptb", "metrics", "report", "sample", "facts",
+        "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
+        "evaluation_page", "sample", "facts",
     ],
     ["modeling", "grouped", "processors", "batches", "decoding", "training"],
     ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "preprocess": (o.PreprocessOptions, "Read images and captions once, into a cache ready for training."),
     "finetune": (o.FinetuneOptions, "Fine-tune a captioner on a cache."),
     "batch-caption": (o.BatchCaptionOptions, "Write a caption for every image below the given folders."),
+    "evaluate": (o.EvaluateOptions, "Captions against references: the COCO metrics, with what it takes to trust them."),
     "inspect": (o.InspectOptions, "Say what is in an annotation set, a cache, a model or a run; writes nothing."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
     "demo": (o.DemoOptions, "The whole path on a drawn sample: draw, preprocess, finetune, caption, look."),

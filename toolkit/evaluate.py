@@ -1,0 +1,200 @@
+"""`toolkit evaluate`: captions against references, with what it takes to trust and to repeat the figures.
+
+    hypotheses + references -> which caption is of which image -> scores -> intervals -> a table, a file, a page
+
+Figures are fractions in `--json` and `--per-image` (CIDEr: 0 to 10); the table and the page have them times 100, as
+they are published.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import InputError, ModelError, OutputError
+from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, judge, label, percent
+from toolkit.evaluation_page import write_evaluation_page
+from toolkit.hypotheses import Hypotheses, Hypothesis, read_hypotheses
+from toolkit.options import EvaluateOptions
+from toolkit.progress import Progress
+from toolkit.records import Summary
+from toolkit.references import References, read_references
+from toolkit.significance import LEVEL, Figure
+
+DEFAULT_HYPOTHESES = Path("captions.jsonl")
+
+
+def evaluate(options: EvaluateOptions) -> Summary:
+    """Judges captions; writes nothing but `--per-image` and `--page`.
+
+    Raises:
+        InputError: captions or references that are not there, broken, or not of the same images.
+        ModelError: `--model` is no captioner, or sees other pixels than the cache has.
+        OutputError: `--per-image` or `--page` can't be written.
+        ToolkitError: METEOR or SPICE can't run here.
+    """
+    outputs = (
+        ("--per-image", options.per_image, write_per_image, "the figures of each image"),
+        ("--page", options.page, write_evaluation_page, "a page to judge by"),
+    )
+    for name, path, _, _ in outputs:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            why = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+            raise OutputError(f"{name} {path}: {why}; name another file.")
+    references = read_references(options.references, options.split, options.images, options.format)
+    given = [
+        caption_split(references, options)
+        if options.model is not None
+        else read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)
+    ]
+    if options.against is not None:
+        given.append(read_hypotheses(options.against, "--against"))
+    found = judge(given, references, options)
+    text = _text(found)
+    for name, path, write, what in outputs:
+        if path is not None:
+            try:
+                write(path, found)
+            except OSError as error:
+                raise OutputError(f"{name} {path}: can't be written ({error.strerror}); name another file.") from None
+            text += f"\n{path}: {what}"
+    return Summary(text, _values(found, options))
+
+
+# ---- captioning the split -------------------------------------------------------------------------------------------
+
+
+def caption_split(references: References, options: EvaluateOptions) -> Hypotheses:
+    """Captions of the pixels in the cache.
+
+    Raises:
+        InputError: the references are no cache.
+        ModelError: `--model` can't be loaded, or resizes images in another way than the cache was made.
+    """
+    assert options.model is not None
+    cache = references.cache
+    if cache is None:
+        raise InputError(
+            f"--model {options.model}: captions the pixels of a cache, but {references.source} is none; run "
+            "`toolkit batch-caption` on the images, then evaluate its output."
+        )
+    import torch
+
+    from toolkit.decoding import generate_captions
+    from toolkit.modeling import load_captioner, silence_transformers
+
+    silence_transformers()
+    captioner = load_captioner(options.model, options.device, options.precision)
+    pixels = json.loads(json.dumps(asdict(captioner.transform)))  # tuples as lists
+    differs = [k for k in ("size", "shortest_edge", "crop", "resample") if pixels[k] != cache.manifest["pixels"][k]]
+    if differs:
+        raise ModelError(
+            f"--model {options.model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "
+            "run `toolkit preprocess` with the encoder of this model."
+        )
+    rows: list[Hypothesis] = []
+    readers = {split: cache[split] for split, _ in references.rows.values()}
+    ids = list(references.captions)
+    with Progress("caption", len(ids)) as progress:
+        for start in range(0, len(ids), options.batch_size):
+            batch = ids[start : start + options.batch_size]
+            images = [readers[references.rows[i][0]][references.rows[i][1]]["pixel_values"] for i in batch]
+            stacked = torch.stack([torch.tensor(image) for image in images])
+            for image_id, decoded in zip(batch, generate_captions(captioner, stacked, options.generation), strict=True):
+                rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
+            progress.update(len(batch))
+    return Hypotheses(options.model, "model", rows)
+
+
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+
+def write_per_image(path: Path, found: Evaluation) -> None:
+    """A row an image, in the order of the references: CSV or Parquet by the suffix. It may serve as hypotheses again."""
+    columns: dict[str, list[Any]] = {"image_id": found.ids, "image": [found.references.paths[i] for i in found.ids]}
+    for side, prefix in zip(found.sides, ("", "against_"), strict=False):
+        place = {image_id: row for row, image_id in enumerate(side.scores.image_ids)}
+        rows = [place[i] for i in found.ids]
+        columns[f"{prefix}caption"] = [side.captions[i] for i in found.ids]
+        columns |= {prefix + name: values[rows].tolist() for name, values in side.scores.per_image.items()}
+    columns["signature"] = [found.signature] * len(found.ids)
+    temporary = path.with_name(path.name + ".tmp")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), temporary)
+    else:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+    os.replace(temporary, path)
+
+
+def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
+    values = {
+        **_side_values(found.sides[0]),
+        "references": found.references.source,
+        "split": found.references.split,
+        "images": len(found.ids),
+        "images_in_split": len(found.references.captions),
+        "signature": found.signature,
+        "against": None,
+        "human": None if found.human is None else asdict(found.human),
+        "notes": found.notes,
+        "per_image": None if options.per_image is None else str(options.per_image),
+        "page": None if options.page is None else str(options.page),
+    }
+    if found.differences is not None:
+        differences = {name: asdict(d) for name, d in found.differences.items()}
+        values["against"] = {**_side_values(found.sides[1]), "differences": differences}
+    return values
+
+
+def _side_values(side: Side) -> dict[str, Any]:
+    return {
+        "hypotheses": side.name,
+        "format": side.format,
+        "metrics": {name: asdict(figure) for name, figure in side.figures.items()},
+        "health": side.health,
+        "matching": side.matched.to_json(),
+    }
+
+
+def _with_interval(figure: Figure) -> str:
+    return percent(figure.score) + (
+        f" [{percent(figure.low)}, {percent(figure.high)}]" if figure.low is not None else ""
+    )
+
+
+def _text(found: Evaluation) -> str:
+    """For people; all figures times 100."""
+    sides, human, differences = found.sides, found.human, found.differences
+    n_references = sum(len(found.references.captions[i]) for i in found.ids)
+    title = f"{' and '.join(side.name for side in sides)} against {found.references.name}: {len(found.ids):,} images, "
+    title += f"{n_references:,} references; figures x 100, [{LEVEL} % interval]"
+    rows = [["", *(label(side.name) for side in sides)]]
+    rows[0] += ["difference", "p"] if differences is not None else []
+    rows[0] += ["a person", "captions, judged alike"] if human is not None else []
+    for name in sides[0].figures:
+        row = [NAMES[name], *(_with_interval(side.figures[name]) for side in sides)]
+        if differences is not None:
+            p = differences[name].p
+            row += [_with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
+        row += [percent(human.human[name]), percent(human.same[name])] if human is not None else []
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    if human is not None:
+        lines.append(
+            f"  a person: each reference judged by the others, {human.rounds} rounds over {human.images:,} images; beside it "
+            "the captions judged by these same others"
+        )
+    lines += [f"{label(side.name)}: {health_sentence(side.health)}" for side in sides]
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join([*lines, f"signature: {found.signature}"])
