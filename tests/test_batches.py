@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss, prefetch, shift_right
+from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss, prefetch
 from toolkit.cache import open_cache
-from toolkit.modeling import SpecialTokens
+from toolkit.modeling import SpecialTokens, build_captioner
 
 TOKENS = SpecialTokens(start=0, eos=1, pad=2)
 _ = -100
@@ -30,21 +31,73 @@ def item(*captions: list[int], length: int = 4) -> dict[str, np.ndarray]:
 
 def test_a_batch_exactly() -> None:
     batch = CaptionCollator(TOKENS)([item([7, 8, 1]), item([5, 1], [6, 9, 4, 1])])
-    assert batch["labels"].tolist() == [[7, 8, 1, _], [_, _, _, _], [5, 1, _, _], [6, 9, 4, 1]]
-    assert batch["decoder_input_ids"].tolist() == [[0, 7, 8, 1], [0, 2, 2, 2], [0, 5, 1, 2], [0, 6, 9, 4]]
+    assert batch["labels"].tolist() == [[7, 8, 1, _, _, _, _, _], [5, 1, 6, 9, 4, 1, _, _]]
+    assert batch["decoder_input_ids"].tolist() == [[0, 7, 8, 2, 2, 2, 2, 2], [0, 5, 0, 6, 9, 4, 2, 2]]
+    assert batch["decoder_position_ids"].tolist() == [[0, 1, 2, 0, 0, 0, 0, 0], [0, 1, 0, 1, 2, 3, 0, 0]]
+    seen = [
+        ["x", "xx", "xxx", "...x", "...xx", "...xxx", "...xxxx", "...xxxxx"],
+        ["x", "xx", "..x", "..xx", "..xxx", "..xxxx", "......x", "......xx"],
+    ]
+    expected = [[[[key == "x" for key in row.ljust(8, ".")] for row in rows]] for rows in seen]
+    assert batch["decoder_attention_mask"].tolist() == expected
     assert batch["pixel_values"].tolist() == [[[[1, 1]] * 2] * 3, [[[2, 2]] * 2] * 3]
     assert batch["pixel_values"].dtype == torch.uint8
-    assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.int64
+    assert batch["decoder_attention_mask"].dtype == torch.bool
+    assert {batch[name].dtype for name in ("labels", "decoder_input_ids", "decoder_position_ids")} == {torch.int64}
+    shifted = CaptionCollator(TOKENS, first_position=3)([item([7, 8, 1]), item([5, 1], [6, 9, 4, 1])])
+    assert torch.equal(shifted["decoder_position_ids"], batch["decoder_position_ids"] + 3)
 
 
-@pytest.mark.parametrize(("longest", "length"), [(1, 8), (8, 8), (9, 16), (17, 20)])
-def test_padded_to_eights_but_not_beyond_the_cache(longest: int, length: int) -> None:
+@pytest.mark.parametrize(("longest", "length"), [(1, 8), (8, 8), (9, 16), (17, 24)])
+def test_padded_to_eights(longest: int, length: int) -> None:
     batch = CaptionCollator(TOKENS)([item([5] * (longest - 1) + [1], length=20), item([1], length=20)])
     assert batch["labels"].shape == (2, length)
 
 
-def test_shift_right_keeps_eos_and_pads() -> None:
-    assert shift_right(torch.tensor([[5, 1, _, _]]), TOKENS).tolist() == [[0, 5, 1, 2]]
+def images(captions: list[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Images with the given numbers of captions, of random lengths."""
+    rng = torch.Generator().manual_seed(seed)
+    items = []
+    for number in captions:
+        labels = torch.full((number, 12), -100)
+        for row in labels:
+            length = int(torch.randint(2, 11, (), generator=rng))
+            row[:length] = torch.randint(3, 300, (length,), generator=rng)
+            row[length] = TOKENS.eos
+        items.append({"pixel_values": torch.randn(3, 64, 64, generator=rng).numpy(), "labels": labels.int().numpy()})
+    return items
+
+
+@pytest.mark.parametrize("captions", [[5, 5], [1, 4, 2], [1, 1]])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_loss_and_every_gradient_equal_the_naive_ones(
+    captions: list[int], dtype: torch.dtype, tolerance: float
+) -> None:
+    """Naive: each caption alone with its own copy of its image; transformers shifts the labels itself."""
+    model = build_captioner("", "", "tiny", vocab_size=300, tokens=TOKENS, seed=0).to(dtype).train()
+    naive, total, tokens = copy.deepcopy(model), torch.zeros((), dtype=dtype), 0
+    for image in images(captions):
+        for row in torch.from_numpy(image["labels"]).long():
+            count = int((row != -100).sum())
+            pixels = torch.from_numpy(image["pixel_values"]).to(dtype)[None]
+            total, tokens = total + naive(pixel_values=pixels, labels=row[None]).loss * count, tokens + count
+    (total / tokens).backward()
+    batch = CaptionCollator(TOKENS)(images(captions))
+    labels = batch.pop("labels")
+    logits = model(**{**batch, "pixel_values": batch["pixel_values"].to(dtype)}).logits
+    loss = caption_loss(logits, labels)
+    loss.backward()
+    assert loss.dtype == dtype
+    assert abs(loss.item() - (total / tokens).item()) < tolerance
+    theirs = dict(naive.named_parameters())
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert "pooler" in name
+            continue
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=0, atol=tolerance, msg=name)
+        compared += 1
+    assert compared > 90
 
 
 def test_loss_is_the_same_however_a_batch_is_cut() -> None:

@@ -17,7 +17,7 @@ LAYERS = [
         "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
         "evaluation_page", "sample", "facts",
     ],
-    ["modeling", "grouped", "processors", "batches", "decoding", "training"],
+    ["modeling", "processors", "batches", "decoding", "training"],
     ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],
     ["demo"],
     ["cli"],

@@ -25,7 +25,6 @@ from transformers import (
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import caption_view, open_cache
 from toolkit.errors import RunError
-from toolkit.grouped import grouped_captions
 from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, generation_config
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
@@ -101,8 +100,7 @@ def test_accumulation_changes_nothing(parts: Parts, tmp_path: Path) -> None:
         trainer = parts.trainer(
             model, tmp_path / str(size), per_device_train_batch_size=size, gradient_accumulation_steps=steps
         )
-        with grouped_captions(model):
-            trainer.train()
+        trainer.train()
         ends.append(weights(model))
     moved = difference(ends[0], weights(parts.model()))
     assert moved > 1e-3
@@ -118,8 +116,7 @@ def test_one_update_equals_a_naive_loop(parts: Parts, tmp_path: Path) -> None:
     )
     seen: list[Any] = []
     trainer.data_collator = lambda items: seen.append(items) or parts.collator(items)
-    with grouped_captions(model):
-        trainer.train()
+    trainer.train()
     total, count = torch.zeros(()), 0
     for item in seen[0]:
         pixels = parts.normalizer(torch.from_numpy(np.array(item["pixel_values"])))[None]
@@ -160,8 +157,7 @@ def test_stock_trainer_reaches_the_same_loss(parts: Parts, cache_dir: Path, tmp_
     stock.train()
     ours = parts.trainer(model, tmp_path / "ours", per_device_train_batch_size=6, **arguments)
     ours.train_dataset = torch.utils.data.Subset(CaptionDataset(parts.cache["train"]), range(6))
-    with grouped_captions(model):
-        ours.train()
+    ours.train()
     theirs, mine = ([row["loss"] for row in t.state.log_history if "loss" in row] for t in (stock, ours))
     assert len(theirs) == len(mine) == 4
     np.testing.assert_allclose(mine, theirs, atol=2e-3)
@@ -195,12 +191,10 @@ def test_resume_restores_every_tensor_bit_for_bit(parts: Parts, tmp_path: Path) 
     """S2: stock Trainer leaves the encoder's layers as they were. Stopped after 2 of 4 steps, mid-epoch."""
     straight, resumed = parts.model(), parts.model()
     arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    with grouped_captions(straight):
-        parts.trainer(straight, tmp_path / "a", **arguments).train()
+    parts.trainer(straight, tmp_path / "a", **arguments).train()
     checkpoint = tmp_path / "a" / "checkpoint-2"
     resumed = parts.model(seed=5)
-    with grouped_captions(resumed):
-        parts.trainer(resumed, tmp_path / "b", **arguments).train(resume_from_checkpoint=str(checkpoint))
+    parts.trainer(resumed, tmp_path / "b", **arguments).train(resume_from_checkpoint=str(checkpoint))
     assert difference(weights(straight), weights(resumed)) == 0.0
 
 
@@ -213,8 +207,7 @@ def test_best_checkpoint_is_really_loaded(parts: Parts, tmp_path: Path) -> None:
     )  # fmt: skip
     score = iter([1.0, 2.0])
     trainer.compute_metrics = lambda prediction: {"score": next(score)}
-    with grouped_captions(model):
-        trainer.train()
+    trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     saved = type(model).from_pretrained(tmp_path / "checkpoint-2").state_dict()
     assert difference(weights(model), saved) == 0.0
@@ -263,6 +256,21 @@ def break_eos(batch: dict[str, torch.Tensor], model: Any) -> None:
     batch["labels"][0, (batch["labels"][0] != -100).sum() - 1] = -100
 
 
+def break_an_eos_between(batch: dict[str, torch.Tensor], model: Any) -> None:
+    second = batch["decoder_position_ids"][0].eq(0).nonzero()[1]
+    batch["labels"][0, second - 1] += 1
+
+
+def break_mask(batch: dict[str, torch.Tensor], model: Any) -> None:
+    batch["decoder_attention_mask"][:] = torch.ones_like(batch["decoder_attention_mask"]).tril()
+
+
+def break_positions(batch: dict[str, torch.Tensor], model: Any) -> None:
+    """As a decoder that counts positions its own way."""
+    forward = model.decoder.forward
+    model.decoder.forward = lambda *args, position_ids=None, **kwargs: forward(*args, **kwargs)
+
+
 def break_shift(batch: dict[str, torch.Tensor], model: Any) -> None:
     batch["decoder_input_ids"] = batch["decoder_input_ids"].roll(1, 1)
 
@@ -297,11 +305,14 @@ def break_double_shift(batch: dict[str, torch.Tensor], model: Any) -> None:
     ("spoil", "message"),
     [
         (break_eos, "end with one EOS"),
+        (break_an_eos_between, "end with one EOS"),
+        (break_mask, "several captions"),
+        (break_positions, "several captions"),
         (break_shift, "shifted right once"),
         (break_weights, "is nan"),
         (break_freshness, "not as fresh"),
         (break_sight, "same output for any image"),
-        (break_double_shift, "shift labels"),
+        (break_double_shift, "shifts labels"),
     ],
 )
 def test_self_check_stops_with_a_sentence(

@@ -15,11 +15,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTraining
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import Cache, open_cache
 from toolkit.errors import InputError, ModelError, OutputError, RunError
-from toolkit.grouped import grouped_captions
 from toolkit.modeling import (
     PixelNormalizer,
     SpecialTokens,
     build_captioner,
+    first_position,
     generation_config,
     load_image_processor,
     load_tokenizer,
@@ -137,7 +137,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     )
     _check_fit(model, cache, options)
     normalizer = PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string())))
-    collator = CaptionCollator(tokens)
+    collator = CaptionCollator(tokens, first_position(model.decoder))
     captions = None if options.captions_per_image in (None, "all") else int(options.captions_per_image)
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
@@ -178,8 +178,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         say(f"going on from {checkpoint}")
     started = time.monotonic()
     try:
-        with grouped_captions(model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         raise RunError("stopped; run the same command again to go on from the last checkpoint.") from None
     finally:

@@ -208,8 +208,9 @@ def settle_special_tokens(model: VisionEncoderDecoderModel, tokens: SpecialToken
         config.bos_token_id = tokens.start
         config.eos_token_id = tokens.eos
         config.pad_token_id = tokens.pad
-    # The decoder's own pad id makes some models warn about, or drop, start tokens that share it.
-    model.config.decoder.pad_token_id = None
+    # The decoder's own pad id makes some models warn about, or drop, start tokens that share it; RoBERTa-likes need it.
+    if not first_position(model.decoder):
+        model.config.decoder.pad_token_id = None
 
 
 def build_captioner(
@@ -252,6 +253,14 @@ def freeze_pooler(model: VisionEncoderDecoderModel) -> None:
     for name, parameter in model.encoder.named_parameters():
         if any(part in names for part in name.split(".")):
             parameter.requires_grad_(False)
+
+
+def first_position(decoder: nn.Module) -> int:
+    """What a decoder calls the position of its first token: 0, but RoBERTa-likes count on from their padding id."""
+    for name, module in decoder.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def _load_encoder(name: str) -> Any:

@@ -16,7 +16,6 @@ from toolkit.batches import caption_loss
 from toolkit.cache import Cache
 from toolkit.decoding import caption_lengths
 from toolkit.errors import RunError
-from toolkit.grouped import grouped_captions
 from toolkit.labels import IGNORE_INDEX
 from toolkit.metrics import score
 from toolkit.modeling import PixelNormalizer, SpecialTokens
@@ -58,8 +57,8 @@ class CaptionTrainer(Seq2SeqTrainer):
             logits = model(**inputs).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-        ).view(images, -1)
-        counts = (labels != IGNORE_INDEX).view(images, -1).sum(1)
+        ).view(labels.shape)
+        counts = (labels != IGNORE_INDEX).sum(1)
         with torch.no_grad(), self.compute_loss_context_manager():
             tokens = self.accelerator.unwrap_model(model).generate(
                 pixel_values=inputs["pixel_values"], **self.generation
@@ -190,40 +189,38 @@ def check_training(
         RunError: a caption has no EOS to learn, labels are shifted other than once, the loss differs from the plain
             per-caption one, is not finite or not where it starts, or the decoder does not see the image.
     """
-    labels, inputs = batch["labels"], batch["decoder_input_ids"]
+    labels, inputs, positions = (batch[name] for name in ("labels", "decoder_input_ids", "decoder_position_ids"))
     used = labels != IGNORE_INDEX
-    lengths = used.sum(1)
-    rows = (lengths > 0).nonzero().flatten()
-    if not torch.equal(used, torch.arange(labels.shape[1]) < lengths[:, None]) or not bool(
-        (labels[rows, lengths[rows] - 1] == tokens.eos).all()
-    ):
+    starts = used & (positions == positions[0, 0])
+    ends = used & ~(used & ~starts).roll(-1, 1)
+    if not bool((labels[ends] == tokens.eos).all()) or int(ends.sum()) != int(starts.sum()):
         raise RunError(
             "self-check: not every caption's labels end with one EOS; rebuild the cache with `toolkit preprocess`."
         )
-    expected = torch.cat([torch.full_like(labels[:, :1], tokens.start), labels[:, :-1]], dim=1)
+    expected = torch.where(starts, tokens.start, labels.roll(1, 1))
     if not torch.equal(inputs[used], expected[used]):
         raise RunError("self-check: decoder inputs are not the labels shifted right once; this is a bug of toolkit's.")
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     pixels = normalizer(batch["pixel_values"].to(device))
-    captions = len(labels) // len(pixels)
+    decoder_inputs = {name: value.to(device) for name, value in batch.items() if name.startswith("decoder_")}
     with torch.inference_mode():
-        with grouped_captions(model):
-            logits = model(pixel_values=pixels, decoder_input_ids=inputs.to(device)).logits
-            blind = model(pixel_values=torch.zeros_like(pixels), decoder_input_ids=inputs.to(device)).logits
+        logits = model(pixel_values=pixels, **decoder_inputs).logits
+        blind = model(pixel_values=torch.zeros_like(pixels), **decoder_inputs).logits
         loss = caption_loss(logits, labels.to(device)).item()
-        # transformers' own loss on one caption alone, which shifts the labels itself.
-        row = int(rows[0])
-        theirs = model(pixel_values=pixels[row // captions][None], labels=labels[row][None].to(device)).loss.item()
-        ours = caption_loss(logits[row][None], labels[row][None].to(device)).item()
+        # transformers' own loss on one caption alone, which shifts the labels itself: the last one of an image, which
+        # has others before it.
+        last = slice(int(starts[0].nonzero()[-1]), int(ends[0].nonzero()[-1]) + 1)
+        theirs = model(pixel_values=pixels[:1], labels=labels[:1, last].to(device)).loss.item()
+        ours = caption_loss(logits[:1, last], labels[:1, last].to(device)).item()
     model.train(was_training)
     if not math.isfinite(loss):
         raise RunError(f"self-check: the loss of a first batch is {loss}; try --precision fp32, or another decoder.")
     if abs(ours - theirs) > 1e-3 * max(1.0, abs(theirs)):
         raise RunError(
-            f"self-check: the loss of a caption is {ours:.4f} here and {theirs:.4f} in transformers, which may shift labels "
-            "twice; install a transformers release within toolkit's range."
+            f"self-check: the loss of a caption is {ours:.4f} here and {theirs:.4f} in transformers; either the decoder "
+            "can't keep several captions in a row apart (GPT-2- and BERT-likes can), or this release shifts labels twice."
         )
     if fresh and abs(loss - math.log(logits.shape[-1])) > 0.15 * math.log(logits.shape[-1]):
         raise RunError(
