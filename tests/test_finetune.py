@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.errors import InputError, ModelError, OutputError
-from toolkit.finetune import finetune, last_checkpoint
+from toolkit.finetune import finetune
 from toolkit.options import FinetuneOptions
+from toolkit.runs import last_checkpoint
 
 QUICK = {"epochs": 2, "batch_size": 8}
 
@@ -137,17 +138,60 @@ def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, ca
     assert [row["epoch"] for row in logs if "eval_loss" in row] == [1, 2]
 
 
-def test_a_half_written_checkpoint_is_skipped(tmp_path: Path) -> None:
-    for number, files in (
-        (1, ("model.safetensors", "optimizer.pt", "trainer_state.json")),
-        (2, ("model.safetensors",)),
-    ):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-        for name in files:
-            (tmp_path / f"checkpoint-{number}" / name).write_text("{}")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
-    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text('{"cut')
-    assert last_checkpoint(tmp_path) is None
+CHECKPOINT = {
+    "model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+    "training_args.bin", "whole.json",
+}  # fmt: skip
+
+
+def test_a_half_written_or_half_deleted_checkpoint_is_skipped(model_dir: Path, tmp_path: Path) -> None:
+    """Each file of a real one missing, or cut to half."""
+    whole = last_checkpoint(model_dir / "checkpoints")
+    assert whole is not None
+    assert {path.name for path in whole.iterdir()} >= CHECKPOINT
+    shutil.copytree(whole, tmp_path / "checkpoint-3")
+    shutil.copytree(whole, tmp_path / "checkpoint-20")
+    for file in sorted((tmp_path / "checkpoint-20").iterdir()):
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3", f"{file.name} is cut short"
+        file.unlink()
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3", f"{file.name} is missing"
+        file.write_bytes(content)
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from toolkit.finetune import finetune
+from toolkit.options import FinetuneOptions
+from toolkit.training import CaptionTrainer
+before, calls = CaptionTrainer._save_rng_state, []
+def killed(self, directory):
+    calls.append(directory)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    before(self, directory)
+CaptionTrainer._save_rng_state = killed
+finetune(FinetuneOptions(cache=Path(sys.argv[1]), output_dir=Path(sys.argv[2]), epochs=2, batch_size=8))
+"""
+
+
+def test_killed_while_a_checkpoint_is_written(
+    model_dir: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(cache_dir), str(out)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    half = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert (half / "optimizer.pt").exists()
+    first = last_checkpoint(out / "checkpoints")
+    assert first is not None
+    assert first != half
+    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, **QUICK))
+    assert f"going on from {first}" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
 
 
 def test_captions_drawn_an_epoch_are_seeded(cache_dir: Path) -> None:

@@ -12,12 +12,12 @@ ROOT = Path(toolkit.__file__).parent
 LAYERS = [
     ["errors", "options", "records"],
     [
-        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "index",
+        "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "runs", "index",
         "staging", "engines", "build", "identity", "workspace", "finishing",
         "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
         "evaluation_page", "sample", "facts",
     ],
-    ["modeling", "processors", "batches", "decoding", "training"],
+    ["modeling", "processors", "batches", "decoding", "selfcheck", "training_log", "training"],
     ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],
     ["demo"],
     ["cli"],

@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Seq2SeqTrainingArguments, set_seed
+from transformers import PrinterCallback, Seq2SeqTrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import Cache, open_cache
-from toolkit.errors import InputError, ModelError, OutputError, RunError
+from toolkit.errors import InputError, ModelError, RunError
 from toolkit.modeling import (
     PixelNormalizer,
     SpecialTokens,
@@ -27,16 +27,15 @@ from toolkit.modeling import (
     save_captioner,
     silence_transformers,
 )
-from toolkit.options import FinetuneOptions, to_json
+from toolkit.options import FinetuneOptions
 from toolkit.pixels import PixelTransform
 from toolkit.progress import say
 from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
-from toolkit.training import CaptionTrainer, TrainingLog, caption_metrics, check_training
-
-FINISHED = "finetune.json"  # written last: a model folder with it is whole
-STARTED = "options.json"  # written first: what a resumed run must agree with
-INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
+from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
+from toolkit.selfcheck import check_training
+from toolkit.training import CaptionTrainer, Patience
+from toolkit.training_log import TrainingLog, caption_metrics
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -53,20 +52,18 @@ def finetune(options: FinetuneOptions) -> Summary:
     if not len(cache["train"]):
         raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
     _check_length(options, cache)
-    identity = {
-        "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
-        "cache": _cache_identity(cache),
-    }
-    finished = _check_output(options, identity)
+    _check_reporter(options.report_to)
+    identity = run_identity(options, cache)
+    finished = check_output(options, identity)
     if finished is not None:
         return Summary(f"{options.output_dir}: finished already, nothing to do.", finished)
     return _train(options, cache, identity)
 
 
-def _cache_identity(cache: Cache) -> dict[str, str]:
-    """The fingerprints of the splits: the same rows give the same model."""
-    names = ("train", "validation")
-    return {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names}
+def _check_reporter(name: str) -> None:
+    if name not in ("none", "all", *get_available_reporting_integrations()):
+        way = "pip install tensorboard" if name == "tensorboard" else "install it, or use none or tensorboard"
+        raise InputError(f"--report-to {name}: not installed here, or unknown to transformers; {way}.")
 
 
 def _check_length(options: FinetuneOptions, cache: Cache) -> None:
@@ -75,52 +72,6 @@ def _check_length(options: FinetuneOptions, cache: Cache) -> None:
         raise InputError(f"--max-length {options.max_length}: leaves no room for a word; 50 is usual.")
     if rows > options.max_length:
         say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.max_length}")
-
-
-def _check_output(options: FinetuneOptions, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run of the same options, or None where there is work; clears what may be replaced."""
-    out = options.output_dir
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--output-dir {out}: a file; name a folder for the model.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / STARTED).is_file():
-            raise OutputError(f"--output-dir {out}: holds files that are no run of toolkit's; name another folder.")
-        if options.overwrite or (not options.resume and not (out / FINISHED).exists()):
-            shutil.rmtree(out)
-        else:
-            before = json.loads((out / STARTED).read_text())
-            changed = _differences(before, identity)
-            if changed:
-                raise OutputError(
-                    f"--output-dir {out}: holds a run with other settings ({changed}); use those again, name another "
-                    "folder, or replace it with --overwrite."
-                )
-            if (out / FINISHED).exists():
-                return json.loads((out / FINISHED).read_text())
-    return None
-
-
-def _start_output(out: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder, once nothing is left that could be found wrong beforehand."""
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _write_json(out / STARTED, identity)
-    except OSError as error:
-        raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    old, new = before["options"], now["options"]
-    changed = [f"--{k.replace('_', '-')} {old.get(k)}, now {new[k]}" for k in new if old.get(k) != new[k]]
-    if before["cache"] != now["cache"]:
-        changed.append("another cache")
-    return "; ".join(changed)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> Summary:
@@ -145,7 +96,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, bool(made["preset"])
     )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
-    _start_output(out, identity)
+    start_output(out, identity)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
     model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
@@ -172,7 +123,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     )
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
     if options.early_stopping_patience is not None and len(validation):
-        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
+        trainer.add_callback(Patience(options.early_stopping_patience))
     checkpoint = last_checkpoint(out / "checkpoints") if options.resume else None
     if checkpoint:
         say(f"going on from {checkpoint}")
@@ -236,21 +187,9 @@ def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrain
         predict_with_generate=True,
         label_names=["labels"],
         report_to=options.report_to,
+        restore_callback_states_from_checkpoint=True,  # or patience would start anew
         disable_tqdm=True,
     )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; Trainer writes its state file last, so one without it was cut short."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if (path / "model.safetensors").exists() and (path / "optimizer.pt").exists():
-            found.append((int(path.name.split("-")[1]), path))
-    return max(found)[1] if found else None
 
 
 def _save(
@@ -284,6 +223,6 @@ def _save(
     for path in sorted(unfinished.iterdir()):
         os.replace(path, out / path.name)
     unfinished.rmdir()
-    _write_json(out / FINISHED, values)
+    write_json(out / FINISHED, values)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
     return Summary(f"{out}: done in {seconds:.0f} s.\n  best checkpoint on validation: {figures}", values)
