@@ -11,6 +11,7 @@ from PIL import Image
 from preprocessing import picture
 
 import toolkit.build
+import toolkit.pixels
 from toolkit.build import SplitWriter, pixel_hash, read_bytes
 from toolkit.errors import ImageError
 from toolkit.images import read_image
@@ -87,9 +88,20 @@ def test_pixel_hash_of_large_images_is_the_same_by_both_ways(monkeypatch: pytest
     one = pixel_hash(image)
     small = image.crop((0, 0, 100, 90))
     fast = pixel_hash(small)
-    monkeypatch.setattr(toolkit.build.pa, "array", lambda image: int("not an array"))
+    monkeypatch.setattr(toolkit.pixels.pa, "array", lambda image: int("not an array"))
     assert pixel_hash(small) == fast
     assert pixel_hash(image) == one
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": b"Exif\0\0"}])
+def test_pixel_hash_of_a_jpeg_is_that_of_its_pixels(mode: str, options: dict[str, object]) -> None:
+    file = io.BytesIO()
+    picture(3, (57, 43)).convert(mode).save(file, "JPEG", **options)
+    image = read_image(file.getvalue())
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    assert pixel_hash(image) == pixel_hash(read_image(png.getvalue()))
 
 
 def test_pixel_hash_tells_sizes_and_pixels_apart() -> None:
