@@ -30,7 +30,7 @@ from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
 from toolkit.selfcheck import check_training
 from toolkit.training import CaptionTrainer
-from toolkit.training_log import caption_metrics
+from toolkit.training_log import CaptionMetrics
 
 
 class Parts:
@@ -60,6 +60,7 @@ class Parts:
                 learning_rate=1e-3,
                 report_to="none",
                 disable_tqdm=True,
+                dataloader_pin_memory=False,
                 seed=3,
                 remove_unused_columns=False,
                 label_names=["labels"],
@@ -72,7 +73,7 @@ class Parts:
             compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
                 outputs.logits, labels, num_items_in_batch
             ),
-            compute_metrics=caption_metrics(
+            compute_metrics=CaptionMetrics(
                 self.cache["validation"].column("captions"), lambda rows: [str(r.tolist()) for r in rows], self.tokens
             ),
             normalizer=self.normalizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -105,7 +105,7 @@ class SimilarLengths(Sampler[int]):
         return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
 
 
-def prefetch(batches: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(batches: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """The same batches in the same order, made ahead by one thread.
 
     Copying pixels and reading files both let other threads run, so that one thread beats worker processes, whose

@@ -35,7 +35,7 @@ from toolkit.report import write_model_card, write_training_report
 from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
 from toolkit.selfcheck import check_training
 from toolkit.training import CaptionTrainer, Patience
-from toolkit.training_log import TrainingLog, caption_metrics
+from toolkit.training_log import CaptionMetrics, TrainingLog
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -101,7 +101,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
     model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
     settings = generation_config(options.generation, tokens)
-    metrics = caption_metrics(
+    metrics = CaptionMetrics(
         validation.column("captions"),
         lambda rows: [t.strip() for t in tokenizer.batch_decode(rows, skip_special_tokens=True)],
         tokens,

@@ -100,9 +100,29 @@ CURVES = (
     ("eval_loss", "validation loss, nats a token"),
     ("eval_cider", "validation CIDEr"),
     ("eval_bleu_4", "validation BLEU-4"),
+    ("eval_rouge_l", "validation ROUGE-L"),
+    ("eval_ended", "share of captions that end"),
+    ("eval_distinct", "distinct captions an image"),
+    ("eval_loops", "share of captions that loop"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
+    ("images_per_s", "training images/s"),
 )
+
+
+def time_split(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where the time of a run went, from the rows of training.jsonl: name, seconds, share of all, where it begins."""
+    timed = [row for row in rows if "seconds" in row]
+    parts = {name: sum(row[key] for row in timed) for name, key in (
+        ("waiting for data", "data_s"), ("evaluation", "evaluation_s"), ("checkpoints", "saving_s"))}  # fmt: skip
+    total = sum(row["seconds"] for row in timed)
+    parts = {"compute": max(total - sum(parts.values()), 0.0), **parts}
+    starts = np.cumsum([0.0, *parts.values()])
+    return [
+        {"name": name, "seconds": seconds, "share": seconds / total, "start": start / total}
+        for (name, seconds), start in zip(parts.items(), starts, strict=False)
+        if total
+    ]
 
 
 def write_training_report(
@@ -111,7 +131,8 @@ def write_training_report(
     """report.html of a finetune run: curves, figures, and captions of the same images as training went on."""
     curves = [c for name, title in CURVES if (c := curve(rows, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]
-    write_page(path, "report.html", curves=curves, samples=shown, **values)
+    warnings: list[str] = next((row["warnings"] for row in reversed(rows) if "warnings" in row), [])
+    write_page(path, "report.html", curves=curves, samples=shown, split=time_split(rows), warnings=warnings, **values)
 
 
 def write_model_card(path: Path, **values: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         self.images: dict[str, int] = {}  # that fit into memory at once, where a whole batch did not
         self.earlier: list[Any] = []  # batches of this update that were gone through
         self._source: Iterator[Any] | None = None
+        self._ahead: Generator[Any, None, None] | None = None
         self._start_window()
 
     # ---- data -----------------------------------------------------------------------------------------------------
@@ -55,6 +56,13 @@ class CaptionTrainer(Seq2SeqTrainer):
         self.window["images"] += sum(len(batch["labels"]) for batch in batches) * self.args.world_size
         self.window["tokens"] += tokens
         return batches, tokens
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._ahead is not None:  # the thread that makes batches ends with training, however that ends
+                self._ahead.close()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Normalises on the device: a quarter of the bytes cross the bus."""

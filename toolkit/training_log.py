@@ -1,9 +1,12 @@
-"""How a training run does: figures of each evaluation, and the log."""
+"""How a training run does: figures and captions of each evaluation, training.jsonl, and lines for people."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +17,92 @@ from transformers import EvalPrediction, TrainerCallback
 from toolkit.cache import Cache
 from toolkit.decoding import caption_lengths
 from toolkit.labels import IGNORE_INDEX
-from toolkit.metrics import score
+from toolkit.metrics import PreparedReferences, health, prepare
 from toolkit.modeling import SpecialTokens
 from toolkit.progress import Progress, say
 
+FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
 
-def caption_metrics(
-    references: Sequence[Sequence[str]], decode: Callable[[Any], list[str]], tokens: SpecialTokens
-) -> Callable[[EvalPrediction], dict[str, Any]]:
-    """Trainer's `compute_metrics`: what was generated, scored against the captions of the same images, in order."""
 
-    def compute(prediction: EvalPrediction) -> dict[str, Any]:
-        rows = torch.as_tensor(np.asarray(prediction.predictions))[: len(references), 1:]
-        ended = caption_lengths(rows, tokens)[1].numpy()
-        captions = decode(rows.masked_fill(rows == IGNORE_INDEX, tokens.pad))
-        loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[: len(references)].sum(axis=0)
-        ids = [str(i) for i in range(len(references))]
-        scores = score(dict(zip(ids, captions, strict=True)), dict(zip(ids, references, strict=True)))
-        wanted = {name: scores.corpus[name] for name in ("cider", "bleu_4", "rouge_l")}
-        compute.captions = captions  # type: ignore[attr-defined]
-        return {
-            "loss": loss / count,
-            **wanted,
-            "ended": float(ended.mean()),
-            "distinct": len(set(captions)) / len(captions),
-        }
+class CaptionMetrics:
+    """Trainer's `compute_metrics`: what was generated, scored against the captions of the same images, in order.
 
-    return compute
+    Attributes:
+        captions: of the last evaluation.
+    """
+
+    def __init__(
+        self, references: Sequence[Sequence[str]], decode: Callable[[Any], list[str]], tokens: SpecialTokens
+    ) -> None:
+        self.references = {str(i): captions for i, captions in enumerate(references)}
+        self.decode, self.tokens = decode, tokens
+        self.captions: list[str] = []
+
+    @cached_property
+    def prepared(self) -> PreparedReferences:
+        return prepare(self.references)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The `FIGURES`; shares are from 0 to 1, the loss is in nats a token."""
+        number = len(self.references)  # several ranks pad the last batch with images that were had already
+        rows = torch.as_tensor(np.asarray(prediction.predictions))[:number, 1:]
+        loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
+        self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
+        corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
+        how = health(self.captions, caption_lengths(rows, self.tokens)[1].tolist())
+        return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in FIGURES[1:]}}
+
+
+def caption_warnings(captions: Sequence[str], figures: dict[str, float]) -> list[str]:
+    """What is so wrong with the captions of an evaluation that no score is needed to see it; a sentence each."""
+    found = []
+    caption, times = Counter(captions).most_common(1)[0]
+    if len(captions) > 1 and times > len(captions) / 2:
+        found.append(
+            f'{times} of {len(captions)} validation images get the same caption, "{caption}"; '
+            "early in training that passes, later on --lr is too high or the images are too few."
+        )
+    if figures["ended"] < 0.5:
+        found.append(
+            f"{1 - figures['ended']:.0%} of the validation captions run on to --max-length; "
+            "early in training that passes, later on the training captions have no end to learn."
+        )
+    if figures["loops"] > 0.1:
+        found.append(f"{figures['loops']:.0%} of the validation captions repeat themselves.")
+    return found
 
 
 class TrainingLog(TrainerCallback):
     """training.jsonl, a row per log and per evaluation, and progress for people.
 
     Args:
-        metrics: the function of `caption_metrics`, whose `captions` are those of the last evaluation.
+        metrics: whose `captions` are those of the last evaluation.
     """
 
     SAMPLES = 8  # validation images whose captions are followed through training
 
-    def __init__(self, path: Path, metrics: Any) -> None:
+    def __init__(self, path: Path, metrics: CaptionMetrics) -> None:
         self.path = path
         self.metrics = metrics
         self.progress: Progress | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-
-    def _write(self, row: dict[str, Any], mode: str = "a") -> None:
-        with open(self.path, mode, encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:  # the last line of a run that was killed
+                    break
+        return rows
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = [
-            row for row in self.rows() if row["step"] <= state.global_step
-        ]  # what a killed run did beyond is redone
-        self.path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        if not state.is_world_process_zero:
+            return
+        kept = [row for row in self.rows() if row["step"] <= state.global_step]  # what was done beyond is done again
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
         self.progress = Progress("finetune", state.max_steps - state.global_step, "steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -78,13 +110,19 @@ class TrainingLog(TrainerCallback):
             self.progress.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {})}
         if "eval_loss" in row:
+            evaluated = {name: row[f"eval_{name}"] for name in FIGURES}
             row["captions"] = self.metrics.captions[: self.SAMPLES]
-            names = ("loss", "cider", "bleu_4", "rouge_l", "ended", "distinct")
-            figures = ", ".join(f"{name} {row[f'eval_{name}']:.3f}" for name in names)
+            row["warnings"] = caption_warnings(self.metrics.captions, evaluated)
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
             say(f'  epoch {row["epoch"]:g}: {figures}; "{row["captions"][0]}"')
-        self._write(row)
+            for warning in row["warnings"]:
+                say(f"  warning: {warning}")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         if self.progress is not None:
@@ -93,8 +131,7 @@ class TrainingLog(TrainerCallback):
     def best(self, step: int | None) -> dict[str, float]:
         """The figures of the evaluation at this step; empty where there was none."""
         rows = [row for row in self.rows() if "eval_loss" in row and step in (None, row["step"])]
-        names = ("loss", "cider", "bleu_4", "rouge_l", "ended", "distinct")
-        return {name: rows[-1][f"eval_{name}"] for name in names} if rows else {}
+        return {name: rows[-1][f"eval_{name}"] for name in FIGURES} if rows else {}
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:
         """The followed validation images: pixels, their captions, and what was said of them at each evaluation."""
