@@ -1,4 +1,4 @@
-"""The same twelve images in every format are the same rows: captions and pixels."""
+"""The same twelve images in every format are the same records, and the same rows of a cache."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
+from preprocessing import stored_processors
+from tokenizers import pre_tokenizers
 
 from toolkit.annotations import READERS, read_annotations
+from toolkit.build import pixel_hash
+from toolkit.cache import open_cache
 from toolkit.images import read_image, resolve_image
+from toolkit.options import PreprocessOptions
+from toolkit.splits import split_of
 
 NAMES = [
     "a.jpg",
@@ -197,6 +204,53 @@ def test_the_same_rows(format: str, named: str, images: Path, tmp_path: Path) ->
         assert {r.split for r in records} == {None}
     if format not in ("coco", "lavis"):
         assert {r.image_id for r in records} == set(NAMES)
+
+
+@pytest.fixture(scope="module")
+def expected_rows(images: Path) -> set[tuple[object, ...]]:
+    """(split, captions, pixels, labels) of each image, by the stand-in tokenizer's one token a byte and Pillow's resize."""
+    ids = {c: i for i, c in enumerate(["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    one_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rows = set()
+    for name in NAMES:
+        image = read_image(images / name).resize((32, 32), Image.Resampling.BILINEAR)
+        labels = []
+        for caption in CAPTIONS[name]:
+            tokens = [ids[c] for c in one_byte.pre_tokenize_str(caption)[0][0]][:49]
+            labels.append((*tokens, 0, *[-100] * (49 - len(tokens))))
+        rows.add((tuple(CAPTIONS[name]), np.asarray(image).transpose(2, 0, 1).tobytes(), tuple(labels)))
+    return rows
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_the_same_cache(
+    format: str,
+    images: Path,
+    tmp_path: Path,
+    expected_rows: set[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import toolkit.preprocess
+
+    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", stored_processors)
+    out = tmp_path / "cache"
+    path = WRITERS[format](tmp_path, images)
+    toolkit.preprocess.preprocess(
+        PreprocessOptions(annotations=path, images=images, format=format, out=out, num_workers=1)
+    )
+    cache, rows, splits = open_cache(out), set(), {}
+    for split in ("train", "validation", "test"):
+        for i, captions in enumerate(cache[split].column("captions")):
+            row = cache[split][i]
+            labels = tuple(map(tuple, row["labels"].tolist()))
+            rows.add((tuple(captions), row["pixel_values"].tobytes(), labels))
+            splits[tuple(captions)] = split
+    assert rows == expected_rows
+    if format == "karpathy":  # it brings its own
+        assert splits == {tuple(CAPTIONS[n]): SPLITS[n].replace("val", "validation") for n in NAMES}
+    else:  # by the picture alone, so that the format doesn't matter
+        hashes = {tuple(CAPTIONS[n]): pixel_hash(read_image(images / n)) for n in NAMES}
+        assert splits == {captions: split_of(h, 42, 0.1, 0.1) for captions, h in hashes.items()}
 
 
 def test_detection_is_the_same_from_the_folder(images: Path, tmp_path: Path) -> None:
