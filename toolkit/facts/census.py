@@ -126,7 +126,7 @@ def _cosines() -> np.ndarray:
 def perceptual_hash(image: Image.Image) -> int:
     """64 bits that a picture keeps when it is scaled, recompressed or brightened: the usual pHash.
 
-    Bit for bit `imagehash.phash` (tests/test_census.py), written out because that brings scipy and PyWavelets along
+    Bit for bit `imagehash.phash` (tests/test_facts.py), written out because that brings scipy and PyWavelets along
     for the one matrix above. Which of the 8 x 8 coarsest waves of the grey picture are stronger than their median.
     """
     from PIL.Image import Resampling
