@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from toolkit.demo import demo
 from toolkit.errors import OutputError
+from toolkit.metrics import score
 from toolkit.options import DemoOptions
 from toolkit.sample import judge
 
@@ -64,17 +66,31 @@ def test_three_bare_commands(source: str, sample_dir: Path, tmp_path: Path) -> N
         assert twin.read_bytes() == path.read_bytes(), path
 
 
+def read_captions(path: Path) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            captions.setdefault(row["image"], []).append(row["caption"])
+    return captions
+
+
 def test_demo_at_a_small_size(tmp_path: Path) -> None:
     options = DemoOptions(directory=tmp_path / "demo", images=60, epochs=1, seed=1, num_workers=1)
     summary = demo(options)
     assert summary.values["test_images"] == len((tmp_path / "demo/data/testImages.txt").read_text().split())
     assert "toolkit preprocess\n  toolkit finetune\n  toolkit batch-caption FOLDER" in summary.text
     page = (tmp_path / "demo" / "gallery.html").read_text()
-    assert page.count("<figure") == summary.values["test_images"]
+    assert page.count('{"name":') == summary.values["test_images"]
     assert "http" not in page.replace("http-equiv", "")
+    assert "CIDEr" in (tmp_path / "demo" / "evaluation.html").read_text()
     # the share it reports is the judge's, by the scenes
     scenes = {s["image"]: s for s in map(json.loads, (tmp_path / "demo/data/scenes.jsonl").read_text().splitlines())}
     rows = [json.loads(line) for line in (tmp_path / "demo/captions.jsonl").read_text().splitlines()]
+    references = read_captions(tmp_path / "demo/data/captions.txt")
+    scores = score(
+        {row["image"]: row["caption"] for row in rows}, {row["image"]: references[row["image"]] for row in rows}
+    )
+    assert summary.values["cider"] == round(scores.corpus["cider"], 4)
     right = sum(judge(row["caption"], scenes[row["image"]]) for row in rows)
     assert summary.values["exactly_right"] == round(right / len(rows), 4)
     assert all(scenes[row["image"]]["split"] == "test" for row in rows)

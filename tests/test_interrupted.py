@@ -63,8 +63,11 @@ def kill_at_random(data: DataSet, moments: int, seed: int) -> None:
     for _ in range(moments):
         shutil.rmtree(data.out.parent)
         process = subprocess.Popen(data.script(num_workers=2), stderr=subprocess.DEVNULL)
-        # Half of a run is imports, so the clock of most moments starts when the build does.
-        if rng.random() < 0.85:
+        # Half of a run is imports, so most moments are told by what stands, and only the others by the clock.
+        if rng.random() < 0.5:
+            wanted_pieces = rng.randrange(1, len(data.rows) // 2 // PIECE_ROWS)
+            wait_for(lambda n=wanted_pieces: len(list((partial / "index").glob("*.arrow"))) >= n, process)
+        elif rng.random() < 0.7:
             wait_for(partial.is_dir, process)
             time.sleep(rng.random() * whole * 0.5)
         else:

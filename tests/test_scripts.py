@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PHOTOS = Path(__file__).parent / "data" / "photos"
@@ -20,3 +24,81 @@ def test_notebook_baseline() -> None:
     assert figures["train_captions_per_s"] > 0
     assert figures["generate_images_per_s"] > 0
     assert isinstance(figures["last_caption"], str)
+
+
+def flickr8k(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", SCRIPTS / "flickr8k.sh", *arguments],
+        capture_output=True, text=True, env={**os.environ, "PATH": path, **environment},
+    )  # fmt: skip
+
+
+def test_flickr8k_says_what_is_missing(tmp_path: Path) -> None:
+    def error(**environment: str) -> str:
+        done = flickr8k(str(tmp_path / "data"), OUT=str(tmp_path / "out"), **environment)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        return done.stderr.replace(str(tmp_path), "")
+
+    assert flickr8k().stderr.startswith("usage: sh scripts/flickr8k.sh DIR")
+    assert error().startswith("/data: no such folder; ")
+    (tmp_path / "data").mkdir()
+    assert error() == "/data: no photographs; put the 8,091 JPEG files of Flickr8k into /data/Images.\n"
+    shutil.copytree(PHOTOS / "Images", tmp_path / "data" / "Flicker8k_Dataset")
+    assert error().startswith("/data: no captions; put Karpathy's dataset_flickr8k.json")
+    shutil.copy(PHOTOS / "captions.txt", tmp_path / "data")
+    assert error().startswith(
+        "/data: captions.txt has no splits; put dataset_flickr8k.json, or Flickr_8k.trainImages.txt"
+    )
+    karpathy(tmp_path / "data")
+    text = error(ENCODER="/nowhere/vit")
+    assert "--encoder /nowhere/vit: " in text
+    assert "`hf download /nowhere/vit --local-dir vit`" in text
+    assert not (tmp_path / "out" / "cache").exists()
+
+
+def karpathy(folder: Path) -> None:
+    """Karpathy's form of the photographs' captions: every third image is for validation, every third for test."""
+    captions: dict[str, list[str]] = {}
+    for line in (PHOTOS / "captions.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        name, caption = line.split(",", 1)
+        captions.setdefault(name, []).append(caption.strip('"'))
+    images = [
+        {
+            "filename": name,
+            "imgid": i,
+            "split": ("train", "val", "test")[i % 3],
+            "sentences": [{"raw": c} for c in said],
+        }
+        for i, (name, said) in enumerate(captions.items())
+    ]
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+
+
+@pytest.mark.slow
+def test_flickr8k_to_the_row(tmp_path: Path) -> None:
+    """The whole recipe on a dozen photographs and weights of a minute's size."""
+    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
+
+    from toolkit.modeling import TINY_DECODER, TINY_ENCODER, tiny_image_processor, train_tiny_tokenizer
+
+    data = tmp_path / "data"
+    shutil.copytree(PHOTOS, data)
+    karpathy(data)
+    ViTModel(ViTConfig(**TINY_ENCODER)).save_pretrained(tmp_path / "vit")
+    tiny_image_processor().save_pretrained(tmp_path / "vit")
+    tokenizer = train_tiny_tokenizer((data / "captions.txt").read_text().splitlines())
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **TINY_DECODER)).save_pretrained(tmp_path / "gpt2")
+    weights = {"ENCODER": str(tmp_path / "vit"), "DECODER": str(tmp_path / "gpt2"), "OUT": str(tmp_path / "out")}
+    done = flickr8k(str(data), "--max-steps", "4", **weights)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1].strip("| ").split(" | ")
+    assert row[:2] == [f"{tmp_path}/vit + {tmp_path}/gpt2", "4"]
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert row[5].split(" ")[0] == f"{100 * scores['metrics']['cider']['score']:.1f}"
+    assert (tmp_path / "out" / "evaluation.html").exists()
+    again = flickr8k(str(data), "--max-steps", "4", **weights)
+    assert again.stdout.count("nothing to do") == 2
+    assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]

@@ -10,7 +10,14 @@ from typing import Any
 
 from toolkit.errors import OutputError
 from toolkit.metrics import health
-from toolkit.options import BatchCaptionOptions, DemoOptions, FinetuneOptions, PreprocessOptions, to_json
+from toolkit.options import (
+    BatchCaptionOptions,
+    DemoOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    PreprocessOptions,
+    to_json,
+)
 from toolkit.progress import say
 from toolkit.records import Summary
 from toolkit.sample import draw_sample, judge
@@ -25,7 +32,7 @@ COMMANDS = """The same on your own folder, which holds captions.txt and Images/:
 
 
 def demo(options: DemoOptions) -> Summary:
-    """Draws, preprocesses, trains, captions the test images, judges them and writes a gallery.
+    """Draws, preprocesses, trains, captions the test images, judges them and writes a gallery and an evaluation.
 
     Raises:
         OutputError: the folder holds something else.
@@ -33,12 +40,12 @@ def demo(options: DemoOptions) -> Summary:
     root, started = options.directory, time.monotonic()
     _prepare(root, options)
     if not (root / "data").exists():
-        say(f"1/4 drawing {options.images} captioned scenes")
+        say(f"1/5 drawing {options.images} captioned scenes")
         draw_sample(root / "data", options.images, options.seed)
     # Imported one by one: preprocess starts its processes before torch is in memory.
     from toolkit.preprocess import preprocess
 
-    say("2/4 preprocess")
+    say("2/5 preprocess")
     cache = root / "cache" / "dataset"
     preprocess(
         PreprocessOptions(
@@ -52,11 +59,11 @@ def demo(options: DemoOptions) -> Summary:
     )
     from toolkit.finetune import finetune
 
-    say("3/4 finetune: a small ViT and GPT-2, from scratch")
+    say("3/5 finetune: a small ViT and GPT-2, from scratch")
     finetune(FinetuneOptions(cache=cache, output_dir=root / "model", epochs=options.epochs, seed=options.seed))
     from toolkit.batch_caption import batch_caption
 
-    say("4/4 batch-caption: images the model has never seen")
+    say("4/5 batch-caption: images the model has never seen")
     scenes = [json.loads(line) for line in (root / "data" / "scenes.jsonl").read_text(encoding="utf-8").splitlines()]
     held_out = {scene["image"]: scene for scene in scenes if scene["split"] == "test"}
     paths = tuple(str(root / "data" / "Images" / name) for name in held_out)
@@ -67,12 +74,20 @@ def demo(options: DemoOptions) -> Summary:
     share = sum(right.values()) / len(right)
     state = health([row["caption"] for row in rows], [row["ended"] for row in rows])
     _gallery(root, rows, right, share)
+    from toolkit.evaluate import evaluate
+
+    say("5/5 evaluate")
+    page = root / "evaluation.html"
+    scores = evaluate(EvaluateOptions(hypotheses=output, references=cache, page=page, human=True)).values["metrics"]
     seconds = time.monotonic() - started
     values = {
         "directory": str(root),
         "gallery": str(root / "gallery.html"),
         "test_images": len(right),
         "exactly_right": round(share, 4),
+        "evaluation": str(page),
+        "cider": round(scores["cider"]["score"], 4),
+        "bleu_4": round(scores["bleu_4"]["score"], 4),
         "ended": state["ended"],
         "loops": state["loops"],
         "seconds": round(seconds, 1),
@@ -80,6 +95,7 @@ def demo(options: DemoOptions) -> Summary:
     text = (
         f"{share:.1%} of {len(right)} captions of unseen test images are exactly right, {state['ended']:.0%} ended by "
         f"themselves, {state['loops']:.0%} loop ({seconds:.0f} s in all).\n"
+        f"CIDEr {100 * scores['cider']['score']:.1f}, BLEU-4 {100 * scores['bleu_4']['score']:.1f}: {page}\n"
         f"Look at them: {root / 'gallery.html'}\n\n{COMMANDS}"
     )
     return Summary(text, values)
@@ -103,15 +119,16 @@ def _prepare(root: Path, options: DemoOptions) -> None:
 
 def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], share: float) -> None:
     from toolkit.cache import open_cache
+    from toolkit.gallery import Card, write_gallery
     from toolkit.images import read_image
-    from toolkit.report import Card, data_uri, write_gallery
+    from toolkit.report import thumbnail
 
     test = open_cache(root / "cache" / "dataset")["test"]
     references = dict(zip(test.column("image_id"), test.column("captions"), strict=True))
     cards = [
         Card(
             name=row["image"],
-            thumbnail=data_uri(read_image(root / "data" / "Images" / row["image"])),
+            thumbnail=thumbnail(read_image(root / "data" / "Images" / row["image"])),
             caption=row["caption"],
             score=row["score"],
             references=tuple(references.get(row["image"], ())),

@@ -47,7 +47,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
             raise OutputError(f"{name} {path}: {why}; name another file.")
     references = read_references(options.references, options.split, options.images, options.format)
     given = [
-        caption_split(references, options)
+        caption_split(options.model, references, options)
         if options.model is not None
         else read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)
     ]
@@ -68,18 +68,17 @@ def evaluate(options: EvaluateOptions) -> Summary:
 # ---- captioning the split -------------------------------------------------------------------------------------------
 
 
-def caption_split(references: References, options: EvaluateOptions) -> Hypotheses:
+def caption_split(model: str, references: References, options: EvaluateOptions) -> Hypotheses:
     """Captions of the pixels in the cache.
 
     Raises:
         InputError: the references are no cache.
         ModelError: `--model` can't be loaded, or resizes images in another way than the cache was made.
     """
-    assert options.model is not None
     cache = references.cache
     if cache is None:
         raise InputError(
-            f"--model {options.model}: captions the pixels of a cache, but {references.source} is none; run "
+            f"--model {model}: captions the pixels of a cache, but {references.source} is none; run "
             "`toolkit batch-caption` on the images, then evaluate its output."
         )
     import torch
@@ -88,12 +87,12 @@ def caption_split(references: References, options: EvaluateOptions) -> Hypothese
     from toolkit.modeling import load_captioner, silence_transformers
 
     silence_transformers()
-    captioner = load_captioner(options.model, options.device, options.precision)
+    captioner = load_captioner(model, options.device, options.precision)
     pixels = json.loads(json.dumps(asdict(captioner.transform)))  # tuples as lists
     differs = [k for k in ("size", "shortest_edge", "crop", "resample") if pixels[k] != cache.manifest["pixels"][k]]
     if differs:
         raise ModelError(
-            f"--model {options.model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "
+            f"--model {model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "
             "run `toolkit preprocess` with the encoder of this model."
         )
     rows: list[Hypothesis] = []
@@ -107,7 +106,7 @@ def caption_split(references: References, options: EvaluateOptions) -> Hypothese
             for image_id, decoded in zip(batch, generate_captions(captioner, stacked, options.generation), strict=True):
                 rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
             progress.update(len(batch))
-    return Hypotheses(options.model, "model", rows)
+    return Hypotheses(model, "model", rows)
 
 
 # ---- outputs --------------------------------------------------------------------------------------------------------
