@@ -430,7 +430,11 @@ def _with_java(metric: str, references: PreparedReferences, words: list[list[str
                 corpus, parts = Spice().compute_score(gts, res)
             per_image = [part["All"]["f"] for part in parts]
     except Exception as error:
-        raise RunError(f"--metrics {metric}: {name} could not run ({type(error).__name__}: {error}).") from error
+        once = " where there is a network, for it fetches Stanford CoreNLP the first time," if metric == "spice" else ""
+        raise RunError(
+            f"--metrics {metric}: {name} could not run ({type(error).__name__}: {error}); try it{once or ' again,'} or leave "
+            f"{metric} out."
+        ) from error
     return float(corpus), np.array(per_image, dtype=np.float64)
 
 
