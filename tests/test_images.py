@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_plain_rgb_is_what_pillow_decodes(tmp_path: Path) -> None:
         for source in (data, tmp_path / "x"):
             got = read_image(source)
             assert (got.mode, got.size, got.tobytes()) == ("RGB", (41, 30), want.tobytes()), format
+
+
+def test_heic_with_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phone's photograph: read, upright, where pillow-heif is installed; else a reason that says how."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 42, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=95, exif=exif.tobytes())
+    plain = pillow_heif.read_heif(file.getvalue()).to_pillow()
+    got = read_image(file.getvalue())
+    assert (got.mode, got.size) == ("RGB", plain.size)
+    assert got.tobytes() == plain.convert("RGB").tobytes()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"^HEIC can't be read here: install pillow-heif$"):
+        read_image(file.getvalue())
 
 
 def test_alpha_lies_on_white() -> None:
