@@ -23,15 +23,13 @@ import torch
 from toolkit import __version__
 from toolkit.decoding import Decoded, generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
+from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher
 from toolkit.images import FoundImage, find_images, read_image
 from toolkit.modeling import Captioner, load_captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
-from toolkit.report import Card, data_uri, write_gallery
-
-GALLERY_LIMIT = 1000  # images on one page: 10 MB, which a phone still opens
 
 
 class Loaded(NamedTuple):
@@ -54,6 +52,8 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     images = find_images(options.paths, options.recursive)
     _check_names(images)
     _check_output(output, options)
+    if options.gallery:
+        check_gallery(options.gallery)
     silence_transformers()
     captioner = load_captioner(options.model, options.device, options.precision)
     identity = _identity(options, captioner)
@@ -82,7 +82,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     rows = [kept[image.name] for image in images]
     _finish(output, partial, identity, rows)
     if options.gallery:
-        write_caption_gallery(options.gallery, rows, images)
+        write_caption_gallery(options.gallery, rows, images, len(rows), workers=options.num_workers)
     return _summary(rows, output, len(todo))
 
 
@@ -243,18 +243,6 @@ def _finish(output: Path, partial: Path, identity: dict[str, Any], rows: list[di
 
 def _public(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k != "state"}
-
-
-def write_caption_gallery(path: Path, rows: Sequence[dict[str, Any]], images: Sequence[FoundImage]) -> None:
-    """The rows as a page; images beyond `GALLERY_LIMIT` are counted, not shown."""
-    cards = []
-    for row, found in islice(zip(rows, images, strict=True), GALLERY_LIMIT):
-        thumbnail = None if row["error"] else data_uri(read_image(found.path))
-        cards.append(Card(row["image"], thumbnail, row["caption"], row["score"], error=row["error"]))
-    facts = [("images", str(len(rows))), ("unreadable", str(sum(row["error"] is not None for row in rows)))]
-    if len(rows) > GALLERY_LIMIT:
-        facts.append(("shown", f"the first {GALLERY_LIMIT}"))
-    write_gallery(path, "Captions", cards, facts)
 
 
 def _summary(rows: Sequence[dict[str, Any]], output: Path, new: int) -> Summary:

@@ -1,12 +1,11 @@
-"""Pages to look at: the gallery, the training report, the model card. One look, one file each, no network."""
+"""Pages to look at: the training report, the model card, and what every page needs. One look, one file each, no network."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,34 +18,20 @@ from toolkit import __version__
 THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
 
 
-@dataclass(frozen=True)
-class Card:
-    """One image of a gallery.
-
-    Attributes:
-        thumbnail: a data URI, or None where the image can't be shown.
-        score: mean token log-probability, or None.
-        verdict: whether the caption is right, where that is known.
-    """
-
-    name: str
-    thumbnail: str | None
-    caption: str | None
-    score: float | None = None
-    references: tuple[str, ...] = ()
-    verdict: bool | None = None
-    error: str | None = None
+def thumbnail(image: Image.Image) -> bytes:
+    """An RGB image as a small JPEG."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def data_uri(image: Image.Image | np.ndarray) -> str:
     """An RGB image, or uint8 pixels (C, H, W), as a JPEG thumbnail within the page."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image)).decode()
 
 
 @cache
@@ -63,21 +48,22 @@ def _templates() -> Any:
     )
 
 
+def template_source(name: str) -> str:
+    """The text of a file in toolkit/templates."""
+    environment = _templates()
+    return str(environment.loader.get_source(environment, name)[0])
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Renders a template to a file, finished by rename."""
+    """Renders a template to a file, finished by rename; what an iterator brings is written as it comes."""
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(_templates().get_template(template).render(version=__version__, **values), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_gallery(path: Path, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
-    """One HTML file with each image and what was said of it.
-
-    Args:
-        facts: (name, value) pairs shown at the top.
-    """
-    write_page(path, "gallery.html", title=title, cards=list(cards), facts=list(facts))
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            _templates().get_template(template).stream(version=__version__, **values).dump(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:

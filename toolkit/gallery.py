@@ -1,0 +1,328 @@
+"""A page with images and what was said of them: one HTML file, or one with a folder of thumbnails beside it.
+
+The page holds its cards as JSON, a line a card, and draws them as one scrolls (templates/gallery.js): 100,000 images are
+20 MB that a browser opens in a second or two. Captions and file names are anybody's. They reach the page as JSON
+strings in ASCII without a "<", and the screen as text nodes; the page's Content-Security-Policy runs no script but ours
+and lets nothing out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from toolkit.errors import ImageError, OutputError
+from toolkit.hashing import hash_hex
+from toolkit.images import FoundImage, read_image
+from toolkit.options import default_workers
+from toolkit.progress import Progress
+from toolkit.report import template_source, thumbnail, write_page
+
+EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
+LINKED_NAME = re.compile(
+    r"[0-9a-f]{2}/[0-9a-f]{16,}\.(jpg|png)"
+)  # what we write below FILE_files, and may remove there
+MARK = '<meta name="generator" content="toolkit gallery">'
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Where a model looked for each word of a caption.
+
+    Attributes:
+        words: (start, end) of each in the caption, in characters.
+        maps: uint8 (n_words, rows, columns), each word's own least value 0 and greatest 255.
+        box: (left, top, width, height) of what the maps cover, as shares of the image's sides.
+    """
+
+    words: tuple[tuple[int, int], ...]
+    maps: np.ndarray
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+
+class Explainer(Protocol):
+    """Tells where a model looked (toolkit/attention.py); pictures are prepared in threads, explained in batches."""
+
+    def prepare(self, image: Image.Image) -> Any: ...
+
+    def explain(self, prepared: Sequence[Any], captions: Sequence[str]) -> list[HeatMaps | None]: ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of a gallery.
+
+    Attributes:
+        thumbnail: a JPEG, or its name below FILE_files; None where the image can't be shown.
+        score: mean token log-probability in nats, or None.
+        ended: False where the caption ran into the length limit; None where that is not known.
+        verdict: whether the caption is right, where that is known.
+        heat: HeatMaps, with their picture as bytes or a name like `thumbnail`.
+    """
+
+    name: str
+    thumbnail: bytes | str | None
+    caption: str | None
+    score: float | None = None
+    captions: Sequence[str] = ()
+    references: Sequence[str] = ()
+    ended: bool | None = None
+    verdict: bool | None = None
+    error: str | None = None
+    heat: tuple[HeatMaps, bytes | str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the page knows of it; what is not known is left out."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "caption": self.caption,
+            "captions": list(self.captions) if len(self.captions) > 1 else None,
+            "references": list(self.references) or None,
+            "score": None if self.score is None else round(self.score, 4),
+            "ended": self.ended,
+            "verdict": self.verdict,
+            "error": self.error,
+            "image": _address(self.thumbnail, "jpeg"),
+        }
+        if self.heat is not None:
+            maps, picture = self.heat
+            values["heat"] = {"image": _address(picture, "png"), "words": maps.words, "grid": maps.maps.shape[1:]}
+            if maps.box != (0.0, 0.0, 1.0, 1.0):
+                values["heat"]["box"] = [round(v, 4) for v in maps.box]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _address(picture: bytes | str | None, kind: str) -> str | None:
+    if isinstance(picture, bytes):
+        return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    return picture
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that may stand within a <script>: ASCII alone (so no line separators, no lone surrogates), and no "<"."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _palette() -> list[tuple[int, int, int, int]]:
+    """64 steps from a dark veil to a warm, clear light: (red, green, blue, alpha)."""
+    stops = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
+    at = np.linspace(0, len(stops) - 1, 64)
+    return [tuple(round(np.interp(x, range(len(stops)), stops[:, c])) for c in range(4)) for x in at]  # type: ignore[misc]
+
+
+def heat_png(maps: np.ndarray) -> bytes:
+    """uint8 (n, rows, columns) -> a PNG with the maps below one another, in the colours that they are shown in.
+
+    In colour since a page opened from a folder may draw a picture that lies beside it, but not read its values.
+    """
+    image = Image.fromarray(maps.reshape(-1, maps.shape[2]) >> 2)
+    colours = _palette()
+    image.putpalette([value for colour in colours for value in colour[:3]])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes(colour[3] for colour in colours))
+    return buffer.getvalue()
+
+
+class _Linked:
+    """The folder FILE_files beside a page: small pictures named by what they show, each finished by rename."""
+
+    def __init__(self, page: Path) -> None:
+        self.root = page.with_name(page.stem + "_files")
+        self.used: set[str] = set()
+
+    def name(self, suffix: str, *key: object) -> tuple[str, bool]:
+        """The name of a picture, and whether it lies there already."""
+        digest = hash_hex(repr(key))
+        name = f"{digest[:2]}/{digest[2:]}{suffix}"
+        self.used.add(name)
+        return name, (self.root / name).exists()
+
+    def write(self, name: str, data: bytes) -> str:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+        return name
+
+    def tidy(self) -> None:
+        """Removes pictures of an earlier page that this one does not show."""
+        for folder in self.root.glob("[0-9a-f][0-9a-f]"):
+            for path in folder.iterdir():
+                name = path.relative_to(self.root).as_posix()
+                if name not in self.used and LINKED_NAME.fullmatch(name.removesuffix(".tmp")):
+                    path.unlink()
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def check_gallery(path: Path) -> None:
+    """Before any work is done: whether a page may be written there.
+
+    Raises:
+        OutputError: a folder, no HTML name, or a file that is not one of ours.
+    """
+    if path.is_dir():
+        raise OutputError(f"--gallery {path}: a folder; name a file that ends in .html.")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"--gallery {path}: name a file that ends in .html.")
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if MARK not in file.read(10_000):
+                raise OutputError(f"--gallery {path}: exists and is not a gallery of toolkit's; name another file.")
+
+
+def write_gallery(path: Path, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
+    """One page, finished by rename; the cards are written as they come, so that memory stays flat.
+
+    Args:
+        facts: (name, value) pairs shown at the top.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    script = template_source("gallery.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    try:
+        write_page(
+            path,
+            "gallery.html",
+            title=title,
+            facts=facts,
+            folder=script_json(quote(path.stem + "_files/")),
+            cards=(script_json(card.to_json()) for card in cards),
+            script=Markup(script),
+            script_digest=digest,
+            mark=Markup(MARK),
+        )
+    except OSError as error:
+        raise OutputError(f"--gallery {path}: can't be written ({error.strerror}); name another file.") from None
+
+
+def write_caption_gallery(
+    path: Path,
+    rows: Iterable[dict[str, Any]],
+    images: Iterable[FoundImage],
+    total: int,
+    title: str = "Captions",
+    explainer: Explainer | None = None,
+    workers: int = 0,
+    embed_limit: int = EMBED_LIMIT,
+) -> None:
+    """The rows of a captions.jsonl as a page, in their order.
+
+    Thumbnails are made in threads, a few images ahead. More than `embed_limit` of them are linked, and those that lie
+    in the folder already, of the same file as it was, are not made again.
+
+    Args:
+        images: the file of each row.
+        total: how many rows come.
+        explainer: adds the heat map of each word.
+        workers: threads; 0 for the cores.
+
+    Raises:
+        OutputError: the page or its folder can't be written.
+    """
+    linked = _Linked(path) if total > embed_limit else None
+    with Progress("gallery", total) as progress:
+        write_gallery(
+            path, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
+        )
+    if linked is not None:
+        linked.tidy()
+
+
+class _Drawn(NamedTuple):
+    row: dict[str, Any]
+    key: tuple[object, ...]  # what the picture shows: name, bytes, time
+    thumbnail: bytes | str | None
+    prepared: Any
+    error: str | None
+
+
+def _draw(row: dict[str, Any], found: FoundImage, linked: _Linked | None, explainer: Explainer | None) -> _Drawn:
+    if row["error"] is not None:
+        return _Drawn(row, (), None, None, row["error"])
+    try:
+        state = os.stat(found.path)
+        key = (row["image"], state.st_size, state.st_mtime_ns)
+        name, there = linked.name(".jpg", *key) if linked else ("", False)
+        if there and not explainer:
+            return _Drawn(row, key, name, None, None)
+        image = read_image(found.path)
+    except (OSError, ImageError) as error:  # it could be read when it was captioned
+        return _Drawn(row, (), None, None, f"can't be shown: {error.strerror if isinstance(error, OSError) else error}")
+    prepared = explainer.prepare(image) if explainer else None
+    if there:
+        return _Drawn(row, key, name, prepared, None)
+    data = thumbnail(image)
+    return _Drawn(row, key, linked.write(name, data) if linked else data, prepared, None)
+
+
+def _cards(
+    rows: Iterable[dict[str, Any]],
+    images: Iterable[FoundImage],
+    linked: _Linked | None,
+    explainer: Explainer | None,
+    workers: int,
+    update: Callable[[int], None],
+) -> Iterator[Card]:
+    source = zip(rows, images, strict=True)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def draw(pair: tuple[dict[str, Any], FoundImage]) -> Future[_Drawn]:
+            return pool.submit(_draw, *pair, linked, explainer)
+
+        waiting = deque(map(draw, islice(source, 4 * workers)))
+        try:
+            while batch := [waiting.popleft().result() for _ in range(min(len(waiting), 16))]:
+                waiting.extend(map(draw, islice(source, len(batch))))
+                yield from _explained(batch, linked, explainer)
+                update(len(batch))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _explained(batch: Sequence[_Drawn], linked: _Linked | None, explainer: Explainer | None) -> Iterator[Card]:
+    told = [drawn for drawn in batch if drawn.prepared is not None]
+    heats = iter(
+        explainer.explain([d.prepared for d in told], [d.row["caption"] for d in told]) if explainer and told else ()
+    )
+    for drawn in batch:
+        row, heat = drawn.row, None
+        maps = next(heats) if drawn.prepared is not None else None
+        if maps is not None:
+            png: bytes | str = heat_png(maps.maps)
+            if linked and isinstance(png, bytes):
+                png = linked.write(linked.name(".png", *drawn.key, png)[0], png)
+            heat = maps, png
+        yield Card(
+            name=row["image"],
+            thumbnail=drawn.thumbnail,
+            caption=row["caption"],
+            score=row["score"],
+            captions=row.get("captions", ()),
+            ended=row.get("ended"),
+            error=drawn.error,
+            heat=heat,
+        )

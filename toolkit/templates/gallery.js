@@ -1,0 +1,174 @@
+"use strict";
+// Draws the cards of a gallery as one scrolls. Every caption and name goes in as a text node or an attribute's value.
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+const [grid, end, search, order, count] = ["grid", "end", "search", "order", "count"].map((id) => document.getElementById(id));
+const folder = read("folder");
+const cards = read("cards").slice(0, -1); // the last is a null, so that every line before it ends alike
+const address = (image) => (image.startsWith("data:") ? image : folder + image);
+const PAGE = 60; // cards drawn at once
+
+cards.forEach((card) => {
+  card.text = [card.name, card.caption, card.error, ...(card.captions ?? [])].join("\n").normalize("NFC").toLowerCase();
+});
+const collator = new Intl.Collator(undefined, { numeric: true });
+const score = (card, missing) => card.score ?? missing;
+const size = (card, missing) => (card.caption == null ? missing : card.caption.length);
+const trouble = (card) => (card.error ? 0 : card.ended === false ? 1 : 2);
+const ORDERS = {
+  given: null,
+  name: (a, b) => collator.compare(a.name, b.name),
+  worst: (a, b) => score(a, 9) - score(b, 9),
+  best: (a, b) => score(b, -1e9) - score(a, -1e9),
+  shortest: (a, b) => size(a, 1e9) - size(b, 1e9),
+  longest: (a, b) => size(b, -1) - size(a, -1),
+  trouble: (a, b) => trouble(a) - trouble(b) || score(a, 9) - score(b, 9),
+};
+
+function make(tag, name, ...children) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.append(...children);
+  return element;
+}
+
+function list(title, lines) {
+  return make("details", "", make("summary", "", title), make("ul", "", ...lines.map((line) => make("li", "", line))));
+}
+
+function captionOf(card) {
+  if (card.caption == null) return make("span", "caption bad", card.error ?? "");
+  const line = make("span", "caption");
+  line.dir = "auto";
+  if (!card.heat) {
+    line.append(card.caption);
+    return line;
+  }
+  const letters = [...card.caption]; // code points, as the words' places are counted
+  let at = 0;
+  card.heat.words.forEach(([start, stop], index) => {
+    const word = make("span", "word", letters.slice(start, stop).join(""));
+    word.tabIndex = 0;
+    word.dataset.index = index;
+    line.append(letters.slice(at, start).join(""), word);
+    at = stop;
+  });
+  line.append(letters.slice(at).join(""));
+  return line;
+}
+
+function cardOf(card) {
+  const picture = make("div", "picture");
+  if (card.image) {
+    const image = make("img");
+    image.loading = "lazy";
+    image.alt = card.caption ?? card.name;
+    image.src = address(card.image);
+    picture.append(image);
+  }
+  const name = make("span", "", card.name);
+  name.dir = "auto";
+  const notes = make("span");
+  if (card.ended === false) notes.append(make("span", "bad", "not ended "));
+  if (card.verdict != null) notes.append(make("span", card.verdict ? "good" : "bad", card.verdict ? "✓ right " : "✗ wrong "));
+  if (card.score != null) {
+    const figure = make("span", "", card.score.toFixed(3));
+    figure.title = "mean log-probability of a token, nats";
+    notes.append(figure);
+  }
+  const text = make("figcaption", "", captionOf(card));
+  if (card.caption != null && card.error) text.append(make("span", "bad", card.error));
+  if (card.captions) text.append(list(`${card.captions.length} captions`, card.captions));
+  if (card.references) text.append(list(card.references.length === 1 ? "1 reference" : `${card.references.length} references`, card.references));
+  text.append(make("span", "meta", name, notes));
+  const figure = make("figure", "card", picture, text);
+  figure.card = card;
+  return figure;
+}
+
+// ---- searching, sorting, scrolling
+
+let chosen = cards;
+let drawn = 0;
+
+function more() {
+  const next = chosen.slice(drawn, drawn + PAGE);
+  drawn += next.length;
+  grid.append(...next.map(cardOf));
+}
+
+function choose() {
+  const terms = search.value.normalize("NFC").toLowerCase().split(/\s+/);
+  chosen = cards.filter((card) => terms.every((term) => card.text.includes(term)));
+  if (ORDERS[order.value]) chosen.sort(ORDERS[order.value]);
+  const all = cards.length.toLocaleString("en");
+  count.textContent = chosen.length === cards.length ? `${all} images` : `${chosen.length.toLocaleString("en")} of ${all} images`;
+  grid.replaceChildren();
+  drawn = 0;
+  more();
+  watch.unobserve(end); // observing anew reports anew, should the end still be in sight
+  watch.observe(end);
+}
+
+const watch = new IntersectionObserver(
+  (entries) => {
+    if (entries.some((entry) => entry.isIntersecting) && drawn < chosen.length) {
+      more();
+      watch.unobserve(end);
+      watch.observe(end);
+    }
+  },
+  { rootMargin: "1500px" },
+);
+search.addEventListener("input", choose);
+order.addEventListener("change", choose);
+
+// ---- where the model looked
+
+let shown = null;
+
+function clear() {
+  shown?.classList.remove("shown");
+  shown = null;
+  grid.querySelectorAll("canvas").forEach((canvas) => canvas.remove());
+}
+
+async function show(word) {
+  if (word === shown) return;
+  clear();
+  shown = word;
+  word.classList.add("shown");
+  const figure = word.closest(".card");
+  const image = figure.querySelector("img");
+  const { heat } = figure.card;
+  const [rows, columns] = heat.grid;
+  const [left, top, width, height] = heat.box ?? [0, 0, 1, 1];
+  const strip = new Image();
+  strip.src = address(heat.image);
+  await Promise.all([strip.decode(), image.decode()]);
+  if (word !== shown) return; // another one meanwhile
+  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
+  const canvas = make("canvas");
+  canvas.width = Math.round(image.naturalWidth * scale);
+  canvas.height = Math.round(image.naturalHeight * scale);
+  canvas.style.left = `${(image.clientWidth - canvas.width) / 2}px`;
+  canvas.style.top = `${(image.clientHeight - canvas.height) / 2}px`;
+  const map = make("canvas"); // alone, or the neighbours of a map would shine in at its edges
+  map.width = columns;
+  map.height = rows;
+  map.getContext("2d").drawImage(strip, 0, word.dataset.index * -rows);
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(map, left * canvas.width, top * canvas.height, width * canvas.width, height * canvas.height);
+  image.after(canvas);
+}
+
+for (const kind of ["pointerover", "focusin", "click"]) {
+  document.addEventListener(kind, (event) => {
+    const word = event.target.closest?.(".word");
+    if (word) show(word);
+    else if (kind !== "focusin") clear();
+  });
+}
+document.addEventListener("focusout", clear);
+document.getElementById("hint").hidden = !cards.some((card) => card.heat);
+choose();
