@@ -100,7 +100,7 @@ def test_reads_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPat
 def test_a_file_cut_short_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "data.arrow").write_bytes(b"1234")
     with pytest.raises(InputError, match="ends too early"):
-        toolkit.rows._read_into(tmp_path / "data.arrow", 2, memoryview(bytearray(4)))
+        toolkit.rows.read_into(tmp_path / "data.arrow", 2, memoryview(bytearray(4)))
 
 
 def test_a_pickled_reader_is_small(reader: SplitReader) -> None:

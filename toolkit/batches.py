@@ -160,7 +160,7 @@ class CaptionCollator:
     alone: loss and gradients are those of a row for each (tests/test_batches.py).
 
     Returns, for B images with at most L tokens in all their captions (L a multiple of 8, for tensor cores):
-        pixel_values: uint8 (B, C, H, W)
+        pixel_values: uint8 (B, C, H, W); or features: (B, S, D), where items have those (toolkit/features.py)
         labels: int64 (B, L), -100 after the last caption's EOS
         decoder_input_ids: int64 (B, L): for each caption the start token, then its labels shifted right; then pad
         decoder_position_ids: int64 (B, L), from `first_position` on in each caption
@@ -197,8 +197,9 @@ class CaptionCollator:
             positions[row, :total] = np.arange(total) - np.repeat(starts, n)
             caption[row, :total] = np.repeat(np.arange(len(n)), n)
         seen = (caption[:, :, None] == caption[:, None, :]) & np.tri(shape[1], dtype=bool)
+        images = "features" if "features" in items[0] else "pixel_values"
         return {
-            "pixel_values": torch.from_numpy(np.stack([item["pixel_values"] for item in items])),
+            images: torch.from_numpy(np.stack([item[images] for item in items])),
             "labels": torch.from_numpy(labels),
             "decoder_input_ids": torch.from_numpy(inputs),
             "decoder_position_ids": torch.from_numpy(positions + self.first_position),

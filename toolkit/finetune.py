@@ -15,10 +15,10 @@ from transformers.integrations import get_available_reporting_integrations
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import Cache, open_cache
 from toolkit.errors import InputError, ModelError, RunError
+from toolkit.features import FeatureDataset, encode_splits
 from toolkit.modeling import (
     PixelNormalizer,
     SpecialTokens,
-    build_captioner,
     first_position,
     generation_config,
     load_image_processor,
@@ -34,6 +34,7 @@ from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
 from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
 from toolkit.selfcheck import check_training
+from toolkit.starting import starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
 
@@ -82,21 +83,27 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     image_processor = load_image_processor(str(cache.directory / "image_processor"))
     labels = manifest["labels"]
     tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
-    made = manifest["options"]
-    model = build_captioner(
-        made["encoder"], made["decoder"], made["preset"], labels["vocab_size"], tokens, options.seed
-    )
+    model = starting_model(options, cache, tokens)
     _check_fit(model, cache, options)
     normalizer = PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string())))
     collator = CaptionCollator(tokens, first_position(model.decoder))
     captions = None if options.captions_per_image in (None, "all") else int(options.captions_per_image)
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
+    eval_set = CaptionDataset(validation)
+    fresh = bool(manifest["options"]["preset"]) and options.init_from is None
     start_loss = check_training(
-        model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, bool(made["preset"])
+        model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, fresh
     )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
     start_output(out, identity)
+    args = _arguments(options, len(validation))
+    if options.cache_features:
+        dtype, place = pick_dtype(options.precision, args.device), (args.device, args.process_index, args.world_size)
+        kept = options.feature_precision
+        features = encode_splits(cache, ("train", "validation"), model.encoder, normalizer, kept, dtype, *place)
+        train_set = FeatureDataset(features["train"], cache["train"], captions, options.seed)
+        eval_set = FeatureDataset(features["validation"], validation)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
     model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
@@ -109,9 +116,9 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     log = TrainingLog(out / "training.jsonl", metrics)
     trainer = CaptionTrainer(
         model=model,
-        args=_arguments(options, len(validation)),
+        args=args,
         train_dataset=train_set,
-        eval_dataset=CaptionDataset(validation) if len(validation) else None,
+        eval_dataset=eval_set if len(validation) else None,
         data_collator=collator,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
             outputs.logits, labels, num_items_in_batch, options.label_smoothing
@@ -171,6 +178,10 @@ def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrain
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
+        tf32=True if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else None,
+        torch_compile=options.compile,
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # the other kind drops gradients above frozen layers
         eval_strategy="epoch" if validation_images else "no",
         save_strategy="epoch",
         load_best_model_at_end=bool(validation_images),

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from toolkit.errors import ModelError
+from toolkit.freezing import freeze_unused
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
 
@@ -238,21 +239,8 @@ def build_captioner(
             model.decoder.resize_token_embeddings(vocab_size)
             model.config.decoder.vocab_size = vocab_size
     settle_special_tokens(model, tokens)
-    freeze_pooler(model)
+    freeze_unused(model.encoder)
     return model
-
-
-# By model type, what an encoder applies to its pooled output alone.
-POOLING = {"clip_vision_model": ("post_layernorm",), "siglip_vision_model": ("head",)}
-
-
-def freeze_pooler(model: VisionEncoderDecoderModel) -> None:
-    """The decoder reads the last hidden states, never the pooled one: a pooler gets no gradient, and under DDP or
-    checkpointing a parameter that waits for one is an error. It stays, since `from_pretrained` expects it."""
-    names = ("pooler", *POOLING.get(model.config.encoder.model_type, ()))
-    for name, parameter in model.encoder.named_parameters():
-        if any(part in names for part in name.split(".")):
-            parameter.requires_grad_(False)
 
 
 def first_position(decoder: nn.Module) -> int:
@@ -266,6 +254,10 @@ def first_position(decoder: nn.Module) -> int:
 def _load_encoder(name: str) -> Any:
     def load(**where: Any) -> Any:
         config = AutoConfig.from_pretrained(name, **where)
+        if config.model_type == "vision-encoder-decoder":
+            raise ModelError(
+                f"--encoder {name}: a whole captioner; go on from it with `toolkit finetune --init-from {name}`."
+            )
         if hasattr(config, "vision_config"):  # CLIP, SigLIP and their like: the vision half alone
             classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
             if config.model_type not in classes:
@@ -306,6 +298,40 @@ def generation_config(options: GenerationOptions, tokens: SpecialTokens) -> Gene
     return GenerationConfig(**settings)
 
 
+def load_model(name: str, option: str, hint: str) -> VisionEncoderDecoderModel:
+    """A captioner's model from a folder or the hub, in fp32 on the CPU.
+
+    Args:
+        option: that `name` was given with.
+
+    Raises:
+        ModelError: no such folder or name, or not a captioner.
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
+    if path.is_file():
+        raise ModelError(f"{option} {name}: a file, where a model folder is meant; {hint}.")
+    if path.is_dir():
+        try:
+            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except ValueError:
+            kind = None
+        if kind != "vision-encoder-decoder":
+            raise ModelError(
+                f"{option} {name}: a model of type {kind}, not a vision-encoder-decoder captioner; {hint}."
+            )
+    elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
+        raise ModelError(f"{option} {name}: no such folder; {hint}.")
+    return _load(
+        "captioner",
+        option,
+        name,
+        lambda **where: VisionEncoderDecoderModel.from_pretrained(name, dtype=torch.float32, **where),
+        hint,
+    )
+
+
 def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> Captioner:
     """A captioner from a folder or the hub, in evaluation mode.
 
@@ -313,27 +339,7 @@ def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> 
         ModelError: no such folder or name, or not a captioner.
     """
     hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"--model {name}: not a model folder (no config.json); {hint}.")
-    if path.is_file():
-        raise ModelError(f"--model {name}: a file, where a model folder is meant; {hint}.")
-    if path.is_dir():
-        try:
-            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-        except ValueError:
-            kind = None
-        if kind != "vision-encoder-decoder":
-            raise ModelError(f"--model {name}: a model of type {kind}, not a vision-encoder-decoder captioner; {hint}.")
-    elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
-        raise ModelError(f"--model {name}: no such folder; {hint}.")
-    model = _load(
-        "captioner",
-        "--model",
-        name,
-        lambda **where: VisionEncoderDecoderModel.from_pretrained(name, dtype=torch.float32, **where),
-        hint,
-    )
+    model = load_model(name, "--model", hint)
     tokenizer = load_tokenizer(name, "--model", hint)
     processor = load_image_processor(name, "--model", hint)
     transform = PixelTransform.from_processor_config(json.loads(processor.to_json_string()))

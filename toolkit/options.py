@@ -175,6 +175,24 @@ class FinetuneOptions:
         None, "Captions of an image used each epoch: all, or a number drawn anew. [default: all; tiny preset: 2]"
     )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
+    init_from: str | None = option(
+        None, "Go on from this captioner, a folder or hub name, instead of the cache's encoder and decoder."
+    )
+    freeze_encoder: bool = option(False, "Train the decoder alone.", flag=True)
+    unfreeze_last: int | None = option(None, "Of the encoder, train the last so many layers alone.")
+    cache_features: bool = option(
+        False, "Freeze the encoder and run it once an image; its states are kept in the cache.", flag=True
+    )
+    feature_precision: str = option("fp16", "What --cache-features stores: fp16, bf16 or fp32.")
+    lora_rank: int | None = option(
+        None, "Train low-rank updates of the attention instead of all weights; 8 and 16 are usual. Needs peft."
+    )
+    lora_targets: str = option("both", "With --lora-rank: encoder, decoder or both.")
+    lora_save: str = option("merged", "With --lora-rank: merged saves a plain model, adapter the updates alone.")
+    compile: bool = option(False, "Compile the model: minutes at the start for faster steps.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, a third slower.", flag=True
+    )
     seed: int = option(42, "Seed of initial weights, data order and dropout.")
     early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
     eval_metric: str | None = option(
@@ -197,6 +215,23 @@ class FinetuneOptions:
         check_at_least(self, 2, "max_length")
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("eval_metric", self.eval_metric or "cider", ("cider", "bleu_4", "rouge_l", "loss"))
+        check_at_least(self, 1, "unfreeze_last", "lora_rank")
+        check_choice("feature_precision", self.feature_precision, ("fp16", "bf16", "fp32"))
+        check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
+        check_choice("lora_save", self.lora_save, ("merged", "adapter"))
+        frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
+        check(not (frozen and self.unfreeze_last), "unfreeze_last", self.unfreeze_last,
+              f"{frozen} freezes all of the encoder; leave one of the two out")  # fmt: skip
+        check(self.lora_rank is None or self.unfreeze_last is None, "unfreeze_last", self.unfreeze_last,
+              "with --lora-rank no layer is trained whole; leave one of the two out")  # fmt: skip
+        check(not (frozen and self.lora_rank and self.lora_targets != "decoder"), "lora_targets", self.lora_targets,
+              f"{frozen} leaves the encoder as it is; add --lora-targets decoder")  # fmt: skip
+        check(self.lora_rank is not None or self.lora_targets == "both", "lora_targets", self.lora_targets,
+              "means something with --lora-rank alone; name a rank")  # fmt: skip
+        check(self.lora_rank is not None or self.lora_save == "merged", "lora_save", self.lora_save,
+              "means something with --lora-rank alone; name a rank")  # fmt: skip
+        check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
+              "means something with --cache-features alone; add that")  # fmt: skip
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,
@@ -204,8 +239,14 @@ class FinetuneOptions:
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
               "is a share from 0 to below 1")  # fmt: skip
 
+    @property
+    def trains_no_encoder(self) -> bool:
+        """Or but its last layers."""
+        return self.freeze_encoder or self.cache_features or self.unfreeze_last is not None
+
     def resolved(self, preset: str | None) -> FinetuneOptions:
         """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset."""
+        preset = preset if self.init_from is None else None  # which is not from random weights any more
         known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)

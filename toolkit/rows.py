@@ -186,12 +186,12 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
 
         def read(i: int) -> None:
             path, start = self._places[batches[i]]
-            _read_into(path, start + (rows[i] - starts[batches[i]]) * size, memoryview(out[i]).cast("B"))
+            read_into(path, start + (rows[i] - starts[batches[i]]) * size, memoryview(out[i]).cast("B"))
 
         if len(rows) == 1:
             read(0)
         else:
-            list(_readers(os.getpid()).map(read, range(len(rows))))
+            list(reader_threads(os.getpid()).map(read, range(len(rows))))
         return out
 
     def column(self, name: str) -> list[Any]:
@@ -200,12 +200,12 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
 
 
 @lru_cache(maxsize=1)
-def _readers(process: int) -> ThreadPoolExecutor:
+def reader_threads(process: int) -> ThreadPoolExecutor:
     """The threads of this process: a forked one inherits the object, but not its threads."""
     return ThreadPoolExecutor(READ_THREADS, thread_name_prefix="cache")
 
 
-def _read_into(path: Path, start: int, target: memoryview) -> None:
+def read_into(path: Path, start: int, target: memoryview) -> None:
     """Fills `target` from a file; a file that is opened anew costs microseconds, and there may be 10,000 of them."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -115,6 +115,9 @@ def _reason(error: OSError) -> str:
 def swap(partial: Path, place: Path) -> None:
     """The finished cache takes its place; two renames, and `tidy` mends a crash between them."""
     if place.exists():
+        # Encoder states are found by the pictures that they are of, and hours of work; finetune keeps them there.
+        with suppress(OSError):
+            os.rename(place / "features", partial / "features")
         os.rename(place, beside(place, ".old"))
     os.rename(partial, place)
     tidy(place)
