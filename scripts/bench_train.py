@@ -1,0 +1,272 @@
+"""Training, captions/s and peak memory, side by side: the notebook's way and `toolkit finetune`.
+
+    python scripts/bench_train.py                                   # ViT-B/16 + GPT-2 sizes, random weights, 2 CPU cores
+    python scripts/bench_train.py --device cuda --batch-size 64 --steps 40
+    python scripts/bench_train.py --size tiny --rounds 1            # does it run?
+
+Five captions an image, of the lengths that Flickr8k's have (13.6 tokens on average, EOS included), fp32 on a CPU and the
+toolkit's own choice on a GPU. Each way is a process of its own; rounds of all ways take turns, so that whatever else the
+machine does falls on each; figures are medians over rounds.
+
+- notebook: scripts/notebook_baseline.py: a row per caption, the JPEG decoded each time, 8 captions a step padded to 50,
+  stock Seq2SeqTrainer.
+- full: `toolkit finetune`; 8 images a step with all their captions.
+- frozen: the same with `--freeze-encoder --cache-features`.
+
+The first step is not timed. "of the limit": FLOPs of a step by count (torch.utils.flop_counter), padding included, over
+its time, as a share of the rate of a large matrix product on the same device and in the same precision; on a GPU that is
+called MFU. "data": share of the time that a step waits for its batch. "CPU": the same ratio to the notebook counted in the processor
+time that the process got, which other processes on the machine falsify less; OMP_NUM_THREADS=1 makes it exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_preprocess import PHOTOS, make_images
+
+WAYS = ("notebook", "full", "frozen")
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "man",
+    "woman",
+    "child",
+    "runs",
+    "plays",
+    "stands",
+    "holds",
+    "red",
+    "blue",
+    "green",
+    "grass",
+]
+
+
+def make_data(folder: Path, images: int, size: str) -> None:
+    """JPEGs, captions.txt, encoder and decoder with random weights, and the cache of them."""
+    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    from toolkit.modeling import train_tiny_tokenizer
+    from toolkit.options import PreprocessOptions
+    from toolkit.preprocess import preprocess
+
+    make_images(folder, PHOTOS, images, (500, 375))
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.round(rng.lognormal(np.log(12.0), 0.35, (images, 5))), 3, 40).astype(int)
+    with open(folder / "captions.txt", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for i, row in enumerate(lengths):
+            rows.writerows((f"{i:06d}.jpg", " ".join(rng.choice(WORDS, n))) for n in row)
+    parts: dict[str, Any] = {"preset": "tiny"}
+    if size == "base":
+        parts = {"encoder": str(folder / "encoder"), "decoder": str(folder / "decoder")}
+        ViTModel(ViTConfig()).save_pretrained(folder / "encoder")
+        ViTImageProcessorPil().save_pretrained(folder / "encoder")
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / "decoder")
+        train_tiny_tokenizer([" ".join(WORDS)] * 10).save_pretrained(folder / "decoder")
+    preprocess(
+        PreprocessOptions(
+            annotations=folder / "captions.txt", images=folder / "Images", out=folder / "cache", num_workers=2,
+            val_fraction=0, test_fraction=0, **parts,
+        )
+    )  # fmt: skip
+
+
+class Clock:
+    """Mixed into a trainer: when each step ended, how long batches were waited for, FLOPs of the first step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ends: list[float] = []
+        self.cpu: list[float] = []
+        self.waited = 0.0
+        self.flops = 0
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        started = time.perf_counter()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if self.ends:
+            self.waited += time.perf_counter() - started
+        return batches, items
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        if not self.ends:
+            with FlopCounterMode(display=False) as counter:
+                loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            self.flops = counter.get_total_flops()
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        return loss
+
+    def figures(self, captions: int) -> dict[str, float]:
+        seconds = self.ends[-1] - self.ends[0]
+        steps = len(self.ends) - 1
+        return {"captions_per_s": steps * captions / seconds, "step_s": seconds / steps, "data": self.waited / seconds,
+                "captions_per_cpu_s": steps * captions / (self.cpu[-1] - self.cpu[0]),
+                "flops": self.flops, "captions": captions}  # fmt: skip
+
+
+def notebook(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    import random
+
+    from notebook_baseline import NotebookDataset, build, read_rows
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, default_data_collator
+
+    class Trainer(Clock, Seq2SeqTrainer):
+        pass
+
+    rows = read_rows(folder, None)
+    random.Random(42).shuffle(rows)
+    model, tokenizer, processor = build(arguments.size, [caption for _, caption in rows])
+    with tempfile.TemporaryDirectory() as out:
+        trainer = Trainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=out, max_steps=arguments.steps + 1, per_device_train_batch_size=8, save_strategy="no",
+                logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+            ),
+            train_dataset=NotebookDataset(rows, processor, tokenizer),
+            data_collator=default_data_collator,
+        )  # fmt: skip
+        trainer.train()
+    return trainer.figures(captions=8)
+
+
+def toolkit(folder: Path, arguments: argparse.Namespace, **options: Any) -> dict[str, float]:
+    from toolkit import finetune
+    from toolkit.options import FinetuneOptions
+
+    trainers = []
+
+    class Trainer(Clock, finetune.CaptionTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.args.save_strategy = "no"
+            trainers.append(self)
+
+    vars(finetune)["CaptionTrainer"] = Trainer
+    with tempfile.TemporaryDirectory() as out:
+        finetune.finetune(
+            FinetuneOptions(
+                cache=folder / "cache", output_dir=Path(out) / "model", max_steps=arguments.steps + 1, epochs=1000,
+                batch_size=arguments.batch_size, captions_per_image="all", **options,
+            )
+        )  # fmt: skip
+    return trainers[0].figures(captions=5 * arguments.batch_size)
+
+
+def matmul_rate(size: str) -> float:
+    """FLOP/s of a product of matrices as large as the model's, in the precision that it is trained in."""
+    import torch
+
+    from toolkit.modeling import pick_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=pick_dtype("auto", device)) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        c = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+        del c
+    return 2 * n**3 / best
+
+
+def run(way: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """One way in this process."""
+    import torch
+
+    rate = matmul_rate(arguments.size)
+    if way == "notebook":
+        figures = notebook(folder, arguments)
+    else:
+        figures = toolkit(
+            folder, arguments, **({"freeze_encoder": True, "cache_features": True} if way == "frozen" else {})
+        )
+    rate = max(rate, matmul_rate(arguments.size))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    share = figures["flops"] / figures["step_s"] / rate
+    return {**figures, "rate": rate, "of_limit": share, "memory_mb": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("base", "tiny"), default="base")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8, help="images a step, of the toolkit's ways")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each way in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # the one way of a child process
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        print(json.dumps(run(arguments.run, arguments.folder, arguments)))
+        return
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if arguments.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    ways = arguments.ways.split(",")
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        make_data(Path(folder), arguments.images, arguments.size)
+        for _ in range(arguments.rounds):
+            for way in ways:
+                command = [sys.executable, __file__, *sys.argv[1:], "--run", way, "--folder", folder]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                rounds[way].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{way}: {rounds[way][-1]['captions_per_s']:.2f} captions/s", file=sys.stderr)
+
+    def median(way: str, name: str) -> float:
+        return statistics.median(r[name] for r in rounds[way])
+
+    print(f"{arguments.device}, matrix products at {max(median(w, 'rate') for w in ways) / 1e9:,.0f} GFLOP/s")
+    limit = "MFU" if arguments.device == "cuda" else "of the limit"
+    print(f"| way | captions/s | times the notebook | CPU | step | GFLOP a caption | {limit} | data | peak memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for way in ways:
+
+        def times(name: str, way: str = way) -> float:
+            pairs = zip(rounds[way], rounds[ways[0]], strict=True)
+            return statistics.median(ours[name] / theirs[name] for ours, theirs in pairs)
+
+        flops = median(way, "flops") / median(way, "captions") / 1e9
+        print(
+            f"| {way} | {median(way, 'captions_per_s'):.2f} | {times('captions_per_s'):.2f} | {times('captions_per_cpu_s'):.2f} "
+            f"| {median(way, 'step_s'):.2f} s | {flops:.1f} | {median(way, 'of_limit'):.2f} | {median(way, 'data'):.2%} "
+            f"| {median(way, 'memory_mb'):,.0f} MB |"
+        )
+
+
+if __name__ == "__main__":
+    main()
