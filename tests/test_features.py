@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,11 @@ def pieces(cache: Cache) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five images a piece, two in a batch."""
     monkeypatch.setattr(features, "PIECE", 5 * 17 * 128 * 4 + 3)
     monkeypatch.setattr(features, "BATCH", 2)
-    yield
+    return
 
 
 @pytest.mark.parametrize(("stored", "relative"), [("fp32", 1e-5), ("fp16", 2**-11), ("bf16", 2**-8)])
@@ -199,7 +198,7 @@ def test_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, _ = parts(cache)
     with torch.no_grad():
         encoder.layernorm.bias += 1e5
-    with pytest.raises(RunError, match="--feature-precision fp16: .* use bf16"):
+    with pytest.raises(RunError, match=r"--feature-precision fp16: .* use bf16"):
         encode(cache, encoder, "fp16")
     assert not list(cache.directory.rglob("*.bin"))
     encode(cache, encoder, "bf16")
