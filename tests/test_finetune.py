@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from toolkit.errors import InputError, ModelError, OutputError
@@ -39,9 +40,10 @@ def test_the_model_folder(model_dir: Path) -> None:
     assert generation["early_stopping"] is False
     ids = {generation[f"{name}_token_id"] for name in ("eos", "pad", "bos", "decoder_start")}
     assert ids == {0}
-    card = (model_dir / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "VisionEncoderDecoderModel.from_pretrained" in card
+    card = ModelCard.load(model_dir / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-to-text")
+    assert card.data.base_model is None
+    assert "VisionEncoderDecoderModel.from_pretrained" in card.text
     rows = [json.loads(line) for line in (model_dir / "training.jsonl").read_text().splitlines()]
     evaluations = [row for row in rows if "eval_loss" in row]
     assert [row["epoch"] for row in evaluations] == [1, 2]
@@ -50,15 +52,21 @@ def test_the_model_folder(model_dir: Path) -> None:
         "eval_bleu_4",
         "eval_rouge_l",
         "eval_ended",
+        "eval_loops",
         "eval_distinct",
+        "warnings",
         "captions",
     }
     report = (model_dir / "report.html").read_text()
     assert "polyline" in report
+    for part in ("compute", "waiting for data", "evaluation", "checkpoints"):
+        assert f"</i>{part} <b>" in report
     assert "http" not in report.replace("http-equiv", "")
     finished = json.loads((model_dir / "finetune.json").read_text())
     best = min(evaluations, key=lambda row: row["eval_loss"])
     assert finished["validation"]["cider"] == best["eval_cider"]
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: finished["validation"][name] for name in ("cider", "bleu_4", "rouge_l")}
     best_weights = load_file(model_dir / "checkpoints" / f"checkpoint-{finished['best_step']}" / "model.safetensors")
     saved = load_file(model_dir / "model.safetensors")
     assert all(torch.equal(saved[name], best_weights[name]) for name in saved)
