@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss, prefetch
+from toolkit.batches import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss, prefetch
 from toolkit.cache import open_cache
 from toolkit.modeling import SpecialTokens, build_captioner
 
@@ -139,6 +139,59 @@ def test_captions_are_drawn_by_seed_epoch_and_image(cache_dir: Path) -> None:
     assert not all(np.array_equal(a, dataset[i]["labels"]) for i, a in enumerate(first))
     rows = reader[0]["labels"].tolist()
     assert all(row in rows for row in first[0].tolist())
+
+
+# ---- images of like lengths -----------------------------------------------------------------------------------------
+
+
+class Lengths:
+    """A data set of images that have so many tokens each."""
+
+    def __init__(self, number: int) -> None:
+        self.lengths = np.random.default_rng(0).lognormal(4.2, 0.3, number).astype(int)
+        self.epoch = 0
+
+    def tokens(self) -> np.ndarray:
+        return self.lengths
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def padding(lengths: np.ndarray, size: int) -> float:
+    longest = sum(max(lengths[i : i + size]) * len(lengths[i : i + size]) for i in range(0, len(lengths), size))
+    return 1 - lengths.sum() / longest
+
+
+def test_images_of_like_lengths_share_a_batch() -> None:
+    dataset = Lengths(1003)
+    sampler = SimilarLengths(dataset, 8, seed=1)  # type: ignore[arg-type]
+    order = list(sampler)
+    assert sorted(order) == list(range(1003))
+    assert len(sampler) == 1003
+    assert order == list(SimilarLengths(dataset, 8, seed=1))  # type: ignore[arg-type]
+    assert order != list(SimilarLengths(dataset, 8, seed=2))  # type: ignore[arg-type]
+    assert padding(dataset.lengths, 8) > 0.25
+    assert padding(dataset.lengths[order], 8) < 0.05
+    # Batches come in random order: neighbours are no more alike than any two.
+    longest = np.array([max(dataset.lengths[order[i : i + 8]]) for i in range(0, 1000, 8)])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.3
+    sampler.set_epoch(3)
+    assert dataset.epoch == 3, "accelerate sets the sampler's alone where there are several ranks"
+    later = list(sampler)
+    assert sorted(later) == sorted(order)
+    assert later != order
+
+
+@pytest.mark.parametrize("captions", [None, 2])
+def test_tokens_of_an_image(cache_dir: Path, captions: int | None) -> None:
+    dataset = CaptionDataset(open_cache(cache_dir)["train"], captions)
+    expected = []
+    for i in range(len(dataset)):
+        rows = CaptionDataset(dataset.reader)[i]["labels"]
+        tokens = sum(int((row != -100).sum()) for row in rows)
+        expected.append(tokens if captions is None else tokens * captions / len(rows))
+    np.testing.assert_allclose(dataset.tokens(), expected)
 
 
 # ---- prefetch -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, ge
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
 from toolkit.selfcheck import check_training
-from toolkit.training import CaptionTrainer
-from toolkit.training_log import CaptionMetrics
+from toolkit.training import CaptionTrainer, Patience
+from toolkit.training_log import CaptionMetrics, caption_warnings
 
 
 class Parts:
@@ -198,15 +200,36 @@ def test_from_encoder_decoder_crash_is_avoided(tmp_path: Path) -> None:
     assert logits.shape == (2, 1, 110)
 
 
-def test_resume_restores_every_tensor_bit_for_bit(parts: Parts, tmp_path: Path) -> None:
-    """S2: stock Trainer leaves the encoder's layers as they were. Stopped after 2 of 4 steps, mid-epoch."""
-    straight, resumed = parts.model(), parts.model()
-    arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    parts.trainer(straight, tmp_path / "a", **arguments).train()
-    checkpoint = tmp_path / "a" / "checkpoint-2"
-    resumed = parts.model(seed=5)
-    parts.trainer(resumed, tmp_path / "b", **arguments).train(resume_from_checkpoint=str(checkpoint))
-    assert difference(weights(straight), weights(resumed)) == 0.0
+@pytest.mark.parametrize("stop", [6, 10])
+def test_resume_restores_everything_bit_for_bit(parts: Parts, tmp_path: Path, stop: int) -> None:
+    """S2: stock Trainer leaves the encoder's layers as they were. Of 12 steps, 5 an epoch: stopped within one, or between.
+
+    With dropout, and captions drawn anew each epoch; every tensor of model and optimizer is compared.
+    """
+
+    def run(out: Path, seed: int, checkpoint: Path | None) -> tuple[dict[str, torch.Tensor], Any, list[Any]]:
+        model = parts.model(seed)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        trainer = parts.trainer(model, out, max_steps=12, save_strategy="steps", save_steps=stop)
+        trainer.train_dataset = CaptionDataset(parts.cache["train"], captions_per_image=2, seed=3)
+        seen: list[Any] = []
+        trainer.data_collator = lambda items: (
+            seen.append([i["labels"].tolist() for i in items]) or parts.collator(items)
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return weights(model), trainer.optimizer.state_dict()["state"], seen
+
+    straight, optimizer, batches = run(tmp_path / "a", 0, None)
+    resumed, optimizer_resumed, batches_resumed = run(tmp_path / "b", 5, tmp_path / "a" / f"checkpoint-{stop}")
+    assert difference(straight, resumed) == 0.0
+    assert optimizer.keys() == optimizer_resumed.keys()
+    for key, state in optimizer.items():
+        assert all(torch.equal(value, optimizer_resumed[key][name]) for name, value in state.items())
+    assert batches_resumed[: 12 - stop] == batches[stop:12]
+    drawn = [sorted(map(str, chain.from_iterable(batches[i : i + 5]))) for i in (0, 5)]
+    assert drawn[0] != drawn[1], "other captions in another epoch"
 
 
 def test_best_checkpoint_is_really_loaded(parts: Parts, tmp_path: Path) -> None:
@@ -224,6 +247,134 @@ def test_best_checkpoint_is_really_loaded(parts: Parts, tmp_path: Path) -> None:
     assert difference(weights(model), saved) == 0.0
     last = type(model).from_pretrained(tmp_path / "checkpoint-4").state_dict()
     assert difference(weights(model), last) > 0
+
+
+def test_early_stopping_is_the_same_after_a_resume(parts: Parts, tmp_path: Path) -> None:
+    """Stock Trainer starts counting anew. Scores get worse from the second evaluation on; the third one is too much."""
+
+    def run(out: Path, checkpoint: str | None = None) -> CaptionTrainer:
+        trainer = parts.trainer(
+            parts.model(), out, max_steps=6, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+            load_best_model_at_end=True, metric_for_best_model="eval_score", greater_is_better=False,
+            restore_callback_states_from_checkpoint=True,
+        )  # fmt: skip
+        trainer.compute_metrics = lambda prediction: {"score": trainer.state.global_step}
+        trainer.add_callback(Patience(2))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    straight = run(tmp_path / "a")
+    assert straight.state.global_step == 3
+    # The end is not saved, so that a run that is killed right after it comes to it again.
+    assert not (tmp_path / "a" / "checkpoint-3").exists()
+    resumed = run(tmp_path / "b", str(tmp_path / "a" / "checkpoint-2"))
+    assert resumed.state.global_step == 3
+    assert difference(weights(straight.model), weights(resumed.model)) == 0.0
+
+
+MEMORY = "CUDA out of memory. Tried to allocate 20.00 MiB."
+
+
+def short_of_memory(model: Any, fits: int, spare: int = 0) -> list[int]:
+    """Makes a model raise for batches of more images than `fits`, once `spare` forward passes are over; the sizes tried."""
+    forward, tried = model.forward, []
+
+    def limited(*args: Any, **inputs: Any) -> Any:
+        tried.append(len(inputs["decoder_input_ids"]))
+        if tried[-1] > fits and len(tried) > spare:
+            raise torch.OutOfMemoryError(MEMORY)
+        return forward(*args, **inputs)
+
+    model.forward = limited
+    return tried
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_out_of_memory_halves_the_images_and_keeps_the_update(
+    parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str], spare: int
+) -> None:
+    """In the first accumulated batch, or the second, when the first has left its gradients already."""
+    ends, tried = [], [0]
+    for limit in (False, True):
+        model = parts.model()
+        if limit:
+            tried = short_of_memory(model, 3, spare)
+        trainer = parts.trainer(model, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+        trainer.train()
+        ends.append(weights(model))
+    assert tried[:4] == ([8, 4, 2, 2] if spare == 0 else [8, 8, 4, 2])
+    assert tried.count(8) == spare + 1, "what does not fit is not tried at each step"
+    moved = difference(ends[0], weights(parts.model()))
+    assert difference(*ends) < 2e-4 * moved + 1e-5
+    assert "out of memory in training: going on with 2 images at a time" in capsys.readouterr().err
+
+
+def test_out_of_memory_half_way_back(parts: Parts, tmp_path: Path) -> None:
+    """The decoder has its gradients already when the encoder's don't fit: they are not counted twice."""
+    ends = []
+    for limit in (False, True):
+        model = parts.model()
+        sizes: list[int] = []
+
+        def fail(module: Any, gradients: Any, limit: bool = limit, sizes: list[int] = sizes) -> None:
+            sizes.append(len(gradients[0]))
+            if limit and sizes[-1] > 4:
+                raise torch.OutOfMemoryError(MEMORY)
+
+        model.encoder.layernorm.register_full_backward_pre_hook(fail)
+        parts.trainer(model, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2).train()
+        assert sizes[:3] == ([8, 4, 4] if limit else [8, 8, 8])
+        ends.append(weights(model))
+    assert difference(*ends) < 2e-4 * difference(ends[0], weights(parts.model())) + 1e-5
+
+
+def test_out_of_memory_in_evaluation_and_for_good(parts: Parts, tmp_path: Path) -> None:
+    model = parts.model()
+
+    def predict(trainer: CaptionTrainer) -> Any:
+        trainer.compute_metrics = None
+        return trainer.predict(CaptionDataset(parts.cache["train"]))
+
+    plain = predict(parts.trainer(model, tmp_path))
+    tried = short_of_memory(model, 4)
+    trainer = parts.trainer(model, tmp_path)
+    halved = predict(trainer)
+    assert tried[:4] == [8, 4, 8, 2], "8 images, 4, 4 with 2 beams each, 2"
+    assert trainer.images == {"evaluation": 2}
+    np.testing.assert_array_equal(halved.predictions, plain.predictions)
+    np.testing.assert_allclose(halved.label_ids, plain.label_ids, rtol=1e-5)
+    short_of_memory(model, 0)
+    with pytest.raises(RunError, match="with a single image"):
+        trainer.train()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_where_the_time_goes(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(parts.model(), tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=2,
+                            save_strategy="steps", save_steps=4)  # fmt: skip
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "seconds" in row]
+    assert [row["step"] for row in rows] == [2, 4, 4], "each log, and the end"
+    assert all(row["seconds"] >= row["data_s"] + row["evaluation_s"] + row["saving_s"] > 0 for row in rows)
+    assert [row["evaluation_s"] > 0 for row in rows] == [False, True, True], "what came after a log is in the next"
+    assert [row["saving_s"] > 0 for row in rows] == [False, False, True]
+    tokens = images = 0
+    for row in rows[:2]:
+        seconds = row["seconds"] - row["evaluation_s"] - row["saving_s"]
+        images += row["images_per_s"] * seconds
+        tokens += row["tokens_per_s"] * seconds
+    assert round(images) == 4 * 8
+    assert abs(tokens / images - trainer.train_dataset.tokens().mean()) < 20
+
+
+def test_captions_that_are_wrong_at_a_glance_are_said() -> None:
+    fine = {"ended": 1.0, "loops": 0.0}
+    assert caption_warnings(["a dog", "a cat", "a dog"], {"ended": 0.9, "loops": 0.05})[0].startswith("2 of 3 ")
+    assert caption_warnings(["a dog", "a cat", "a dog", "two cats"], fine) == []
+    assert caption_warnings(["a dog"], fine) == []
+    ramble, loop = caption_warnings(["a", "b", "c"], {"ended": 0.25, "loops": 0.5})
+    assert ramble.startswith("75% of the validation captions run on")
+    assert loop.startswith("50% of the validation captions repeat")
 
 
 def test_collator_gives_decoder_inputs_of_the_labels_shape(parts: Parts) -> None:
