@@ -17,8 +17,8 @@ LAYERS = [
         "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
         "gallery", "evaluation_page", "sample", "facts",
     ],
-    ["freezing", "modeling", "processors", "batches", "features", "decoding", "starting", "selfcheck", "training_log", "training"],
-    ["preprocess", "finetune", "batch_caption", "evaluate", "inspect"],
+    ["freezing", "lora", "modeling", "processors", "batches", "features", "decoding", "captioners", "starting", "selfcheck", "training_log", "training"],
+    ["preprocess", "finetune", "batch_caption", "caption", "evaluate", "inspect"],
     ["demo"],
     ["cli"],
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import Cache, open_cache
 from toolkit.errors import InputError, ModelError, RunError
 from toolkit.features import FeatureDataset, encode_splits
+from toolkit.lora import is_adapted, merged, plain_model, save_base
 from toolkit.modeling import (
     PixelNormalizer,
     SpecialTokens,
@@ -34,7 +35,7 @@ from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
 from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
 from toolkit.selfcheck import check_training
-from toolkit.starting import starting_model
+from toolkit.starting import base_of, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
 
@@ -106,7 +107,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         eval_set = FeatureDataset(features["validation"], validation)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
-    model.accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
+    plain_model(model).accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
     settings = generation_config(options.generation, tokens)
     metrics = CaptionMetrics(
         validation.column("captions"),
@@ -218,7 +219,10 @@ def _save(
     out = options.output_dir
     unfinished = out / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    save_captioner(trainer.model, tokenizer, image_processor, settings, unfinished)
+    model: Any = trainer.model if options.lora_save == "adapter" else merged(trainer.model)
+    save_captioner(model, tokenizer, image_processor, settings, unfinished)
+    if is_adapted(model):
+        save_base(model, base_of(options, cache, trainer.data_collator.tokens), unfinished)
     best = log.best(trainer.state.best_global_step)
     values = {
         "model": str(out),

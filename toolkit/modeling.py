@@ -25,6 +25,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     GPT2Config,
@@ -36,8 +37,9 @@ from transformers import (
 
 from toolkit.errors import ModelError
 from toolkit.freezing import freeze_unused
+from toolkit.lora import is_adapter, read_base, with_adapter
 from toolkit.options import GenerationOptions
-from toolkit.pixels import PixelTransform
+from toolkit.pixels import PixelTransform, ProcessorTransform, transform_of
 
 # The tiny preset: learns toolkit's own drawn scenes from scratch in minutes on two cores (tests/test_demo.py).
 TINY_IMAGE_SIZE = 64
@@ -104,13 +106,18 @@ class PixelNormalizer(nn.Module):
 
 @dataclass
 class Captioner:
-    """A model with all that it takes to go from images to words."""
+    """A model with all that it takes to go from images to words.
 
-    model: VisionEncoderDecoderModel
+    Attributes:
+        model: one of `CAPTIONERS`.
+        transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
+    """
+
+    model: Any
     tokenizer: Any
     image_processor: Any
-    transform: PixelTransform
-    normalizer: PixelNormalizer
+    transform: PixelTransform | ProcessorTransform
+    normalizer: nn.Module
 
     @property
     def device(self) -> torch.device:
@@ -298,38 +305,53 @@ def generation_config(options: GenerationOptions, tokens: SpecialTokens) -> Gene
     return GenerationConfig(**settings)
 
 
-def load_model(name: str, option: str, hint: str) -> VisionEncoderDecoderModel:
+OURS = "vision-encoder-decoder"
+# Model types that caption an image without being told how; the others that transformers calls image-text-to-text are
+# talked to in prompts.
+CAPTIONERS = (OURS, "blip", "git", "blip-2")
+
+
+def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)) -> Any:
     """A captioner's model from a folder or the hub, in fp32 on the CPU.
 
     Args:
         option: that `name` was given with.
+        kinds: model types that will do.
 
     Raises:
         ModelError: no such folder or name, or not a captioner.
     """
+
+    def check_kind(kind: str | None) -> None:
+        if kind not in kinds:
+            raise ModelError(f"{option} {name}: a model of type {kind}, not a {' or '.join(kinds)} captioner; {hint}.")
+
     path = Path(name)
+    if is_adapter(path):
+        base = read_base(name, option)
+        if base["init_from"] is not None:
+            model = load_model(base["init_from"], f"{option} {name}, an adapter of", hint)
+        else:
+            parts = (base["encoder"], base["decoder"], base["preset"], base["vocab_size"])
+            model = build_captioner(*parts, SpecialTokens(*base["tokens"]), base["seed"])
+        return with_adapter(model, base, name, option)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
     if path.is_file():
         raise ModelError(f"{option} {name}: a file, where a model folder is meant; {hint}.")
     if path.is_dir():
         try:
-            kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-        except ValueError:
-            kind = None
-        if kind != "vision-encoder-decoder":
-            raise ModelError(
-                f"{option} {name}: a model of type {kind}, not a vision-encoder-decoder captioner; {hint}."
-            )
+            check_kind(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        except (ValueError, AttributeError):
+            check_kind(None)
     elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
         raise ModelError(f"{option} {name}: no such folder; {hint}.")
-    return _load(
-        "captioner",
-        option,
-        name,
-        lambda **where: VisionEncoderDecoderModel.from_pretrained(name, dtype=torch.float32, **where),
-        hint,
-    )
+
+    def load(**where: Any) -> Any:
+        check_kind(AutoConfig.from_pretrained(name, **where).model_type)
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32, **where)
+
+    return _load("captioner", option, name, load, hint)
 
 
 def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> Captioner:
@@ -339,13 +361,26 @@ def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> 
         ModelError: no such folder or name, or not a captioner.
     """
     hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
-    model = load_model(name, "--model", hint)
+    model = load_model(name, "--model", hint, CAPTIONERS)
     tokenizer = load_tokenizer(name, "--model", hint)
     processor = load_image_processor(name, "--model", hint)
-    transform = PixelTransform.from_processor_config(json.loads(processor.to_json_string()))
+    transform = transform_of(processor, json.loads(processor.to_json_string()), f"--model {name}")
+    if model.config.model_type != OURS:
+        settle_generation(model)
+    normalizer = PixelNormalizer(transform) if isinstance(transform, PixelTransform) else nn.Identity()
     where = pick_device(device)
     model.to(device=where, dtype=pick_dtype(precision, where)).eval()
-    return Captioner(model, tokenizer, processor, transform, PixelNormalizer(transform).to(where))
+    return Captioner(model, tokenizer, processor, transform, normalizer.to(where))
+
+
+def settle_generation(model: Any) -> None:
+    """Special tokens where decoding looks for them: BLIP and its like keep them with their text model's settings, and
+    what they have in `generation_config` may lack them."""
+    text = model.config.get_text_config()
+    settings = model.generation_config
+    settings.decoder_start_token_id = settings.bos_token_id = text.bos_token_id
+    settings.eos_token_id = text.sep_token_id if model.config.model_type == "blip" else text.eos_token_id
+    settings.pad_token_id = text.pad_token_id
 
 
 def pick_device(name: str) -> torch.device:
@@ -374,9 +409,10 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 def save_captioner(
     model: VisionEncoderDecoderModel, tokenizer: Any, image_processor: Any, settings: GenerationConfig, directory: Path
 ) -> None:
-    """Writes a model folder that `from_pretrained` opens with no toolkit installed."""
+    """Writes a model folder that `from_pretrained` opens with no toolkit installed; of an adapted model the adapter."""
     model.generation_config = settings
     model.save_pretrained(directory)
+    settings.save_pretrained(directory)  # with an adapter none are saved
     tokenizer.save_pretrained(directory)
     image_processor.save_pretrained(directory)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from transformers import VisionEncoderDecoderModel
+from transformers import AutoConfig, VisionEncoderDecoderModel
 
 from toolkit.cache import Cache
 from toolkit.errors import ModelError
 from toolkit.freezing import freeze_encoder, freeze_unused
+from toolkit.lora import add_lora
 from toolkit.modeling import (
     SpecialTokens,
     build_captioner,
@@ -39,7 +41,40 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
             say(f"note: the encoder of preset {made['preset']} has random weights, and keeps them if it is frozen")
     if options.trains_no_encoder:
         freeze_encoder(model.encoder, options.unfreeze_last or 0)
+    if options.lora_rank is not None:
+        if options.init_from is None:
+            _check_words(made, cache.manifest["labels"]["vocab_size"])
+        model = add_lora(model, options.lora_rank, options.lora_targets, options.init_from is not None)
     return model.train()
+
+
+def _check_words(made: dict[str, Any], vocabulary: int) -> None:
+    """LoRA leaves the embeddings as they are; tokens that the tokenizer alone knows would stay random."""
+    if made["preset"]:
+        say(f"note: the weights of preset {made['preset']} are random, and LoRA leaves most of them as they are")
+    elif AutoConfig.from_pretrained(made["decoder"], local_files_only=True).vocab_size < vocabulary:
+        raise ModelError(
+            f"--lora-rank: the tokenizer of {made['decoder']} has words that its decoder has still to learn, which "
+            "low-rank updates of the attention can't; leave --lora-rank out."
+        )
+
+
+def base_of(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens) -> dict[str, Any]:
+    """What an adapter of this run belongs to (toolkit/lora.py), local folders by their full path."""
+
+    def place(name: str | None) -> str | None:
+        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+    made = cache.manifest["options"]
+    return {
+        "init_from": place(options.init_from),
+        "encoder": place(made["encoder"]),
+        "decoder": place(made["decoder"]),
+        "preset": made["preset"],
+        "seed": options.seed,
+        "vocab_size": cache.manifest["labels"]["vocab_size"],
+        "tokens": [tokens.start, tokens.eos, tokens.pad],
+    }
 
 
 def _captioner(name: str, cache: Cache, tokens: SpecialTokens) -> VisionEncoderDecoderModel:

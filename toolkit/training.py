@@ -20,6 +20,7 @@ from toolkit.batches import SimilarLengths, prefetch
 from toolkit.errors import RunError
 from toolkit.features import states
 from toolkit.labels import IGNORE_INDEX
+from toolkit.lora import is_adapted, load_adapter_weights
 from toolkit.modeling import PixelNormalizer
 from toolkit.progress import say
 from toolkit.runs import mark_whole
@@ -181,17 +182,24 @@ class CaptionTrainer(Seq2SeqTrainer):
             mark_whole(Path(out) / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(out, limit, self.state.best_model_checkpoint, use_mtime=True)
 
+    def _load_strictly(self, model: Any, checkpoint: str) -> None:
+        """Every tensor of a checkpoint in its place, none missing; of an adapted model the adapter's."""
+        if is_adapted(model):
+            load_adapter_weights(model, checkpoint)
+        else:
+            model.load_state_dict(self._strict_state(checkpoint), strict=True)
+
     def _strict_state(self, checkpoint: str) -> dict[str, torch.Tensor]:
         """A checkpoint's tensors under the names that the model has now; only `from_pretrained` converts them."""
         return type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype).state_dict()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own loads with strict=False and silently leaves every encoder layer as it was (facts §7 S2)."""
-        (model or self.model).load_state_dict(self._strict_state(resume_from_checkpoint), strict=True)
+        self._load_strictly(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """The same trap as `_load_from_checkpoint`."""
-        self.model.load_state_dict(self._strict_state(self.state.best_model_checkpoint), strict=True)
+        self._load_strictly(self.model, self.state.best_model_checkpoint)
 
     # ---- where the time goes --------------------------------------------------------------------------------------
 
