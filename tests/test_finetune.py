@@ -215,6 +215,26 @@ def test_captions_drawn_an_epoch_are_seeded(cache_dir: Path) -> None:
     assert [one[i]["labels"].tolist() for i in range(10)] != first
 
 
+def test_report_to(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", max_steps=2, report_to="tensorboard")
+    monkeypatch.setattr("toolkit.finetune.get_available_reporting_integrations", lambda: ["wandb"])
+    with pytest.raises(InputError, match=r"--report-to tensorboard: .*pip install tensorboard"):
+        finetune(options)
+    with pytest.raises(InputError, match="--report-to nonsense: not installed here, or unknown"):
+        finetune(replace(options, report_to="nonsense"))
+    assert not (tmp_path / "model").exists()
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finetune(options)
+    (events,) = (tmp_path / "model").rglob("events.out.tfevents.*")
+    log = EventAccumulator(str(events)).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "model" / "training.jsonl").read_text().splitlines()]
+    written = next(row["eval_cider"] for row in rows if "eval_cider" in row)
+    assert [round(event.value, 5) for event in log.Scalars("eval/cider")] == [round(written, 5)]
+
+
 def test_mistakes(cache_dir: Path, tmp_path: Path) -> None:
     options = FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", **QUICK)
     with pytest.raises(InputError, match="no such folder"):
