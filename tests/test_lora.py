@@ -145,13 +145,13 @@ def test_an_adapter_is_a_captioner(
     assert torch.equal(one.model.generate(pixels), other.model.generate(pixels))
     base = json.loads((tmp_path / "adapter" / "base.json").read_text())
     (tmp_path / "adapter" / "base.json").write_text(json.dumps({**base, "seed": 43, "weights": "0"}))
-    with pytest.raises(ModelError, match="--model adapter: an adapter of .*, but other weights stand there now"):
+    with pytest.raises(ModelError, match=r"--model adapter: an adapter of .*, but other weights stand there now"):
         load_captioner("adapter")
     (tmp_path / "adapter" / "base.json").unlink()
     with pytest.raises(ModelError, match=r"--model adapter: an adapter without base\.json"):
         load_captioner("adapter")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="LoRA needs peft"):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         load_captioner("adapter")
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     expected = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.requires_grad:
                 weight.zero_()
     load_adapter_weights(model, tmp_path)
