@@ -359,6 +359,7 @@ def test_where_the_time_goes(parts: Parts, tmp_path: Path) -> None:
     assert [row["evaluation_s"] > 0 for row in rows] == [False, True, True], "what came after a log is in the next"
     assert [row["saving_s"] > 0 for row in rows] == [False, False, True]
     tokens = images = 0
+    assert "images_per_s" not in rows[2]
     for row in rows[:2]:
         seconds = row["seconds"] - row["evaluation_s"] - row["saving_s"]
         images += row["images_per_s"] * seconds

@@ -75,7 +75,7 @@ def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, An
     xs, ys = np.array(points).T
     low, high = ys.min(), ys.max()
     px = (xs - xs[0]) / max(xs[-1] - xs[0], 1e-12) * 320
-    py = 120 - (ys - low) / max(high - low, 1e-12) * 120
+    py = 120 - (ys - low) / (high - low) * 120 if high > low else np.full(len(ys), 60.0)
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(px, py, strict=True))
     return {"title": title, "line": line, "low": f"{low:.4g}", "high": f"{high:.4g}", "last": f"{ys[-1]:.4g}",
             "first_step": int(xs[0]), "last_step": int(xs[-1])}  # fmt: skip

@@ -213,7 +213,9 @@ class CaptionTrainer(Seq2SeqTrainer):
             window, seconds = self.window, time.monotonic() - self.window_start
             images, tokens = window.pop("images"), float(window.pop("tokens"))
             training = max(seconds - window["evaluation_s"] - window["saving_s"], 1e-9)
-            logs.update(seconds=seconds, images_per_s=images / training, tokens_per_s=tokens / training, **window)
+            logs.update(seconds=seconds, **window)
+            if images:  # there are none between the last step and the end
+                logs.update(images_per_s=images / training, tokens_per_s=tokens / training)
             self._start_window()
         super().log(logs, start_time)
 
