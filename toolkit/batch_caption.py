@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from toolkit import __version__
-from toolkit.decoding import Decoded, generate_captions
+from toolkit.captioners import generate_captions, load_captioner
+from toolkit.decoding import Decoded
 from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher
 from toolkit.images import FoundImage, find_images, read_image
-from toolkit.modeling import Captioner, load_captioner, silence_transformers
+from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary

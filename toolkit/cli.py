@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "preprocess": (o.PreprocessOptions, "Read images and captions once, into a cache ready for training."),
     "finetune": (o.FinetuneOptions, "Fine-tune a captioner on a cache."),
     "batch-caption": (o.BatchCaptionOptions, "Write a caption for every image below the given folders."),
+    "caption": (o.CaptionOptions, "Say what a model sees in one image or a few; writes nothing."),
     "evaluate": (o.EvaluateOptions, "Captions against references: the COCO metrics, with what it takes to trust them."),
     "inspect": (o.InspectOptions, "Say what is in an annotation set, a cache, a model or a run; writes nothing."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
@@ -63,7 +64,7 @@ def _command(command: str, options_class: type, help: str) -> Callable[..., None
         summary = getattr(import_module(f"toolkit.{module}"), module)(options)
         if json_output:
             print(json.dumps(summary.values, ensure_ascii=False))
-        elif not quiet:
+        elif not quiet and summary.text:
             print(summary.text)
         raise typer.Exit(summary.exit_code)
 

@@ -20,6 +20,7 @@ from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, judge, 
 from toolkit.evaluation_page import write_evaluation_page
 from toolkit.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.options import EvaluateOptions
+from toolkit.pixels import PixelTransform
 from toolkit.progress import Progress
 from toolkit.records import Summary
 from toolkit.references import References, read_references
@@ -83,13 +84,14 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
         )
     import torch
 
-    from toolkit.decoding import generate_captions
-    from toolkit.modeling import load_captioner, silence_transformers
+    from toolkit.captioners import generate_captions, load_captioner
 
-    silence_transformers()
     captioner = load_captioner(model, options.device, options.precision)
-    pixels = json.loads(json.dumps(asdict(captioner.transform)))  # tuples as lists
-    differs = [k for k in ("size", "shortest_edge", "crop", "resample") if pixels[k] != cache.manifest["pixels"][k]]
+    ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
+    pixels = json.loads(json.dumps(ours))  # tuples as lists
+    differs = [
+        k for k in ("size", "shortest_edge", "crop", "resample") if pixels.get(k, "") != cache.manifest["pixels"][k]
+    ]
     if differs:
         raise ModelError(
             f"--model {model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "

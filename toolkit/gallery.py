@@ -122,11 +122,9 @@ def script_json(value: Any) -> Markup:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _palette() -> list[tuple[int, int, int, int]]:
-    """64 steps from a dark veil to a warm, clear light: (red, green, blue, alpha)."""
-    stops = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
-    at = np.linspace(0, len(stops) - 1, 64)
-    return [tuple(round(np.interp(x, range(len(stops)), stops[:, c])) for c in range(4)) for x in at]  # type: ignore[misc]
+# From a dark veil to a warm, clear light: red, green, blue, alpha.
+COLOURS = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
+LEVELS = 64  # finer ones can't be told apart, and 256 of them would be half of the picture's bytes
 
 
 def heat_png(maps: np.ndarray) -> bytes:
@@ -134,11 +132,12 @@ def heat_png(maps: np.ndarray) -> bytes:
 
     In colour since a page opened from a folder may draw a picture that lies beside it, but not read its values.
     """
-    image = Image.fromarray(maps.reshape(-1, maps.shape[2]) >> 2)
-    colours = _palette()
-    image.putpalette([value for colour in colours for value in colour[:3]])
+    places = np.linspace(0, len(COLOURS) - 1, LEVELS)
+    palette = np.stack([np.interp(places, range(len(COLOURS)), band).round() for band in COLOURS.T], axis=1)
+    image = Image.fromarray(maps.reshape(-1, maps.shape[2]) // (256 // LEVELS))
+    image.putpalette(palette[:, :3].astype(np.uint8).tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=bytes(colour[3] for colour in colours))
+    image.save(buffer, "PNG", transparency=palette[:, 3].astype(np.uint8).tobytes())
     return buffer.getvalue()
 
 

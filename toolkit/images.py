@@ -26,7 +26,7 @@ import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from toolkit.errors import ImageError, InputError
 from toolkit.rgb import fix_transparency, to_rgb, upright
@@ -210,8 +210,9 @@ def check_file(path: Path) -> os.stat_result:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_image(source: Path | bytes) -> Image.Image:
-    """The picture in a file, or in the bytes of one, as a person sees it: mode RGB, 8 bits, upright, on white.
+def read_image(source: Path | bytes | Image.Image) -> Image.Image:
+    """The picture in a file, in the bytes of one, or in Pillow's hands, as a person sees it: mode RGB, 8 bits, upright,
+    on white.
 
     Raises:
         ImageError: with a short reason: 'missing', 'empty file', 'not an image', 'truncated', 'damaged: ...',
@@ -221,6 +222,8 @@ def read_image(source: Path | bytes) -> Image.Image:
         if not source:
             raise ImageError("empty file")
         return _read(io.BytesIO(source))
+    if not isinstance(source, Path):
+        return _read(source)
     check_file(source)
     try:
         file = open(source, "rb")  # noqa: SIM115 - closed below; an error here is not one of the decoder's
@@ -230,9 +233,9 @@ def read_image(source: Path | bytes) -> Image.Image:
         return _read(file)
 
 
-def _read(file: BinaryIO) -> Image.Image:
+def _read(source: BinaryIO | Image.Image) -> Image.Image:
     try:
-        image = _open(file)
+        image: Any = source if hasattr(source, "getexif") else _open(source)
         _check_size(image.size)
         fix_transparency(image)
         image.load()

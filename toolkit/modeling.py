@@ -149,7 +149,9 @@ def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str
         logger.setLevel(logging.CRITICAL)
     try:
         return load(local_files_only=_hub_out_of_reach(name))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # of tokenizers' it is no narrower
         reason = " ".join(str(error).split())[:200]
         if Path(name).exists() or name.startswith((".", "/")):
             raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None

@@ -286,6 +286,22 @@ class BatchCaptionOptions(GenerationOptions):
         return GenerationOptions(**{name: getattr(self, name) for name in GENERATION_FIELDS})
 
 
+@dataclass(frozen=True)
+class CaptionOptions(GenerationOptions):
+    images: tuple[str, ...] = option((), "Images; - is standard input.", positional=True, required=True)
+    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION_FIELDS})
+
+
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
 
 

@@ -110,6 +110,66 @@ class PixelTransform:
         return (np.asarray(image) if stored is None else stored[..., :3]).transpose(2, 0, 1)
 
 
+@dataclass(frozen=True)
+class ProcessorTransform:
+    """An image processor that does more than resize and crop, as it is: a peer of PixelTransform, slower.
+
+    An RGB image -> float32 array (C, H, W), rescaled and normalised already, the same shape for every image.
+    """
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+
+# Height and width of a wide, a tall and a tiny picture that a transform is tried on.
+TRIED = ((301, 403), (402, 299), (17, 40))
+
+
+def _noise(height: int, width: int) -> Image.Image:
+    values = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def same_pixels(transform: PixelTransform, processor: Any) -> bool:
+    """Whether our reading of a processor's settings does what the processor itself does, to the bit."""
+    for image in (_noise(*size) for size in TRIED):
+        try:
+            theirs = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        except (ValueError, TypeError, KeyError):
+            return False
+        if not np.array_equal(theirs, transform(image)):
+            return False
+    return True
+
+
+def transform_of(processor: Any, settings: dict[str, Any], name: str) -> PixelTransform | ProcessorTransform:
+    """What makes pixels as an image processor does: ours where it gives the same, else the processor itself.
+
+    Args:
+        settings: of the processor, as `to_json_string` writes them.
+
+    Raises:
+        ModelError: it gives images of differing shapes, or none at all.
+    """
+    try:
+        ours = PixelTransform.from_processor_config(settings)
+    except ModelError:
+        ours = None
+    if ours is not None and same_pixels(ours, processor):
+        return ours
+    theirs = ProcessorTransform(processor)
+    try:
+        shapes = {theirs(_noise(*size)).shape for size in TRIED}
+    except (ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ModelError(f"{name}: its image processor can't be used alone ({reason}); name another.") from None
+    if len(shapes) > 1 or len(next(iter(shapes))) != 3:
+        raise ModelError(f"{name}: its image processor gives pixels of differing shapes for an image; name another.")
+    return theirs
+
+
 def stored_pixels(image: Image.Image) -> np.ndarray | None:
     """An RGB image as Pillow holds it, without a copy: uint8 (H, W, 4), of which the fourth byte may be anything.
 
