@@ -14,8 +14,11 @@ from toolkit.pixels import PixelTransform
 
 
 def processors() -> dict[str, Any]:
+    from transformers import BitImageProcessorPil
+    from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -27,6 +30,12 @@ def processors() -> dict[str, Any]:
         "clip 336 crop 299": CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=299),
         # What microsoft/swin-tiny-patch4-window7-224 names: a ViT processor, bicubic, ImageNet's mean and std.
         "swin": ViTImageProcessorPil(resample=3, **imagenet),
+        # What the BEiT, SigLIP and DINOv2 checkpoints on the hub name.
+        "beit": BeitImageProcessorPil(size={"height": 256, "width": 256}, crop_size={"height": 224, "width": 224}),
+        "siglip": SiglipImageProcessorPil(),
+        "dinov2": BitImageProcessorPil(
+            size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3, **imagenet
+        ),
         "crop only": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 100, "width": 140}),
         "crop larger than size": DeiTImageProcessorPil(size={"height": 50, "width": 61}, crop_size=90),
         "not normalised": ViTImageProcessorPil(do_normalize=False),

@@ -24,6 +24,7 @@ from toolkit.modeling import (
     generation_config,
     load_image_processor,
     load_tokenizer,
+    pick_device,
     pick_dtype,
     save_captioner,
     silence_transformers,
@@ -55,6 +56,8 @@ def finetune(options: FinetuneOptions) -> Summary:
         raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
     _check_length(options, cache)
     _check_reporter(options.report_to)
+    if options.precision == "fp16" and pick_device("auto").type != "cuda":
+        raise InputError("--precision fp16: training in it needs a GPU; use auto.")
     identity = run_identity(options, cache)
     finished = check_output(options, identity)
     if finished is not None:
@@ -164,7 +167,7 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
 
 def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrainingArguments:
     """Our options in Trainer's words."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto").type
     dtype = pick_dtype(options.precision, torch.device(device))
     warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
     return Seq2SeqTrainingArguments(
@@ -177,6 +180,7 @@ def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrain
         weight_decay=options.weight_decay,
         warmup_steps=warmup,  # below 1 it is a share
         gradient_accumulation_steps=options.gradient_accumulation_steps,
+        use_cpu=device == "cpu",
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
         tf32=True if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else None,
