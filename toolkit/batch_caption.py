@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from toolkit import __version__
+from toolkit.attention import Attention
 from toolkit.captioners import generate_captions, load_captioner
 from toolkit.decoding import Decoded
 from toolkit.errors import ImageError, InputError, OutputError, RunError
@@ -57,6 +58,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         check_gallery(options.gallery)
     silence_transformers()
     captioner = load_captioner(options.model, options.device, options.precision)
+    attention = Attention(captioner, f"--model {options.model}") if options.attention else None
     identity = _identity(options, captioner)
     partial = _beside(output, ".partial")
     kept = {} if options.existing == "overwrite" else _kept(output, partial, identity, images)
@@ -64,7 +66,9 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     if kept:
         say(f"{output}: {len(kept)} of {len(images)} images have their row already")
     if not todo and output.exists() and len(kept) == len(_read_rows(output)):
-        return _summary(list(kept.values()), output, 0)
+        rows = [kept[image.name] for image in images]
+        _gallery(options, rows, images, attention)
+        return _summary(rows, output, 0)
     try:
         with open(partial, "w", encoding="utf-8") as file, Progress("caption", len(todo)) as progress:
             file.write(json.dumps(identity) + "\n")
@@ -82,9 +86,16 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
     rows = [kept[image.name] for image in images]
     _finish(output, partial, identity, rows)
-    if options.gallery:
-        write_caption_gallery(options.gallery, rows, images, len(rows), workers=options.num_workers)
+    _gallery(options, rows, images, attention)
     return _summary(rows, output, len(todo))
+
+
+def _gallery(
+    options: BatchCaptionOptions, rows: list[dict[str, Any]], images: Sequence[FoundImage], attention: Attention | None
+) -> None:
+    if options.gallery:
+        workers = options.num_workers
+        write_caption_gallery(options.gallery, rows, images, len(rows), explainer=attention, workers=workers)
 
 
 # ---- captioning -----------------------------------------------------------------------------------------------------

@@ -272,11 +272,14 @@ class BatchCaptionOptions(GenerationOptions):
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
     gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.")
+    attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "num_workers")
         check_choice("existing", self.existing, ("skip", "overwrite"))
+        check(not self.attention or self.gallery is not None, "attention", "on",
+              "is shown in a page; name one with --gallery")  # fmt: skip
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
               self.batch_size, "is auto or a number from 1 on")  # fmt: skip

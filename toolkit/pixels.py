@@ -87,21 +87,33 @@ class PixelTransform:
         settings = {k: v for k, v in asdict(self).items() if k in ("size", "shortest_edge", "crop", "resample")}
         return hash_hex(repr(sorted(settings.items())))
 
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of an image after the resize, before the crop."""
+        if self.size is not None:
+            return self.size[1], self.size[0]
+        if self.shortest_edge is None:
+            return width, height
+        short, long = sorted((width, height))
+        new_long = int(self.shortest_edge * long / short)  # truncated, as transformers does
+        return (self.shortest_edge, new_long) if width <= height else (new_long, self.shortest_edge)
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What of an image the model sees: left, top, width, height as shares of the image's sides."""
+        new_width, new_height = self.resized(width, height)
+        crop_height, crop_width = self.crop or (new_height, new_width)
+        left, top = (new_width - crop_width) // 2, (new_height - crop_height) // 2
+        return left / new_width, top / new_height, crop_width / new_width, crop_height / new_height
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """An RGB image of any size -> uint8 array (3, H, W), a read-only view of Pillow's memory where that is one block.
 
         Raises:
             ImageError: 'too narrow: ...', where the shortest edge would make it huge.
         """
-        width, height = image.size
-        if self.size is not None:
-            image = image.resize((self.size[1], self.size[0]), resample=self.resample)
-        elif self.shortest_edge is not None:
-            short, long = sorted((width, height))
-            new_long = int(self.shortest_edge * long / short)  # truncated, as transformers does
-            new = (self.shortest_edge, new_long) if width <= height else (new_long, self.shortest_edge)
-            if new[0] * new[1] > max(LARGEST_RESIZED, self.shortest_edge**2):
-                raise ImageError(f"too narrow: {width}x{height} pixels")
+        if self.size is not None or self.shortest_edge is not None:
+            new = self.resized(*image.size)
+            if self.shortest_edge is not None and new[0] * new[1] > max(LARGEST_RESIZED, self.shortest_edge**2):
+                raise ImageError(f"too narrow: {image.width}x{image.height} pixels")
             image = image.resize(new, resample=self.resample)
         if self.crop is not None:
             image = _center_crop(image, *self.crop)
