@@ -19,6 +19,7 @@ from PIL import Image
 from toolkit import decoding, modeling
 from toolkit.decoding import Decoded, caption_lengths
 from toolkit.errors import ImageError, InputError
+from toolkit.hashing import hash_hex, hash_int
 from toolkit.images import read_image
 from toolkit.modeling import OURS, SpecialTokens, generation_config, silence_transformers
 from toolkit.options import GenerationOptions
@@ -28,7 +29,7 @@ Picture = str | Path | bytes | Image.Image | np.ndarray
 
 
 def generate_captions(captioner: modeling.Captioner, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
-    """One `Decoded` an image, whatever the model.
+    """One `Decoded` an image, whatever the model; what it is does not depend on the other images.
 
     Args:
         pixels: (n, C, H, W) as `captioner.transform` makes them, uint8 for most.
@@ -41,9 +42,17 @@ def stock_captions(captioner: modeling.Captioner, pixels: torch.Tensor, options:
 
     The prompt (a start token; with BLIP-2 places for the image before it) counts as one token of `max_length`.
     """
-    if options.sample:  # tokens are drawn, not searched for
-        options = replace(options, num_beams=1)
-        torch.manual_seed(options.seed)
+    if not options.sample:
+        return _stock(captioner, pixels, options)
+    options = replace(options, num_beams=1)  # tokens are drawn, not searched for
+    found: list[Decoded] = []
+    for image in pixels.split(1):  # alone, since what is drawn would depend on the others
+        torch.manual_seed(hash_int(hash_hex(str(options.seed), image.contiguous().numpy())) >> 1)
+        found += _stock(captioner, image, options)
+    return found
+
+
+def _stock(captioner: modeling.Captioner, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
     model = captioner.model
     settings = model.generation_config
     tokens = SpecialTokens(settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
