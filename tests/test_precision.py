@@ -61,7 +61,7 @@ def test_gradients_with_checkpointing(kind: str) -> None:
         if checkpointing:
             plain_model(model).activation_checkpointing_enable({"use_reentrant": False})
         calls: list[int] = []
-        layer = plain_model(model).decoder.transformer.h[0]
+        layer = plain_model(model).decoder.transformer.h[0].mlp
         layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model.train()
         torch.manual_seed(0)
