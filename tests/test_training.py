@@ -26,6 +26,7 @@ from transformers import (
     ViTModel,
     default_data_collator,
 )
+from transformers.activations import NewGELUActivation
 
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import caption_view, open_cache
@@ -34,7 +35,7 @@ from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, ge
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
 from toolkit.selfcheck import check_training
-from toolkit.training import CaptionTrainer, Patience
+from toolkit.training import CaptionTrainer, Patience, fuse_activations
 from toolkit.training_log import CaptionMetrics, caption_warnings
 
 
@@ -387,6 +388,21 @@ def test_out_of_memory_in_evaluation_and_for_good(parts: Parts, tmp_path: Path) 
     with pytest.raises(RunError, match="with a single image"):
         trainer.train()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_fused_activations_are_the_same(parts: Parts) -> None:
+    one = parts.model().double().eval()
+    other = copy.deepcopy(one)
+    fuse_activations(other)
+    assert not [m for m in other.modules() if isinstance(m, NewGELUActivation)]
+    assert [m for m in one.modules() if isinstance(m, NewGELUActivation)]
+    assert other.state_dict().keys() == one.state_dict().keys()
+    pixels, labels = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.randint(0, 300, (2, 9))
+    for model in (one, other):
+        model(pixel_values=pixels, labels=labels).loss.backward()
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        if a.requires_grad:
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12, msg=name)
 
 
 def test_where_the_time_goes(parts: Parts, tmp_path: Path) -> None:
