@@ -105,6 +105,17 @@ def test_it_loads_without_toolkit_and_gives_the_same_captions(
     assert ours == theirs
 
 
+def test_evaluate_gives_the_figures_of_training(model_dir: Path, cache_dir: Path) -> None:
+    from toolkit.evaluate import evaluate
+    from toolkit.options import EvaluateOptions
+
+    options = EvaluateOptions(model=str(model_dir), references=cache_dir, split="validation", resamples=10)
+    metrics = evaluate(options).values["metrics"]
+    during = json.loads((model_dir / "finetune.json").read_text())["validation"]
+    for name in ("cider", "bleu_4", "rouge_l"):
+        assert metrics[name]["score"] == pytest.approx(during[name], abs=1e-9)
+
+
 def test_same_seed_same_weights(model_dir: Path, cache_dir: Path, tmp_path: Path) -> None:
     finetune(FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "again", **QUICK))
     assert (tmp_path / "again/model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
