@@ -102,3 +102,24 @@ def test_flickr8k_to_the_row(tmp_path: Path) -> None:
     again = flickr8k(str(data), "--max-steps", "4", **weights)
     assert again.stdout.count("nothing to do") == 2
     assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
+
+
+@pytest.mark.slow
+def test_bench_train() -> None:
+    command = [
+        sys.executable,
+        SCRIPTS / "bench_train.py",
+        "--size",
+        "tiny",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--images",
+        "16",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[1] for line in done.stdout.splitlines()[-3:]] == ["notebook", "full", "frozen"]
+    padding = subprocess.run([sys.executable, SCRIPTS / "bench_train.py", "--padding"], capture_output=True, text=True)
+    shares = [float(cell.strip(" %")) for cell in padding.stdout.splitlines()[-1].split("|")[2:5]]
+    assert shares == sorted(shares, reverse=True)
