@@ -15,7 +15,8 @@ from PIL import Image, ImageFilter
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from toolkit.batch_caption import batch_caption
-from toolkit.captioners import generate_captions, load_captioner
+from toolkit.captioners import Captioner, load_captioner
+from toolkit.decoding import generate_captions
 from toolkit.errors import InputError, ModelError
 from toolkit.images import read_image
 from toolkit.options import BatchCaptionOptions, GenerationOptions
@@ -78,8 +79,15 @@ def forced(model: torch.nn.Module, pixels: torch.Tensor, row: torch.Tensor) -> t
 
 
 def test_sampling_is_seeded(foreign: Path, paths: list[Path]) -> None:
+    check_sampling(load_captioner(foreign, "cpu"), paths)
+
+
+def test_sampling_of_ours_is_seeded(model_dir: Path, paths: list[Path]) -> None:
+    check_sampling(load_captioner(model_dir, "cpu"), paths)
+
+
+def check_sampling(captioner: Captioner, paths: list[Path]) -> None:
     options = GenerationOptions(sample=True, num_captions=2, max_length=10, seed=1)  # four beams, which sampling leaves
-    captioner = load_captioner(foreign, "cpu")
     first = captioner.caption(paths, options)
     assert first == captioner.caption(paths, options, batch_size=2)  # whatever else is in the batch
     assert first != captioner.caption(paths, replace(options, seed=2))

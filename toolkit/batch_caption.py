@@ -22,8 +22,8 @@ import torch
 
 from toolkit import __version__
 from toolkit.attention import Attention
-from toolkit.captioners import generate_captions, load_captioner
-from toolkit.decoding import Decoded
+from toolkit.captioners import load_captioner
+from toolkit.decoding import Decoded, generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher

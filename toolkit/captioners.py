@@ -1,13 +1,12 @@
 """Any captioner, warm: `load_captioner("model").caption(["a.jpg", "b.png"])`.
 
-Each type of model has its way to captions, all with one signature (`GENERATORS`): ours is `decoding.generate_captions`;
-BLIP, GIT and BLIP-2 go through the `generate` of transformers with their own image processor and tokenizer.
+Ours, any other VisionEncoderDecoderModel, BLIP, GIT and BLIP-2, with their own image processor and tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,80 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toolkit import decoding, modeling
-from toolkit.decoding import Decoded, caption_lengths
+from toolkit import modeling
+from toolkit.decoding import Decoded, generate_captions
 from toolkit.errors import ImageError, InputError
-from toolkit.hashing import hash_hex, hash_int
 from toolkit.images import read_image
-from toolkit.modeling import OURS, SpecialTokens, generation_config, silence_transformers
+from toolkit.modeling import silence_transformers
 from toolkit.options import GenerationOptions
 from toolkit.records import CaptionResult
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
-
-
-def generate_captions(captioner: modeling.Captioner, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
-    """One `Decoded` an image, whatever the model; what it is does not depend on the other images.
-
-    Args:
-        pixels: (n, C, H, W) as `captioner.transform` makes them, uint8 for most.
-    """
-    return GENERATORS[captioner.model.config.model_type](captioner, pixels, options)
-
-
-def stock_captions(captioner: modeling.Captioner, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
-    """Captions by the model's own `generate`.
-
-    The prompt (a start token; with BLIP-2 places for the image before it) counts as one token of `max_length`.
-    """
-    if not options.sample:
-        return _stock(captioner, pixels, options)
-    options = replace(options, num_beams=1)  # tokens are drawn, not searched for
-    found: list[Decoded] = []
-    for image in pixels.split(1):  # alone, since what is drawn would depend on the others
-        torch.manual_seed(hash_int(hash_hex(str(options.seed), image.contiguous().numpy())) >> 1)
-        found += _stock(captioner, image, options)
-    return found
-
-
-def _stock(captioner: modeling.Captioner, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
-    model = captioner.model
-    settings = model.generation_config
-    tokens = SpecialTokens(settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
-    config = generation_config(options, tokens)
-    config.max_length, config.max_new_tokens = None, options.max_length - 1
-    beams = options.num_beams > 1
-    with torch.inference_mode():
-        output = model.generate(
-            pixel_values=captioner.normalizer(pixels.to(captioner.device)).to(model.dtype),
-            generation_config=config,
-            return_dict_in_generate=True,
-            output_scores=beams,
-            output_logits=not beams,
-        )
-    prompt = 1 + (model.config.num_query_tokens if model.config.model_type == "blip-2" else 0)
-    sequences = output.sequences[:, prompt:]
-    lengths, ended = caption_lengths(sequences, tokens)
-    if beams:  # a beam's score is its log-probability over length ** length_penalty
-        scores = output.sequences_scores.float() * lengths.float() ** (options.length_penalty - 1)
-    else:
-        logits = torch.stack(output.logits, dim=1).float()  # (n, T, vocabulary)
-        chosen = logits.log_softmax(-1).gather(2, sequences[:, : logits.shape[1], None])[..., 0]
-        inside = torch.arange(chosen.shape[1], device=lengths.device) < lengths[:, None]
-        scores = chosen.masked_fill(~inside, 0).sum(1) / lengths
-    texts, n = captioner.decode(sequences), options.num_captions
-    return [
-        Decoded(tuple(texts[i : i + n]), tuple(scores[i : i + n].tolist()), tuple(ended[i : i + n].tolist()))
-        for i in range(0, len(texts), n)
-    ]
-
-
-GENERATORS: dict[str, Callable[[modeling.Captioner, torch.Tensor, GenerationOptions], list[Decoded]]] = {
-    OURS: decoding.generate_captions,
-    "blip": stock_captions,
-    "git": stock_captions,
-    "blip-2": stock_captions,
-}
 
 
 @dataclass

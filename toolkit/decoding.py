@@ -66,7 +66,9 @@ def generate_captions(
         options, SpecialTokens(settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
     )
     seeds = (
-        [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu()] if options.sample else []
+        [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
+        if options.sample
+        else []
     )
 
     def load(images: range) -> torch.Tensor:
@@ -239,7 +241,15 @@ def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
 
 def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Sequence[int] = ()) -> list[Found]:
     """The same from `generate`, whatever the model and the settings are."""
+    if seeds and len(pixels) > 1:  # one by one, since what is drawn for an image would depend on the others
+        return [
+            found for i in range(len(pixels)) for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1])
+        ]
     beams = config.num_beams > 1
+    prompt = 1 + getattr(model.config, "num_query_tokens", 0)  # BLIP-2: places for the image before the start token,
+    if prompt > 1:  # which are no part of the caption's length
+        config = copy.deepcopy(config)
+        config.update(max_length=None, max_new_tokens=config.max_new_tokens or config.max_length - 1)
     if seeds:
         torch.manual_seed(seeds[0])
     output = model.generate(
@@ -249,7 +259,7 @@ def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Seq
         output_scores=beams,
         output_logits=not beams,
     )
-    sequences = output.sequences[:, 1:]  # the start token is nobody's caption
+    sequences = output.sequences[:, prompt:]  # the start token is nobody's caption
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     lengths, ended = caption_lengths(sequences, eos)
     if beams:

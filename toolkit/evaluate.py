@@ -84,7 +84,8 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
         )
     import torch
 
-    from toolkit.captioners import generate_captions, load_captioner
+    from toolkit.captioners import load_captioner
+    from toolkit.decoding import generate_captions
 
     captioner = load_captioner(model, options.device, options.precision)
     ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
