@@ -132,7 +132,20 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     write_caption_gallery(page, rows[2:6], images[2:6], 4, embed_limit=3)
     assert read == [images[4].path]
     shown = {card["image"] for card in cards_of(page)}
+    assert {path.name for path in beside.iterdir() if path.is_dir()} == {"ab"} | {name[:2] for name in shown}
     assert {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} == {*shown, "mine.txt", "ab/mine.jpg"}
+
+
+def test_a_page_that_shrinks_leaves_no_thumbnails(folder: Path, tmp_path: Path) -> None:
+    rows, images = rows_of(folder)
+    write_caption_gallery(tmp_path / "page.html", rows, images, len(rows), embed_limit=3)
+    write_caption_gallery(tmp_path / "page.html", rows, images, len(rows))
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_score_that_is_no_number(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "page.html", "Captions", [Card("a.jpg", None, "a", float("nan"))])
+    assert cards_of(tmp_path / "page.html") == [{"name": "a.jpg", "caption": "a"}]
 
 
 def test_an_image_that_is_gone_keeps_its_caption(folder: Path, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,9 +37,7 @@ from toolkit.progress import Progress
 from toolkit.report import template_source, thumbnail, write_page
 
 EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
-LINKED_NAME = re.compile(
-    r"[0-9a-f]{2}/[0-9a-f]{16,}\.(jpg|png)"
-)  # what we write below FILE_files, and may remove there
+LINKED_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)")  # what we write below FILE_files, and may remove there
 MARK = '<meta name="generator" content="toolkit gallery">'
 
 
@@ -94,7 +94,7 @@ class Card:
             "caption": self.caption,
             "captions": list(self.captions) if len(self.captions) > 1 else None,
             "references": list(self.references) or None,
-            "score": None if self.score is None else round(self.score, 4),
+            "score": round(self.score, 4) if self.score is not None and math.isfinite(self.score) else None,
             "ended": self.ended,
             "verdict": self.verdict,
             "error": self.error,
@@ -170,6 +170,13 @@ class _Linked:
                 name = path.relative_to(self.root).as_posix()
                 if name not in self.used and LINKED_NAME.fullmatch(name.removesuffix(".tmp")):
                     path.unlink()
+            _remove_if_empty(folder)
+        _remove_if_empty(self.root)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # something lies in it, or it is not there
+        folder.rmdir()
 
 
 # ---- pages ----------------------------------------------------------------------------------------------------------
@@ -242,13 +249,13 @@ def write_caption_gallery(
     Raises:
         OutputError: the page or its folder can't be written.
     """
-    linked = _Linked(path) if total > embed_limit else None
+    beside = _Linked(path)
+    linked = beside if total > embed_limit else None
     with Progress("gallery", total) as progress:
         write_gallery(
             path, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
         )
-    if linked is not None:
-        linked.tidy()
+    beside.tidy()
 
 
 class _Drawn(NamedTuple):

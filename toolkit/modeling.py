@@ -357,7 +357,7 @@ def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)
 
 
 def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> Captioner:
-    """A captioner from a folder or the hub, in evaluation mode.
+    """A captioner from a folder or the hub, in evaluation mode; `toolkit.captioners` has one that takes pictures.
 
     Raises:
         ModelError: no such folder or name, or not a captioner.
