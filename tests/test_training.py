@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from toolkit.errors import RunError
 from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, generation_config
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
+from toolkit.runs import last_checkpoint
 from toolkit.selfcheck import check_training
 from toolkit.training import CaptionTrainer, Patience, fuse_activations
 from toolkit.training_log import CaptionMetrics, caption_warnings
@@ -432,6 +434,29 @@ def test_captions_that_are_wrong_at_a_glance_are_said() -> None:
     ramble, loop = caption_warnings(["a", "b", "c"], {"ended": 0.25, "loops": 0.5})
     assert ramble.startswith("75% of the validation captions run on")
     assert loop.startswith("50% of the validation captions repeat")
+
+
+@pytest.mark.parametrize("writer", ["_save_rng_state", "_save", "_save_optimizer_and_scheduler"])
+def test_a_checkpoint_that_cannot_be_written(
+    parts: Parts, tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may not grow beyond 1 KB from the second checkpoint on, as on a full disk."""
+    trainer = parts.trainer(parts.model(), tmp_path, save_strategy="steps", save_steps=1, save_total_limit=1)
+    write, calls, limits = getattr(CaptionTrainer, writer), [], resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+        try:
+            write(trainer, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(trainer, writer, full)
+    with pytest.raises(RunError, match=r"a checkpoint can't be written \(.+\); make room"):
+        trainer.train()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_collator_gives_decoder_inputs_of_the_labels_shape(parts: Parts) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.activations import NewGELUActivation
@@ -172,17 +173,27 @@ class CaptionTrainer(Seq2SeqTrainer):
     # ---- what a run leaves behind ---------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Marked as whole before an older one is deleted: there is always one to go on from."""
+        """Marked as whole before an older one is deleted: there is always one to go on from.
+
+        Raises:
+            RunError: it can't be written.
+        """
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        out = Path(self._get_output_dir(trial))
         try:
             with self._timed("saving_s"):
                 super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                mark_whole(out / f"checkpoint-{self.state.global_step}")
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{out}: a checkpoint can't be written ({reason}); make room, and run the same command again to go on."
+            ) from None
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
-            out = self._get_output_dir(trial)
-            mark_whole(Path(out) / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(out, limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(str(out), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_strictly(self, model: Any, checkpoint: str) -> None:
         """Every tensor of a checkpoint in its place, none missing; of an adapted model the adapter's."""
