@@ -25,7 +25,7 @@ class Browser:
     """One page. `asked` has every address that it asked for, `messages` the errors: thrown, or of its policy."""
 
     def __init__(self, profile: Path, seconds: float = 60) -> None:
-        self.deadline = time.monotonic() + seconds
+        self.seconds = seconds  # for an answer, and for what is waited for
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]  # clear of 3 and 4
@@ -52,7 +52,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            if not select.select([self._in], [], [], max(self.deadline - time.monotonic(), 0))[0]:
+            if not select.select([self._in], [], [], self.seconds)[0]:
                 raise TimeoutError("the browser does not answer")
             data = os.read(self._in, 1 << 20)
             if not data:
@@ -94,8 +94,9 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, code: str) -> None:
+        started = time.monotonic()
         while not self.run(code):
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > started + self.seconds:
                 raise TimeoutError(f"{code}; {self.messages}")
             time.sleep(0.02)
 

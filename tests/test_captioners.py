@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,16 @@ import pytest
 import torch
 from foreign import MAKES, make
 from PIL import Image, ImageFilter
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    VisionEncoderDecoderModel,
+)
+from transformers.models.donut.image_processing_pil_donut import DonutImageProcessorPil
 
+from toolkit.attention import Attention
 from toolkit.batch_caption import batch_caption
 from toolkit.captioners import Captioner, load_captioner
 from toolkit.decoding import generate_captions
@@ -198,6 +207,24 @@ def test_a_processor_with_steps_of_its_own() -> None:
     assert np.array_equal(pixels, Vignette()(image)["pixel_values"][0].astype(np.float32))
     with pytest.raises(ModelError, match="--model m: its image processor gives pixels of differing shapes"):
         transform_of(Vignette((16, 24)), settings, "--model m")
+
+
+def test_an_encoder_decoder_with_a_processor_of_its_own(model_dir: Path, paths: list[Path], tmp_path: Path) -> None:
+    """Donut's pads and turns: toolkit leaves it to do so, and its own decoder takes what comes of it."""
+    shutil.copytree(model_dir, tmp_path / "m", ignore=shutil.ignore_patterns("checkpoints"))
+    DonutImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "m")
+    captioner = load_captioner(tmp_path / "m", "cpu")
+    assert isinstance(captioner.transform, ProcessorTransform)
+    found = captioner.caption(paths, OPTIONS[0])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "m", backend="pil")
+    pixels = processor([read_image(path) for path in paths], return_tensors="pt")["pixel_values"]
+    sequences = VisionEncoderDecoderModel.from_pretrained(tmp_path / "m").generate(
+        pixels, num_beams=3, length_penalty=2.0, no_repeat_ngram_size=3, early_stopping=False, max_length=12
+    )
+    texts = AutoTokenizer.from_pretrained(tmp_path / "m").batch_decode(sequences, skip_special_tokens=True)
+    assert [result.caption for result in found] == [text.strip() for text in texts]
+    with pytest.raises(ModelError, match="its image processor does not say which part of an image"):
+        Attention(captioner, "--model m")
 
 
 def test_ours_where_it_gives_the_same(foreign: Path, paths: list[Path]) -> None:

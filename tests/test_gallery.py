@@ -173,6 +173,20 @@ def test_cards_are_written_as_they_come(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+def test_few_thumbnails_are_made_ahead(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    ahead: list[int] = []
+    real = module._draw
+    monkeypatch.setattr(module, "_draw", lambda row, *rest: started.append(row["image"]) or real(row, *rest))
+    rows, images = rows_of(folder)
+    many = [{**rows[0], "image": f"{i}.jpg"} for i in range(200)]
+    made = module._cards(many, [images[0]] * 200, None, None, 2, lambda n: ahead.append(len(started)))
+    for place, card in enumerate(made):
+        assert card.name == f"{place}.jpg"  # in order
+        assert len(started) <= place + 1 + 4 * 2 + 16
+    assert (len(started), sum(1 for _ in ahead)) == (200, 25)
+
+
 def test_a_failed_page_leaves_nothing(tmp_path: Path) -> None:
     def cards() -> Iterator[Card]:
         yield Card("a.jpg", None, "a dog")
