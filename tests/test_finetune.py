@@ -208,6 +208,9 @@ def test_killed_while_a_checkpoint_is_written(
     first = last_checkpoint(out / "checkpoints")
     assert first is not None
     assert first != half
+    other = FinetuneOptions(cache=cache_dir, output_dir=out, epochs=3, batch_size=8, seed=7)
+    with pytest.raises(OutputError, match=r"other settings \(--epochs 2, now 3; --seed 42, now 7\)"):
+        finetune(other)
     finetune(FinetuneOptions(cache=cache_dir, output_dir=out, **QUICK))
     assert f"going on from {first}" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
