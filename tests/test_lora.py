@@ -171,6 +171,13 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         load_adapter_weights(model, tmp_path)
 
 
+def test_learning_rate() -> None:
+    assert FinetuneOptions(lora_rank=8).resolved(None).lr == 5e-4
+    assert FinetuneOptions(lora_rank=8, init_from="m").resolved("tiny").lr == 5e-4
+    assert FinetuneOptions(lora_rank=8).resolved("tiny").lr == 1.5e-3
+    assert FinetuneOptions(lora_rank=8, lr=1e-4).resolved(None).lr == 1e-4
+
+
 def test_refused(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, message in (
         ({"unfreeze_last": 1, "lora_rank": 2}, "--unfreeze-last 1: with --lora-rank no layer is trained whole"),

@@ -53,6 +53,9 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
     },
 }
 
+# Low-rank updates start at zero and want a higher one: at 5e-5 they hardly move (docs/finetuning.md).
+LORA_LR = 5e-4
+
 T = TypeVar("T")
 
 
@@ -165,7 +168,7 @@ class FinetuneOptions:
     max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(None, "Images a step, each with its captions. [default: 8; tiny preset: 32]")
     eval_batch_size: int = option(32, "Images a batch in evaluation.")
-    lr: float | None = option(None, "Peak learning rate. [default: 5e-5; tiny preset: 1.5e-3]")
+    lr: float | None = option(None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
     warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.06]")
@@ -248,6 +251,8 @@ class FinetuneOptions:
         """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset."""
         preset = preset if self.init_from is None else None  # which is not from random weights any more
         known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
+        if self.lora_rank is not None and preset is None and self.lr is None:
+            known["lr"] = LORA_LR
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)
         return replace(self, **known)
