@@ -81,8 +81,10 @@ DECODERS: dict[str, tuple[Any, SpecialTokens]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("decoder", DECODERS)
+PAIRS = [(e, d) for e in ENCODERS for d in DECODERS if d != "distilgpt2"] + [("vit", "distilgpt2")]
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
 def test_a_pair(encoder: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three captions an image in one row as each alone; every weight learns; the same tokens after saving."""
     torch.manual_seed(0)
@@ -157,7 +159,9 @@ def save_processor(encoder: str, folder: Path) -> None:
     [
         ("dinov2", "bert", {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}),
         ("beit", "gpt2", {"eos_token": "<end>"}),
-        ("siglip", "roberta", {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}),
+        pytest.param(
+            "siglip", "roberta", {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_by_the_commands(encoder: str, decoder: str, special: dict[str, str], sample_dir: Path, tmp_path: Path) -> None:

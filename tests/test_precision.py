@@ -32,11 +32,16 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def test_precision_and_checkpointing(cache_dir: Path, tmp_path: Path) -> None:
-    plain, loss = run(cache_dir, tmp_path / "plain")
+@pytest.fixture(scope="module")
+def plain(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], float]:
+    return run(cache_dir, tmp_path_factory.mktemp("plain") / "model")
+
+
+def test_precision_and_checkpointing(cache_dir: Path, tmp_path: Path, plain: Any) -> None:
+    weights, loss = plain
     checkpointed, same = run(cache_dir, tmp_path / "checkpointed", gradient_checkpointing=True)
     assert same == loss
-    assert difference(checkpointed, plain) == 0
+    assert difference(checkpointed, weights) == 0
     rounded, near = run(cache_dir, tmp_path / "bf16", precision="bf16")
     assert near == pytest.approx(loss, abs=2e-2)
     assert near != loss
@@ -74,7 +79,7 @@ def test_gradients_with_checkpointing(kind: str) -> None:
         assert torch.equal(found[1][name], grad), name
 
 
-def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
     """Several captions in a row survive it; here without the minutes that code generation takes."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # put back afterwards: Trainer sets it for the whole process
     graphs: list[Any] = []
@@ -85,21 +90,18 @@ def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=backend))
-    plain, loss = run(cache_dir, tmp_path / "plain")
-    assert not graphs
     compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
     assert graphs
-    assert same == pytest.approx(loss, abs=1e-5)
-    assert difference(compiled, plain) < 1e-4
+    assert same == pytest.approx(plain[1], abs=1e-5)
+    assert difference(compiled, plain[0]) < 1e-4
 
 
 @pytest.mark.slow
-def test_compiled_for_real(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_for_real(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
-    plain, loss = run(cache_dir, tmp_path / "plain")
     compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
-    assert same == pytest.approx(loss, abs=1e-3)
-    assert difference(compiled, plain) < 1e-2
+    assert same == pytest.approx(plain[1], abs=1e-3)
+    assert difference(compiled, plain[0]) < 1e-2
 
 
 def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
