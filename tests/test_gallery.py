@@ -20,8 +20,9 @@ from PIL import Image
 
 from toolkit import gallery as module
 from toolkit.errors import OutputError
-from toolkit.gallery import Card, HeatMaps, check_gallery, heat_png, write_caption_gallery, write_gallery
+from toolkit.gallery import Card, HeatMaps, check_gallery, write_caption_gallery, write_gallery
 from toolkit.images import FoundImage
+from toolkit.pictures import heat_png
 
 EVIL = "\"><script>document.title=1</script>\u2028<!--<script>\udcff'<img src=x onerror=document.title=2>.jpg"
 EVIL_CAPTION = "</script><script>document.title=3</script><img src=x onerror=document.title=4> \u2029 ]]>"

@@ -15,7 +15,7 @@ LAYERS = [
         "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "runs", "index",
         "staging", "engines", "build", "identity", "workspace", "finishing",
         "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
-        "gallery", "evaluation_page", "sample", "facts",
+        "pictures", "gallery", "evaluation_page", "sample", "facts",
     ],
     ["freezing", "lora", "modeling", "processors", "batches", "features", "search", "steps", "decoding", "captioners", "attention", "starting", "selfcheck", "training_log", "training"],
     ["preprocess", "finetune", "batch_caption", "caption", "evaluate", "inspect"],

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import math
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,14 +27,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from toolkit.errors import ImageError, OutputError
-from toolkit.hashing import hash_hex
 from toolkit.images import FoundImage, read_image
 from toolkit.options import default_workers
+from toolkit.pictures import Linked, heat_png
 from toolkit.progress import Progress
 from toolkit.report import template_source, thumbnail, write_page
 
 EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
-LINKED_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)")  # what we write below FILE_files, and may remove there
 MARK = '<meta name="generator" content="toolkit gallery">'
 
 
@@ -119,66 +115,6 @@ def script_json(value: Any) -> Markup:
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
-# From a dark veil to a warm, clear light: red, green, blue, alpha.
-COLOURS = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
-LEVELS = 64  # finer ones can't be told apart, and 256 of them would be half of the picture's bytes
-
-
-def heat_png(maps: np.ndarray) -> bytes:
-    """uint8 (n, rows, columns) -> a PNG with the maps below one another, in the colours that they are shown in.
-
-    In colour since a page opened from a folder may draw a picture that lies beside it, but not read its values.
-    """
-    places = np.linspace(0, len(COLOURS) - 1, LEVELS)
-    palette = np.stack([np.interp(places, range(len(COLOURS)), band).round() for band in COLOURS.T], axis=1)
-    image = Image.fromarray(maps.reshape(-1, maps.shape[2]) // (256 // LEVELS))
-    image.putpalette(palette[:, :3].astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=palette[:, 3].astype(np.uint8).tobytes())
-    return buffer.getvalue()
-
-
-class _Linked:
-    """The folder FILE_files beside a page: small pictures named by what they show, each finished by rename."""
-
-    def __init__(self, page: Path) -> None:
-        self.root = page.with_name(page.stem + "_files")
-        self.used: set[str] = set()
-
-    def name(self, suffix: str, *key: object) -> tuple[str, bool]:
-        """The name of a picture, and whether it lies there already."""
-        digest = hash_hex(repr(key))
-        name = f"{digest[:2]}/{digest[2:]}{suffix}"
-        self.used.add(name)
-        return name, (self.root / name).exists()
-
-    def write(self, name: str, data: bytes) -> str:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-        return name
-
-    def tidy(self) -> None:
-        """Removes pictures of an earlier page that this one does not show."""
-        for folder in self.root.glob("[0-9a-f][0-9a-f]"):
-            for path in folder.iterdir():
-                name = path.relative_to(self.root).as_posix()
-                if name not in self.used and LINKED_NAME.fullmatch(name.removesuffix(".tmp")):
-                    path.unlink()
-            _remove_if_empty(folder)
-        _remove_if_empty(self.root)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # something lies in it, or it is not there
-        folder.rmdir()
-
-
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +185,7 @@ def write_caption_gallery(
     Raises:
         OutputError: the page or its folder can't be written.
     """
-    beside = _Linked(path)
+    beside = Linked(path)
     linked = beside if total > embed_limit else None
     with Progress("gallery", total) as progress:
         write_gallery(
@@ -266,7 +202,7 @@ class _Drawn(NamedTuple):
     error: str | None
 
 
-def _draw(row: dict[str, Any], found: FoundImage, linked: _Linked | None, explainer: Explainer | None) -> _Drawn:
+def _draw(row: dict[str, Any], found: FoundImage, linked: Linked | None, explainer: Explainer | None) -> _Drawn:
     if row["error"] is not None:
         return _Drawn(row, (), None, None, row["error"])
     try:
@@ -288,7 +224,7 @@ def _draw(row: dict[str, Any], found: FoundImage, linked: _Linked | None, explai
 def _cards(
     rows: Iterable[dict[str, Any]],
     images: Iterable[FoundImage],
-    linked: _Linked | None,
+    linked: Linked | None,
     explainer: Explainer | None,
     workers: int,
     update: Callable[[int], None],
@@ -309,7 +245,7 @@ def _cards(
             pool.shutdown(cancel_futures=True)
 
 
-def _explained(batch: Sequence[_Drawn], linked: _Linked | None, explainer: Explainer | None) -> Iterator[Card]:
+def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explainer | None) -> Iterator[Card]:
     told = [drawn for drawn in batch if drawn.prepared is not None]
     heats = iter(
         explainer.explain([d.prepared for d in told], [d.row["caption"] for d in told]) if explainer and told else ()
