@@ -153,7 +153,9 @@ def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str
         raise
     except Exception as error:  # of tokenizers' it is no narrower
         reason = " ".join(str(error).split())[:200]
-        if Path(name).exists() or name.startswith((".", "/")):
+        if name.startswith((".", "/")) and not Path(name).exists():
+            raise ModelError(f"{option} {name}: no such folder, seen from here; {hint}.") from None
+        if Path(name).exists():
             raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None
         raise ModelError(
             f"{option} {name}: the {what} could not be loaded from the Hugging Face hub (no connection, or no such name); "
