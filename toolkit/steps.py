@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, Cache, DynamicCache, EncoderDecoderCache
+from torch.nn.functional import gelu, scaled_dot_product_attention
+from transformers import AttentionInterface, Cache, EncoderDecoderCache
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.modeling import first_position
@@ -55,39 +57,58 @@ def shared_attention(
 AttentionInterface.register(SHARED, shared_attention)
 
 
+class _Own(Cache):
+    """Self-attention: writes each row's key and value at `places`, and gives those of all entries so far."""
+
+    def __init__(self, steps: Steps, images: slice, places: torch.Tensor, used: int) -> None:
+        self.steps, self.images, self.places, self.used = steps, images, places, used
+        self.layers: list[Any] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, heads, _, d = key_states.shape
+        if layer_idx == len(self.steps.own):
+            # Zeros: an entry that nobody sees is still multiplied by its weight of 0, and 0 times NaN is NaN.
+            shape = (self.steps.slots, self.steps.length * self.steps.rows, heads, d)
+            self.steps.own.append((key_states.new_zeros(shape), key_states.new_zeros(shape)))
+        keys, values = self.steps.own[layer_idx]
+        for kept, new in ((keys, key_states), (values, value_states)):
+            kept.view(-1, heads * d).index_copy_(0, self.places, new.transpose(1, 2).reshape(rows, heads * d))
+        return keys[self.images, : self.used].transpose(1, 2), values[self.images, : self.used].transpose(1, 2)
+
+
+class _Cross(Cache):
+    """Cross-attention: keeps what was projected from new images."""
+
+    def __init__(self, steps: Steps, images: slice) -> None:
+        self.steps, self.images = steps, images
+        self.layers = [_Layer(keys[images], values[images]) for keys, values in steps.cross]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer_idx == len(self.steps.cross):
+            shape = (self.steps.slots, *key_states.shape[1:])
+            self.steps.cross.append((key_states.new_empty(shape), key_states.new_empty(shape)))
+        keys, values = self.steps.cross[layer_idx]
+        keys[self.images], values[self.images] = key_states, value_states
+        return key_states, value_states
+
+
 class _Layer:
-    """Where transformers looks for a layer's cross-attention."""
+    """Where transformers looks for a layer's keys and values that are there already."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
 
 
-class _Written(Cache):
-    """Self-attention: writes each row's key and value at `places`, returns those of all positions so far."""
-
-    def __init__(self, steps: Steps, places: torch.Tensor, images: int, used: int) -> None:
-        self.steps, self.places, self.images, self.used = steps, places, images, used
-        self.layers = []
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = []
-        for kept, new in zip(self.steps.own[layer_idx], (key_states, value_states), strict=True):
-            rows, heads, _, d = new.shape
-            kept.view(-1, heads * d).index_copy_(0, self.places, new.transpose(1, 2).reshape(rows, heads * d))
-            seen.append(kept[: self.images, : self.used].transpose(1, 2))
-        return seen[0], seen[1]
-
-
 class _Caches(EncoderDecoderCache):
-    """Both, as the decoder asks for them; nothing of the encoder's is to be projected again."""
+    """Both, as the decoder asks for them."""
 
-    def __init__(self, steps: Steps, own: _Written, images: int) -> None:
-        cross = Cache.__new__(Cache)
-        cross.layers = [_Layer(k[:images], v[:images]) for k, v in steps.cross]  # type: ignore[misc]
-        self.self_attention_cache, self.cross_attention_cache = own, cross  # type: ignore[assignment]
-        self.is_updated = dict.fromkeys(range(len(steps.cross)), True)
+    def __init__(self, own: _Own, cross: _Cross, projected: bool) -> None:
+        self.self_attention_cache, self.cross_attention_cache = own, cross
+        self.is_updated = dict.fromkeys(range(len(cross.layers)), projected)
 
 
 class Steps:
@@ -124,38 +145,21 @@ class Steps:
         Returns:
             Logits of the first token, (n, vocabulary).
         """
-        n, low = states.shape[0], self.active
-        first = self.first - 1 if self.first and start == self.first - 1 else self.first
-        caches = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        logits = self.decoder(
-            input_ids=torch.full((n, 1), start, device=self.device),
-            position_ids=torch.full((n, 1), first, device=self.device),
-            attention_mask=torch.ones(n, 1, 1, 1, dtype=torch.bool, device=self.device),
-            encoder_hidden_states=states,
-            past_key_values=caches,
-            use_cache=True,
-        ).logits[:, -1]
-        cross, own = caches.cross_attention_cache.layers, caches.self_attention_cache.layers
-        if not self.cross:
-            for one, other in zip(cross, own, strict=True):
-                heads, d = other.keys.shape[1], other.keys.shape[3]
-                self.cross.append(tuple(x.new_empty(self.slots, *x.shape[1:]) for x in (one.keys, one.values)))  # type: ignore[arg-type]
-                # Zeros: an entry that nobody sees is still multiplied by its weight of 0, and 0 times NaN is NaN.
-                self.own.append(
-                    tuple(
-                        x.new_zeros(self.slots, self.length * self.rows, heads, d) for x in (other.keys, other.values)
-                    )  # type: ignore[arg-type]
-                )
-        for layer, (one, other) in enumerate(zip(cross, own, strict=True)):
-            for kept, new in zip(self.cross[layer], (one.keys, one.values), strict=True):
-                kept[low : low + n] = new
-            for kept, new in zip(self.own[layer], (other.keys, other.values), strict=True):
-                kept[low : low + n, 0] = new[:, :, 0]
-        self.seen[low : low + n] = False
-        self.seen[low : low + n, ..., 0] = True
-        self.age[low : low + n] = 0
+        n = states.shape[0]
+        new = slice(self.active, self.active + n)
         self.active += n
-        return logits
+        self.seen[new] = False
+        self.seen[new, ..., 0] = True
+        self.age[new] = 0
+        return self._decode(
+            torch.full((n, 1), start, device=self.device),
+            self.age[new, None],
+            self.seen[new, :, :1, :1],
+            states,
+            _Caches(
+                _Own(self, new, self.slot[new, 0] * (self.length * self.rows), 1), _Cross(self, new), projected=False
+            ),
+        )
 
     def step(self, tokens: torch.Tensor, parents: torch.Tensor | None, positions: int) -> torch.Tensor:
         """Logits of the next token for each row of the first slots: (images, rows, vocabulary).
@@ -166,24 +170,36 @@ class Steps:
             positions: no image is older than this.
         """
         images, rows, used = len(tokens), self.rows, positions * self.rows
-        age = self.age[:images].add_(1).clamp_(max=self.length - 1)  # it stays there where nobody looks any more
-        seen = self.seen[:images, :, :, :used]
+        now = slice(0, images)
+        age = self.age[now].add_(1).clamp_(max=self.length - 1)  # it stays there where nobody looks any more
+        seen = self.seen[now, :, :, :used]
         if parents is not None:
             seen.copy_(seen.gather(2, parents[:, None, :, None].expand(seen.shape)))
         entries = age[:, None] * rows + self.row
         seen.scatter_(3, entries[:, None, :, None], True)
-        places = (self.slot[:images] * (self.length * rows) + entries).flatten()
-        positions_now = (age + self.first)[:, None].expand(images, rows)
-        if self.first:  # RoBERTa-likes give their padding token a position of its own wherever it stands
-            positions_now = positions_now.masked_fill(tokens == self.first - 1, self.first - 1)
+        places = (self.slot[now] * (self.length * rows) + entries).flatten()
+        return self._decode(
+            tokens.reshape(-1, 1),
+            age[:, None].expand(images, rows).reshape(-1, 1),
+            seen,
+            self.cross[0][0],  # never looked at: its keys and values are there
+            _Caches(_Own(self, now, places, used), _Cross(self, now), projected=True),
+        ).view(images, rows, -1)
+
+    def _decode(
+        self, tokens: torch.Tensor, age: torch.Tensor, seen: torch.Tensor, states: torch.Tensor, caches: _Caches
+    ) -> torch.Tensor:
+        positions = age + self.first
+        if self.first:  # RoBERTa-likes give their padding token a position of its own, wherever it stands
+            positions = positions.masked_fill(tokens == self.first - 1, self.first - 1)
         return self.decoder(
-            input_ids=tokens.reshape(-1, 1),
-            position_ids=positions_now.reshape(-1, 1),
+            input_ids=tokens,
+            position_ids=positions,
             attention_mask=seen,
-            encoder_hidden_states=self.cross[0][0],  # never looked at: its keys and values are there
-            past_key_values=_Caches(self, _Written(self, places, images, used), images),
+            encoder_hidden_states=states,
+            past_key_values=caches,
             use_cache=True,
-        ).logits.view(images, rows, -1)
+        ).logits[:, -1]
 
     def move(self, source: int, target: int) -> None:
         """The image in slot `source` takes the place of the one in `target`."""
@@ -192,47 +208,58 @@ class Steps:
                 kept[target] = kept[source]
 
 
-# ---- weights laid out for the processor -----------------------------------------------------------------------------
+# ---- the model, made ready -----------------------------------------------------------------------------------------
 
-_packed: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+PACK_FROM = 1 << 18  # weights of a matrix; smaller ones stay in the processor's caches anyway
+ROWS_TO_EXPECT = 32  # 8 images with 4 beams; weights packed for them serve any other number
+_packed: WeakKeyDictionary[nn.Module, tuple[Any, torch.Tensor]] = WeakKeyDictionary()
 
 
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
     """For the time of the block: decoder attention shared by an image's rows, and on a CPU weights in oneDNN's layout.
 
-    A step multiplies a few rows with every weight once; in the plain layout half of its time goes into laying weights
-    out anew. The copy costs the memory of the weights again and is kept as long as they don't change.
+    A step multiplies a few rows with every weight once, and of that half the time goes into laying the weights out. The
+    copies cost the memory of the weights again, and are kept as long as the weights don't change.
     """
-    configs = {id(m.config): m.config for m in model.decoder.modules() if hasattr(m, "config")}  # type: ignore[union-attr]
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    linears = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)] if _can_pack(model) else []
+    forwards: dict[nn.Module, Any] = {}
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D) and _can_pack(module.weight):
+            forwards[module] = _packed_forward(module)
+        elif type(module) is NewGELUActivation:  # one pass over memory instead of eight; the same formula
+            forwards[module] = partial(gelu, approximate="tanh")
+    decoder: nn.Module = model.decoder  # type: ignore[assignment]
+    for module in decoder.modules():
+        if hasattr(module, "config"):
+            configs[id(module.config)] = module.config  # attention modules may have one of their own
+    before = {key: config._attn_implementation for key, config in configs.items()}
     try:
-        for config, _ in before:
+        for config in configs.values():
             config._attn_implementation_internal = SHARED
-        for module in linears:
-            module.forward = _packed_forward(module)  # type: ignore[method-assign]
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
-        for module in linears:
-            del module.forward
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for module in forwards:
+            vars(module).pop("forward", None)
 
 
-def _can_pack(model: nn.Module) -> bool:
-    weight = next(model.parameters())
+def _can_pack(weight: Any) -> bool:
     return (
-        weight.device.type == "cpu"
+        weight.numel() >= PACK_FROM
+        and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # what torch.compile uses; not promised to stay
     )
 
 
 def _packed_forward(module: nn.Module) -> Any:
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    state = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+    state = weight.data_ptr(), None if weight.is_inference() else weight._version
     known = _packed.get(module)
     if known is None or known[0] != state:
         plain = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t().contiguous()
@@ -243,6 +270,3 @@ def _packed_forward(module: nn.Module) -> Any:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
     return forward
-
-
-ROWS_TO_EXPECT = 32  # a batch of 8 images with 4 beams; other numbers work as well
