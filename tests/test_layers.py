@@ -13,7 +13,7 @@ LAYERS = [
     ["errors", "options", "records"],
     [
         "hashing", "progress", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "runs", "index",
-        "staging", "engines", "build", "identity", "workspace", "finishing",
+        "staging", "ray_engine", "engines", "build", "identity", "workspace", "finishing", "journal", "writers",
         "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
         "pictures", "gallery", "evaluation_page", "sample", "facts",
     ],

@@ -1,18 +1,21 @@
 """`toolkit batch-caption`: a caption for every image below some folders, as rows of a file.
 
-    find -> read and resize (threads) -> batch -> caption -> append to <output>.partial -> sort, rename
+    find -> read and resize (threads) -> batch -> caption -> journal -> export, rename
 
-Beside the output lies `<output>.state.json`: the model and settings that wrote it and each image's size and time. With
-it a rerun keeps what is still right and captions the rest.
+The journal lies beside the output as `<output>.state` and stays there: a rerun captions only what it has not got. Rows
+go from it to the output in the images' sorted order, one at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +26,18 @@ import torch
 from toolkit import __version__
 from toolkit.attention import Attention
 from toolkit.captioners import load_captioner
-from toolkit.decoding import Decoded, generate_captions
+from toolkit.decoding import generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher
 from toolkit.images import FoundImage, find_images, read_image
+from toolkit.journal import Journal
 from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
+from toolkit.workspace import lock_file
+from toolkit.writers import WRITERS, Row, format_of, replace_if_other, sidecar_names, write_sidecars
 
 
 class Loaded(NamedTuple):
@@ -39,6 +45,12 @@ class Loaded(NamedTuple):
     pixels: np.ndarray | None  # uint8 (C, H, W), None where the image can't be read
     size: tuple[int, int] | None
     error: str | None
+    stat: tuple[int, int]  # bytes, mtime_ns
+    content: str | None  # hash; None where the file can't be opened
+    kept: bool = False  # its bytes have their row already, under another name or time
+
+
+SUFFIX_OF = {"coco": "json"}
 
 
 def batch_caption(options: BatchCaptionOptions) -> Summary:
@@ -50,44 +62,101 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         OutputError: the output can't be written, or is somebody else's.
         RunError: stopped half way; the same command goes on.
     """
-    output = options.output or Path("captions.jsonl")
+    format = format_of(options.format, options.output)
+    output = _place(options, format)
     images = find_images(options.paths, options.recursive)
     _check_names(images)
-    _check_output(output, options)
+    _check_output(output, options, format, images)
     if options.gallery:
         check_gallery(options.gallery)
     silence_transformers()
     captioner = load_captioner(options.model, options.device, options.precision)
     attention = Attention(captioner, f"--model {options.model}") if options.attention else None
-    identity = _identity(options, captioner)
-    partial = _beside(output, ".partial")
-    kept = {} if options.existing == "overwrite" else _kept(output, partial, identity, images)
-    todo = [image for image in images if image.name not in kept]
-    if kept:
-        say(f"{output}: {len(kept)} of {len(images)} images have their row already")
-    if not todo and output.exists() and len(kept) == len(_read_rows(output)):
-        rows = [kept[image.name] for image in images]
-        _gallery(options, rows, images, attention)
-        return _summary(rows, output, 0)
-    try:
-        with open(partial, "w", encoding="utf-8") as file, Progress("caption", len(todo)) as progress:
-            file.write(json.dumps(identity) + "\n")
-            for row in kept.values():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            for rows in _caption(captioner, todo, options):
-                for row in rows:
-                    kept[row["image"]] = row
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                progress.update(len(rows))
-    except KeyboardInterrupt:
-        raise RunError("stopped; run the same command again to go on from the rows that stand.") from None
-    except OSError as error:
-        raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
-    rows = [kept[image.name] for image in images]
-    _finish(output, partial, identity, rows)
-    _gallery(options, rows, images, attention)
-    return _summary(rows, output, len(todo))
+    with _held(output):
+        journal = Journal(_beside(output, ".state"), _maker(options, captioner), options.existing == "overwrite")
+        try:
+            return _run(options, format, output, images, captioner, attention, journal)
+        except KeyboardInterrupt:
+            raise RunError("stopped; run the same command again to go on from the rows that stand.") from None
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
+        finally:
+            journal.close()
+
+
+def _run(
+    options: BatchCaptionOptions, format: str, output: Path, images: Sequence[FoundImage], captioner: Captioner,
+    attention: Attention | None, journal: Journal,
+) -> Summary:  # fmt: skip
+    names = sidecar_names([image.name for image in images]) if format == "txt" else [output.name]
+    root = output if format == "txt" else output.parent
+    _check_ours(root, names, journal, options)
+    if any(name == image.name + ".txt" for name, image in zip(names, images, strict=False)):
+        say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
+    todo = [image for image in images if _known(image, journal) is None]
+    if len(todo) < len(images):
+        say(f"{output}: {len(images) - len(todo)} of {len(images)} images have their row already")
+    lost: dict[str, str] = {}  # could not even be opened: no content to know them by, so tried again each time
+    new = 0
+    with Progress("caption", len(todo)) as progress:
+        for batch in _caption(captioner, todo, options, journal):
+            lost.update((done.found.name, row["error"]) for done, row in batch if done.content is None)
+            journal.add((done.found.name, done.stat, done.content, row) for done, row in batch if done.content)
+            new += sum(not done.kept for done, _ in batch)
+            progress.update(len(batch))
+    count = {"errors": 0, "weak": 0}
+    first: list[Row] = []
+
+    def rows(counted: bool = False) -> Iterator[Row]:
+        for image in images:
+            known = None if image.name in lost else _known(image, journal)
+            row = known or CaptionResult(image.name, error=lost.get(image.name, "changed during the run")).to_row()
+            row = polish({**row, "image": image.name}, options)
+            if counted:
+                count["errors"] += row["error"] is not None
+                count["weak"] += bool(row.get("weak"))
+                if row["error"] is not None and not first:
+                    first.append(row)
+            yield row
+
+    journal.claim(map(Path, names))
+    if format == "txt":
+        write_sidecars(output, zip(names, rows(counted=True), strict=True))
+    else:
+        temporary = _beside(output, ".tmp")
+        WRITERS[format](temporary, rows(counted=True))
+        replace_if_other(temporary, output)
+    if options.gallery:
+        _gallery(options, list(rows()), images, attention)
+    text = f"{output}: {len(images)} images, {new} captioned or tried now."
+    if first:
+        text += (
+            f"\n  {count['errors']} could not be read (first: {first[0]['image']}, {first[0]['error']}); "
+            "each has a row with its reason"
+        )
+    if options.min_score is not None:
+        text += f"\n  {count['weak']} are weak: their score is below {options.min_score}"
+    values = {"output": str(output), "images": len(images), "new": new, "errors": count["errors"]}
+    if options.min_score is not None:
+        values["weak"] = count["weak"]
+    return Summary(text, values, exit_code=3 if first else 0)
+
+
+def polish(row: Row, options: BatchCaptionOptions) -> Row:
+    """A row as it is exported: the journal keeps what the model said."""
+
+    def clean(text: str) -> str:
+        text = text.rstrip().removesuffix(".").rstrip() if options.strip_period else text
+        return options.prefix + text + options.suffix
+
+    if row["error"] is None:
+        row["caption"] = clean(row["caption"])
+        if "captions" in row:
+            row["captions"] = [clean(text) for text in row["captions"]]
+    if options.min_score is not None:
+        row["weak"] = row["score"] is not None and row["score"] < options.min_score
+    return row
 
 
 def _gallery(
@@ -102,11 +171,17 @@ def _gallery(
 
 
 def _load(found: FoundImage, captioner: Captioner) -> Loaded:
+    stat = _stat(found.path)
+    try:
+        with open(found.path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return Loaded(found, None, None, f"can't be read ({error.strerror})", stat, None)
     try:
         image = read_image(found.path)
-        return Loaded(found, captioner.transform(image), image.size, None)
+        return Loaded(found, captioner.transform(image), image.size, None, stat, content)
     except ImageError as error:
-        return Loaded(found, None, None, str(error))
+        return Loaded(found, None, None, str(error), stat, content)
 
 
 def _loaded(images: Iterable[FoundImage], captioner: Captioner, workers: int, ahead: int) -> Iterator[Loaded]:
@@ -127,18 +202,40 @@ def _loaded(images: Iterable[FoundImage], captioner: Captioner, workers: int, ah
 
 
 def _caption(
-    captioner: Captioner, images: Sequence[FoundImage], options: BatchCaptionOptions
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows batch by batch, in the order of the images; unreadable ones come with the batch they fell into."""
-    size = int(options.batch_size) if options.batch_size != "auto" else 64 if captioner.device.type == "cuda" else 8
+    captioner: Captioner, images: Sequence[FoundImage], options: BatchCaptionOptions, journal: Journal
+) -> Iterator[list[tuple[Loaded, Row]]]:
+    """Rows batch by batch, in the order of the images; a batch that does not fit in memory is done again in halves."""
+    auto = options.batch_size == "auto"
+    size = (64 if captioner.device.type == "cuda" else 8) if auto else int(options.batch_size)
     source = _loaded(images, captioner, options.num_workers, ahead=4 * size)
     while batch := list(islice(source, size)):
-        good = [loaded for loaded in batch if loaded.pixels is not None]
-        decoded: Iterator[Decoded] = iter(())
-        if good:
-            pixels = torch.from_numpy(np.stack([loaded.pixels for loaded in good if loaded.pixels is not None]))
-            decoded = iter(generate_captions(captioner, pixels, options.generation))
-        yield [_row(loaded, None if loaded.pixels is None else next(decoded)) for loaded in batch]
+        known = [journal.row(loaded.content) if loaded.content else None for loaded in batch]
+        good = [one for one, row in zip(batch, known, strict=True) if row is None and one.pixels is not None]
+        decoded: list[tuple[Loaded, Row]] = []
+        while len(decoded) < len(good):
+            some = good[len(decoded) : len(decoded) + size]
+            pixels = torch.from_numpy(np.stack([loaded.pixels for loaded in some if loaded.pixels is not None]))
+            try:
+                answers = generate_captions(captioner, pixels, options.generation)
+            except torch.OutOfMemoryError:
+                if len(some) == 1 or not auto:
+                    raise RunError(
+                        f"--batch-size {options.batch_size}: {len(some)} images do not fit in the device's memory; give "
+                        "a smaller number, or fewer --num-beams."
+                    ) from None
+                answers = None
+            if answers is None:  # outside of except, whose traceback holds the tensors that did not fit
+                size = len(some) // 2
+                torch.cuda.empty_cache()
+                say(f"a batch of {len(some)} does not fit in memory: going on with {size}")
+                continue
+            decoded += [(loaded, _row(loaded, answer)) for loaded, answer in zip(some, answers, strict=True)]
+        fresh = iter(decoded)
+        yield [
+            (one._replace(kept=True), row) if row is not None else next(fresh) if one.pixels is not None
+            else (one, _row(one, None))
+            for one, row in zip(batch, known, strict=True)
+        ]  # fmt: skip
 
 
 def _row(loaded: Loaded, decoded: Any) -> dict[str, Any]:
@@ -155,7 +252,7 @@ def _row(loaded: Loaded, decoded: Any) -> dict[str, Any]:
             width=width,
             height=height,
         )
-    return {**result.to_row(), "state": _state(loaded.found.path)}
+    return result.to_row()
 
 
 # ---- rows that stand ------------------------------------------------------------------------------------------------
@@ -165,26 +262,45 @@ def _beside(output: Path, suffix: str) -> Path:
     return output.with_name(output.name + suffix)
 
 
-def _state(path: Path) -> list[int]:
+def _stat(path: Path) -> tuple[int, int]:
     try:
-        stat = os.lstat(path)
+        stat = os.stat(path)
     except OSError:
-        return [-1, -1]
-    return [stat.st_size, stat.st_mtime_ns]
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
-def _identity(options: BatchCaptionOptions, captioner: Captioner) -> dict[str, Any]:
+def _known(image: FoundImage, journal: Journal) -> Row | None:
+    """The row of an image that is as it was when it was captioned."""
+    content = journal.content(image.name, _stat(image.path))
+    return journal.row(content) if content else None
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    """The output for this run alone."""
+    lock = _beside(output, ".lock")
+    try:
+        handle = lock_file(lock)
+    except BlockingIOError:
+        raise OutputError(f"--output {output}: another run is writing it; wait for it, or name another file.") from None
+    except OSError as error:
+        raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        handle.close()
+
+
+def _maker(options: BatchCaptionOptions, captioner: Captioner) -> str:
     """What decides a caption besides the image."""
     digest = Hasher()
     for name, tensor in sorted(captioner.model.state_dict().items()):
         digest.update(name)
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {
-        "toolkit": __version__,
-        "model": digest.hex(),
-        "generation": to_json(options.generation),
-        "dtype": str(captioner.model.dtype),
-    }
+    digest.update(json.dumps([__version__, to_json(options.generation), str(captioner.model.dtype)], sort_keys=True))
+    return digest.hex()
 
 
 def _check_names(images: Sequence[FoundImage]) -> None:
@@ -197,70 +313,46 @@ def _check_names(images: Sequence[FoundImage]) -> None:
             )
 
 
-def _check_output(output: Path, options: BatchCaptionOptions) -> None:
-    if output.is_dir():
-        raise OutputError(f"--output {output}: a folder; name a file.")
-    if output.exists() and not _beside(output, ".state.json").exists() and options.existing != "overwrite":
+def _place(options: BatchCaptionOptions, format: str) -> Path:
+    """The file written; for txt the folder that the sidecars go below."""
+    if format not in ("txt", "imagefolder"):
+        return options.output or Path(f"captions.{SUFFIX_OF.get(format, format)}")
+    folder = options.output
+    if folder is None:
+        if len(options.paths) != 1 or not Path(options.paths[0]).is_dir():
+            raise InputError(
+                f"--format {format}: captions go beside the images of one folder; give one, or an --output."
+            )
+        folder = Path(options.paths[0])
+    return folder if format == "txt" or folder.name == "metadata.jsonl" else folder / "metadata.jsonl"
+
+
+def _check_output(output: Path, options: BatchCaptionOptions, format: str, images: Sequence[FoundImage]) -> None:
+    if format == "txt" and output.exists() and not output.is_dir():
+        raise OutputError(f"--output {output}: a file; --format txt needs a folder.")
+    if format == "imagefolder" and not all((output.parent / image.name).exists() for image in images):
         raise OutputError(
-            f"--output {output}: exists and was not written by batch-caption; name another file, or replace it with "
-            "--existing overwrite."
+            f"--output {output}: metadata.jsonl must lie in the folder of the images; leave --output out."
         )
+    if format != "txt" and output.is_dir():
+        raise OutputError(f"--output {output}: a folder; name a file.")
     if not output.parent.is_dir():
         raise OutputError(f"--output {output}: there is no folder {output.parent}; make it, or name another file.")
+    if format != "txt" and output.exists() and not _beside(output, ".state").exists() and options.existing == "skip":
+        raise _foreign(output)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that a kill cut short is dropped."""
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+def _check_ours(root: Path, names: Sequence[str], journal: Journal, options: BatchCaptionOptions) -> None:
+    """Refuses to replace what no earlier run wrote."""
+    if len(set(names)) < len(names):
+        raise InputError("--format txt: two images would share one text file; rename one, or choose --format jsonl.")
+    for name in names:
+        if options.existing == "skip" and os.path.lexists(root / name) and not journal.wrote(Path(name)):
+            raise _foreign(root / name)
 
 
-def _kept(
-    output: Path, partial: Path, identity: dict[str, Any], images: Sequence[FoundImage]
-) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier run that still hold, by image: same model and settings, image as it was."""
-    rows: dict[str, dict[str, Any]] = {}
-    state_file = _beside(output, ".state.json")
-    if output.exists() and state_file.exists():
-        before = json.loads(state_file.read_text(encoding="utf-8"))
-        if before["identity"] == identity:
-            for row in _read_rows(output):
-                rows[row["image"]] = {**row, "state": before["images"].get(row["image"])}
-    if partial.exists():
-        lines = _read_rows(partial)
-        if lines and lines[0] == identity:
-            rows.update((row["image"], row) for row in lines[1:])
-    states = {image.name: _state(image.path) for image in images}
-    return {name: row for name, row in rows.items() if states.get(name) == row["state"]}
-
-
-def _finish(output: Path, partial: Path, identity: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    states = {row["image"]: row["state"] for row in rows}
-    text = json.dumps({"identity": identity, "images": states}, ensure_ascii=False)
-    for path, content in (
-        (output, "".join(json.dumps(_public(row), ensure_ascii=False) + "\n" for row in rows)),
-        (_beside(output, ".state.json"), text),
-    ):
-        temporary = _beside(path, ".tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    partial.unlink()
-
-
-def _public(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k != "state"}
-
-
-def _summary(rows: Sequence[dict[str, Any]], output: Path, new: int) -> Summary:
-    bad = [row for row in rows if row["error"] is not None]
-    text = f"{output}: {len(rows)} images, {new} captioned or tried now."
-    if bad:
-        text += f"\n  {len(bad)} could not be read (first: {bad[0]['image']}, {bad[0]['error']}); each has a row with its reason"
-    values = {"output": str(output), "images": len(rows), "new": new, "errors": len(bad)}
-    return Summary(text, values, exit_code=3 if bad else 0)
+def _foreign(path: Path) -> OutputError:
+    return OutputError(
+        f"--output {path}: exists and was not written by batch-caption; name another output, or replace it with "
+        "--existing overwrite."
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ FORMATS = (
     "webdataset",
     "hub",
 )
+ENGINES = ("local", "ray")
 DEFAULT_ENCODER = "google/vit-base-patch16-224"
 DEFAULT_DECODER = "gpt2"
 
@@ -84,6 +86,17 @@ def check_at_least(options: Any, minimum: float, *names: str) -> None:
         check(value is None or value >= minimum, name, value, f"must be at least {minimum}")
 
 
+def check_engine(options: Any) -> None:
+    check_choice("engine", options.engine, ENGINES)
+    check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
+          "Ray is not installed; pip install 'toolkit[ray]', on each node")  # fmt: skip
+    address = options.ray_address
+    check(address is None or options.engine == "ray", "ray_address", address,
+          "means something with --engine ray alone; add that")  # fmt: skip
+    check(not (address or "").startswith("ray://"), "ray_address", address,
+          "is of Ray's client, which sees no shared storage; run the command on a node, with --ray-address auto")  # fmt: skip
+
+
 def to_json(options: Any) -> dict[str, Any]:
     """An options dataclass as plain JSON values; paths as strings with "/"."""
 
@@ -119,6 +132,10 @@ class PreprocessOptions:
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
     max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images can't be read.")
     overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
+    engine: str = option("local", "Where the work is done: local, in processes of this machine, or ray.")
+    ray_address: str | None = option(
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+    )
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, FORMATS)
@@ -128,6 +145,7 @@ class PreprocessOptions:
         check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,
               f"with --test-fraction {self.test_fraction} nothing is left to train on")  # fmt: skip
         check(self.preset in (None, "tiny"), "preset", self.preset, "the only preset is tiny")
+        check_engine(self)
 
 
 @dataclass(frozen=True)
@@ -269,11 +287,18 @@ _FINETUNE_GENERATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "
 class BatchCaptionOptions(GenerationOptions):
     paths: tuple[str, ...] = option((), "Images, folders or globs.", positional=True, required=True)
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
-    output: Path | None = option(None, "The file written. [default: captions.jsonl]")
+    output: Path | None = option(
+        None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]"
+    )
     recursive: bool = option(True, "Look into folders below a folder.")
     batch_size: str = option("auto", "Images a batch: a number, or auto.")
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
     existing: str = option("skip", "Rows that the output has already: skip or overwrite.")
+    format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
+    min_score: float | None = option(None, "Mark captions with a lower score: the column weak.")
+    prefix: str = option("", "Text before every caption, as it is: a trigger word.", show_default=False)
+    suffix: str = option("", "Text after every caption, as it is.", show_default=False)
+    strip_period: bool = option(False, "Leave out the full stop at a caption's end.", flag=True)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
     gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.")
@@ -283,6 +308,7 @@ class BatchCaptionOptions(GenerationOptions):
         super().__post_init__()
         check_at_least(self, 1, "num_workers")
         check_choice("existing", self.existing, ("skip", "overwrite"))
+        check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",
               "is shown in a page; name one with --gallery")  # fmt: skip
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))

@@ -61,7 +61,7 @@ def building(out: Path, place: Path) -> Iterator[Path]:
     lock = beside(place, ".lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle = _lock(lock)
+        handle = lock_file(lock)
     except BlockingIOError:
         raise OutputError(f"--out {out}: another run is building there; wait for it, or name another folder.") from None
     except OSError as error:
@@ -84,7 +84,7 @@ def building(out: Path, place: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _lock(path: Path) -> Any:
+def lock_file(path: Path) -> Any:
     """The open, locked file.
 
     Raises:

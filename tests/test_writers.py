@@ -1,0 +1,73 @@
+"""Every form of the captions is read back as the same rows, and none replaces what is not its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from toolkit import batch_caption as module
+from toolkit.batch_caption import batch_caption
+from toolkit.errors import OutputError
+from toolkit.hypotheses import read_hypotheses
+from toolkit.options import BatchCaptionOptions
+
+NAMES = ["a.jpg", 'comma, "quote".jpg', "café.jpg", "line\nbreak.jpg", "sub/b.jpg"]
+FORMS = ["jsonl", "csv", "parquet", "coco", "txt", "imagefolder"]
+
+
+@pytest.fixture
+def folder(sample_dir: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    (root / "sub").mkdir(parents=True)
+    for name, path in zip(NAMES, sorted((sample_dir / "Images").iterdir()), strict=False):
+        shutil.copy(path, root / name)
+    return root
+
+
+def options(folder: Path, model_dir: Path, output: Path | None, **more: object) -> BatchCaptionOptions:
+    values = {
+        "paths": (str(folder),),
+        "model": str(model_dir),
+        "output": output,
+        "num_beams": 1,
+        "max_length": 8,
+        **more,
+    }
+    return BatchCaptionOptions(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_round_trip(form: str, folder: Path, model_dir: Path, tmp_path: Path) -> None:
+    batch_caption(options(folder, model_dir, tmp_path / "plain.jsonl"))
+    wanted = {row.names[0]: row.caption for row in read_hypotheses(tmp_path / "plain.jsonl").rows}
+    assert set(wanted) == set(NAMES)
+    output = folder if form == "imagefolder" else tmp_path / f"out-{form}"
+    batch_caption(options(folder, model_dir, output, format=form))
+    found = read_hypotheses(output)
+    ending = ".jpg" if form == "txt" else ""
+    assert found.format == form
+    assert {row.names[0] + ending: row.caption for row in found.rows} == wanted
+
+
+def test_clean_up_captions_nothing_again(
+    folder: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.csv"
+    batch_caption(options(folder, model_dir, output))
+    plain = [row.caption for row in read_hypotheses(output).rows]
+    monkeypatch.setattr(module, "generate_captions", None)
+    summary = batch_caption(options(folder, model_dir, output, prefix="sks, ", suffix="!", min_score=0.0))
+    assert summary.values["new"] == 0
+    assert summary.values["weak"] == len(NAMES)
+    assert [row.caption for row in read_hypotheses(output).rows] == [f"sks, {text}!" for text in plain]
+
+
+def test_a_sidecar_of_the_users_stays(folder: Path, model_dir: Path) -> None:
+    (folder / "a.txt").write_text("mine")
+    with pytest.raises(OutputError, match="was not written by batch-caption"):
+        batch_caption(options(folder, model_dir, None, format="txt"))
+    assert (folder / "a.txt").read_text() == "mine"
+    batch_caption(options(folder, model_dir, None, format="txt", existing="overwrite"))
+    assert (folder / "a.txt").read_text() != "mine"
