@@ -6,6 +6,7 @@ import copy
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +196,44 @@ def test_tokens_of_generate(seeds: range) -> None:
         assert found[0].scores[0] == pytest.approx(score, abs=1e-4), where
         ended += sum(sum(image.ended) for image in found)
     assert ended > 20  # finished images matter
+
+
+class AsOnCuda(decoding.Engine):
+    """Every step of all slots and positions, asked every fourth time; what stands for the graph is the step itself."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cuda, self.every = True, 4
+
+
+def capture(step: Any, state: list[torch.Tensor]) -> SimpleNamespace:
+    before = [tensor.clone() for tensor in state]
+    step()
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(old)
+    return SimpleNamespace(replay=step)
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+def test_steps_of_one_shape(monkeypatch: Any) -> None:
+    """What a CUDA graph would replay gives the same, though it goes on with images that are done and empty slots."""
+    for seed in range(400, 440):
+        rng = random.Random(seed)
+        model, config = random_model(rng), random_settings(rng)
+        config.update(max_length=12, defaults_only=True)
+        inputs = torch.randn(5, 3, 16, 16) * 2
+
+        def found(at_once: int, model: Any = model, config: Any = config, inputs: Any = inputs) -> list[Found]:
+            return decode(model, lambda r: inputs[r.start : r.stop], 5, config, at_once)
+
+        plain = found(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "Engine", AsOnCuda)
+            patch.setattr(decoding, "_capture", capture)
+            decoding._engines.clear()
+            static = found(3)
+        assert [image.tokens for image in static] == [image.tokens for image in plain], seed
+        assert [image.scores for image in static] == [pytest.approx(image.scores, abs=1e-4) for image in plain], seed
 
 
 def asked(monkeypatch: Any, model: VisionEncoderDecoderModel, **settings: Any) -> tuple[list[Found], list[str]]:

@@ -123,3 +123,11 @@ def test_bench_train() -> None:
     padding = subprocess.run([sys.executable, SCRIPTS / "bench_train.py", "--padding"], capture_output=True, text=True)
     shares = [float(cell.strip(" %")) for cell in padding.stdout.splitlines()[-1].split("|")[2:5]]
     assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.slow
+def test_bench_caption() -> None:
+    command = [sys.executable, SCRIPTS / "bench_caption.py", "--size", "tiny", "--rounds", "1", "--images", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "tokens as stock generate's: 8 of 8 images" in done.stdout
+    assert done.stdout.count(" / ") == 7  # ratios
