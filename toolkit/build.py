@@ -36,6 +36,7 @@ from toolkit.index import (
     file_state,
     pixels_key,
     read_index,
+    unfinished,
     write_index,
 )
 from toolkit.labels import CaptionEncoder
@@ -56,7 +57,7 @@ class SplitWriter:
         self.path, self.max_length = path, max_length
         self.features = cache_features(shape, max_length)
         self.schema = self.features.arrow_schema
-        self.temporary = path.with_name(path.name + ".tmp")
+        self.temporary = unfinished(path)
         self.sink = pa.OSFile(str(self.temporary), "wb")
         self.writer = pa.ipc.new_stream(self.sink, self.schema)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // int(np.prod(shape))))

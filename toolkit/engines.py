@@ -1,4 +1,4 @@
-"""Running a function over many tasks: here with processes. One signature, so that other engines are peers."""
+"""Running a function over many tasks: here with processes, or where the command says, on Ray."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.progress import Progress
-
-Task = dict[str, Any]
+from toolkit.ray_engine import Task, run_ray
 
 # A fork while another thread holds a lock of tqdm's or of stderr's leaves the child with a lock that nobody will ever
 # release. The watcher writes only under this lock, and no fork happens while it is held.
@@ -115,6 +115,23 @@ class _Worker:
 def _was_stopped(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind it: ending its pool, `map` waits for results that no longer come, and says so instead."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _was_stopped(error.__context__))
+
+
+def run(
+    options: Any,
+    function: Callable[[Task], Any],
+    tasks: list[Task],
+    progress: Progress,
+    done: Callable[[], int],
+    shared: Sequence[Path] = (),
+    gpus: bool = False,
+) -> None:
+    """Runs `function` on each task where `options.engine` says: `run_local` or `run_ray`, which tell what they raise."""
+    if options.engine == "local":
+        run_local(function, tasks, options.num_workers, progress, done)
+    else:
+        with _watching(progress, done):
+            run_ray(function, tasks, options.num_workers, options.ray_address, gpus, shared)
 
 
 RUNNING, DONE, FAILED = 0, 1, 2

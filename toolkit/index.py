@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,6 +72,12 @@ def data_name(piece: int) -> str:
     return f"data-{piece:06d}.arrow"
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`: each time elsewhere, as a node of a cluster that is given
+    up for lost may go on writing while another makes its piece again."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def pixels_key(transform: PixelTransform) -> str:
     return f"{SCHEMA_VERSION}:{transform.key}"
 
@@ -88,7 +95,7 @@ def write_index(directory: Path, piece: int, columns: dict[str, list[Any]], info
     """Finishes a piece: its index appears, by rename."""
     table = pa.table(columns, schema=INDEX_SCHEMA.with_metadata(info.metadata()))
     path = directory / "index" / piece_name(piece)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     os.replace(temporary, path)

@@ -19,7 +19,7 @@ from typing import Any
 from toolkit.annotations import AnnotationSet, read_annotations
 from toolkit.build import PieceBuilder
 from toolkit.cache import MANIFEST, read_manifest
-from toolkit.engines import run_local
+from toolkit.engines import run
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
@@ -139,7 +139,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         own_splits=staged.own_splits,
         known_directories=_reuse(place, partial, keys),
     )
-    _run(builder, keys, staged, options.num_workers)
+    _run(builder, keys, staged, options)
     manifest = finish(options, source, annotations, staged, transform, labels, partial)
     swap(partial, place)
     return summary_of(manifest, options.out, f"{options.out}: done.")
@@ -197,7 +197,7 @@ def _reuse(place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
     return known
 
 
-def _run(builder: PieceBuilder, keys: list[str], staged: Staged, num_workers: int) -> None:
+def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> None:
     """Builds the pieces that do not stand yet."""
     folder = builder.directory / "index"
     rows = {piece_name(piece): count for piece, count in enumerate(staged.rows)}
@@ -210,4 +210,6 @@ def _run(builder: PieceBuilder, keys: list[str], staged: Staged, num_workers: in
         say(f"  {before} of {staged.images} images stand already in finished pieces")
     tasks = [{"piece": i, "key": key} for i, key in enumerate(keys) if not (folder / piece_name(i)).exists()]
     with Progress("preprocess", staged.images - before) as progress:
-        run_local(builder, tasks, num_workers, progress, lambda: standing() - before)
+        shared = [builder.directory, *([builder.images] if builder.images else [])]
+        run(options, builder, tasks, progress, lambda: standing() - before, shared)
+    _make_folders(builder.directory)  # a worker that was lost on the way, and its piece made by another, left its own
