@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import InputError, RunError
+from toolkit.errors import InputError
 from toolkit.options import PreprocessOptions
 from toolkit.ray_engine import run_ray
 

@@ -25,6 +25,7 @@ import torch
 
 from toolkit import __version__
 from toolkit.attention import Attention
+from toolkit.caption_pieces import caption_in_pieces, gather
 from toolkit.captioners import load_captioner
 from toolkit.decoding import generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
@@ -94,11 +95,16 @@ def _run(
     _check_ours(root, names, journal, options)
     if any(name == image.name + ".txt" for name, image in zip(names, images, strict=False)):
         say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
+    pieces = _beside(output, ".pieces")
+    gather(pieces, journal)  # what a stopped run has finished there
     todo = [image for image in images if _known(image, journal) is None]
     if len(todo) < len(images):
         say(f"{output}: {len(images) - len(todo)} of {len(images)} images have their row already")
     lost: dict[str, str] = {}  # could not even be opened: no content to know them by, so tried again each time
     new = 0
+    if options.engine != "local" and todo:
+        new, lost = caption_in_pieces(options, todo, journal, pieces, _caption, _maker)
+        todo = []
     with Progress("caption", len(todo)) as progress:
         for batch in _caption(captioner, todo, options, journal):
             lost.update((done.found.name, row["error"]) for done, row in batch if done.content is None)

@@ -124,6 +124,7 @@ def run(
     progress: Progress,
     done: Callable[[], int],
     shared: Sequence[Path] = (),
+    cpus: int = 1,
     gpus: bool = False,
 ) -> None:
     """Runs `function` on each task where `options.engine` says: `run_local` or `run_ray`, which tell what they raise."""
@@ -131,7 +132,7 @@ def run(
         run_local(function, tasks, options.num_workers, progress, done)
     else:
         with _watching(progress, done):
-            run_ray(function, tasks, options.num_workers, options.ray_address, gpus, shared)
+            run_ray(function, tasks, options.num_workers, options.ray_address, cpus, gpus, shared)
 
 
 RUNNING, DONE, FAILED = 0, 1, 2

@@ -303,9 +303,14 @@ class BatchCaptionOptions(GenerationOptions):
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
     gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.")
     attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
+    engine: str = option("local", "Where the work is done: local, on this machine, or ray.")
+    ray_address: str | None = option(
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_engine(self)
         check_at_least(self, 1, "num_workers")
         check_choice("existing", self.existing, ("skip", "overwrite"))
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))

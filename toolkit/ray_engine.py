@@ -42,6 +42,7 @@ def run_ray(
     tasks: list[Task],
     num_workers: int,
     address: str | None = None,
+    cpus: int = 1,
     gpus: bool = False,
     shared: Sequence[Path] = (),
 ) -> None:
@@ -52,8 +53,9 @@ def run_ray(
     Args:
         function: picklable; writes its own output and finishes it by rename, as it may be called twice on a task, and
             by two workers at once where a node only seemed dead. Actors keep it: what its first call loads, stays.
-        num_workers: actors where Ray is started here; a cluster's are as many as its cores, or GPUs.
+        num_workers: cores that Ray takes where it is started here; of a cluster it takes what is there.
         address: of a running cluster, `host:port` or `auto`; None starts Ray here, for as long as this takes.
+        cpus: cores for each actor, or all of the largest node's; one where it has a GPU.
         gpus: one GPU for each actor, where there are any.
         shared: folders that each node must see.
 
@@ -68,6 +70,7 @@ def run_ray(
         "tasks": [pickle.dumps(task) for task in tasks],
         "num_workers": num_workers,
         "address": address,
+        "cpus": cpus,
         "gpus": gpus,
         "shared": [Path.cwd(), *shared],
     }
@@ -108,7 +111,13 @@ def _last_line(log: IO[bytes]) -> str:
 
 
 def _drive(
-    function: bytes, tasks: list[bytes], num_workers: int, address: str | None, gpus: bool, shared: list[Path]
+    function: bytes,
+    tasks: list[bytes],
+    num_workers: int,
+    address: str | None,
+    cpus: int,
+    gpus: bool,
+    shared: list[Path],
 ) -> None:
     import ray
     import ray.data
@@ -128,9 +137,11 @@ def _drive(
         ) from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    resources = ray.cluster_resources()
-    gpu = 1 if gpus and resources.get("GPU", 0) >= 1 else 0
-    size = max(1, min(int(resources.get("GPU" if gpu else "CPU", 1)), len(tasks)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = 1 if gpus and any(node.get("GPU", 0) >= 1 for node in nodes) else 0
+    cpus = 1 if gpu else max(1, min(cpus, int(max(node.get("CPU", 0) for node in nodes))))
+    room = sum(int(node.get("GPU", 0) if gpu else node.get("CPU", 0) // cpus) for node in nodes)
+    size = max(1, min(room, len(tasks)))
     rows = [{"task": task} for task in tasks]
     errors = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Worker,
@@ -143,7 +154,7 @@ def _drive(
         ),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=1,
+        num_cpus=cpus,
         num_gpus=gpu,
         # Each second without an answer of a node that is gone counts as a try, hence no limit of those.
         ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": -1},
