@@ -24,6 +24,7 @@ import pyarrow as pa
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from toolkit import stores
 from toolkit.cache import cache_features
 from toolkit.errors import ImageError, RunError
 from toolkit.hashing import Hasher, hash_hex
@@ -244,7 +245,8 @@ def read_bytes(path: Path) -> bytes:
     if size > LARGEST_FILE:
         raise ImageError(f"too large: a file of {size} bytes")
     try:
-        return path.read_bytes()
+        data = stores.read(path)
+        return path.read_bytes() if data is None else data
     except OSError as error:
         raise ImageError((error.strerror or "unreadable").lower()) from None
     except MemoryError:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from toolkit import stores
 from toolkit.errors import ImageError, InputError
 from toolkit.rgb import fix_transparency, to_rgb, upright
 
@@ -225,6 +226,9 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
     if not isinstance(source, Path):
         return _read(source)
     check_file(source)
+    data = stores.read(source)
+    if data is not None:
+        return read_image(data)
     try:
         file = open(source, "rb")  # noqa: SIM115 - closed below; an error here is not one of the decoder's
     except OSError as error:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
 from toolkit.identity import content_options, is_current, source_fingerprint
+from toolkit.images import IMAGE_SUFFIXES
 from toolkit.index import data_name, piece_name, pixels_key, read_index
 from toolkit.options import PreprocessOptions
 from toolkit.pixels import PixelTransform
@@ -31,6 +33,8 @@ from toolkit.processors import fetch_processors
 from toolkit.progress import Progress, say
 from toolkit.records import SPLITS, Summary
 from toolkit.staging import Staged, stage
+from toolkit.stores import url_of
+from toolkit.uploads import Outbox, localized, named, renamed_summary
 from toolkit.workspace import beside, building, leftovers, link, swap, tidy
 
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
@@ -45,6 +49,22 @@ def preprocess(options: PreprocessOptions) -> Summary:
         ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
         RunError: the build stopped half way; the same command goes on from there.
     """
+    options, names = localized(
+        options, {"images": None, **dict.fromkeys(("annotations", *LISTS.values()), IMAGE_SUFFIXES)}
+    )
+    url = url_of(options.out)
+    with named(names):
+        if url is None:
+            return renamed_summary(_preprocess(options), names)
+        outbox = Outbox(url)
+        names[outbox.file] = url
+        outbox.prepare_cache()
+        summary = _preprocess(replace(options, out=outbox.file))
+        outbox.put_cache()
+        return renamed_summary(summary, names)
+
+
+def _preprocess(options: PreprocessOptions) -> Summary:
     place = Path(os.path.realpath(options.out))  # a link to a folder on a larger disk stays a link
     summary = _if_current(options, place)
     if summary is not None and not any(path.exists() for path in leftovers(place)):
@@ -211,5 +231,5 @@ def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: Prepro
     tasks = [{"piece": i, "key": key} for i, key in enumerate(keys) if not (folder / piece_name(i)).exists()]
     with Progress("preprocess", staged.images - before) as progress:
         shared = [builder.directory, *([builder.images] if builder.images else [])]
-        run(options, builder, tasks, progress, lambda: standing() - before, shared)
+        run(options, builder, tasks, progress, lambda: standing() - before, shared=shared)
     _make_folders(builder.directory)  # a worker that was lost on the way, and its piece made by another, left its own

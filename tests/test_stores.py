@@ -1,0 +1,227 @@
+"""Inputs and outputs at URLs: the bytes of local ones, seen anew when they change, finished by one put."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from toolkit import stores
+from toolkit.errors import ImageError, InputError, ToolkitError
+from toolkit.images import IMAGE_SUFFIXES, find_images, read_image
+from toolkit.options import PreprocessOptions
+from toolkit.preprocess import preprocess
+from toolkit.stores import local_tree, url_of
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty store in this process's memory; the working folder is empty too."""
+    monkeypatch.chdir(tmp_path)
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
+
+
+def upload(fs: Any, folder: Path, to: str) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            fs.pipe_file(f"{to}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+def rows_of(cache: Path) -> dict[str, bytes]:
+    """What of a cache may not depend on where the images lay: the data, its description, tokenizer and processor."""
+    files = [p for p in cache.rglob("*") if p.is_file() and p.parent.name != "index" and p.name != "manifest.json"]
+    return {p.relative_to(cache).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("s3://bucket/a/b", "s3://bucket/a/b"),
+        (Path("s3://bucket/a/b/"), "s3://bucket/a/b"),
+        (Path("file:///tmp/x"), "file:///tmp/x"),
+        ("memory://x", "memory://x"),
+        ("hf://datasets/owner/name", "hf://datasets/owner/name"),
+        ("captions.txt", None),
+        ("C:/images", None),
+        (Path("/a/b:c/d"), None),
+    ],
+)
+def test_what_is_a_url(given: str | Path, expected: str | None) -> None:
+    assert url_of(given) == expected
+
+
+def test_images_are_stand_ins_and_the_rest_is_copied(memory: Any, sample_dir: Path) -> None:
+    upload(memory, sample_dir, "/b/set")
+    top = local_tree("memory://b/set", IMAGE_SUFFIXES)
+    assert (top / "captions.txt").read_bytes() == (sample_dir / "captions.txt").read_bytes()
+    images = find_images([top])
+    assert [image.name for image in images] == [image.name for image in find_images([sample_dir])]
+    for image in images:
+        source = sample_dir / image.name
+        assert image.path.stat().st_size == source.stat().st_size
+        assert not image.path.read_bytes().strip(b"\0")  # no data on the disk
+        assert stores.read(image.path) == source.read_bytes()
+        assert read_image(image.path).tobytes() == read_image(source).tobytes()
+    assert stores.read(top / "captions.txt") is None
+    assert stores.read(sample_dir / images[0].name) is None
+
+
+def test_what_changed_is_seen_from_the_listing(memory: Any) -> None:
+    memory.pipe({"/b/a.png": b"one", "/b/c/d.txt": b"two", "/b/e.txt": b"three"})
+    top = local_tree("memory://b", IMAGE_SUFFIXES)
+    before = {name: (top / name).stat() for name in ("a.png", "c/d.txt", "e.txt")}
+    assert local_tree("memory://b", IMAGE_SUFFIXES) == top
+    assert {name: (top / name).stat().st_ino for name in before} == {n: s.st_ino for n, s in before.items()}
+    memory.pipe({"/b/a.png": b"eno", "/b/c/d.txt": b"owt"})  # the same sizes
+    memory.rm("/b/e.txt")
+    local_tree("memory://b", IMAGE_SUFFIXES)
+    assert (top / "a.png").stat().st_mtime_ns != before["a.png"].st_mtime_ns
+    assert (top / "c/d.txt").read_bytes() == b"owt"
+    assert not (top / "e.txt").exists()
+
+
+def test_an_image_gone_or_changed_since_the_listing(memory: Any) -> None:
+    memory.pipe({"/b/a.png": b"one", "/b/c.png": b"two"})
+    top = local_tree("memory://b")
+    memory.rm("/b/a.png")
+    memory.pipe("/b/c.png", b"longer")
+    with pytest.raises(ImageError, match=r"^missing$"):
+        stores.read(top / "a.png")
+    with pytest.raises(ImageError, match=r"^changed in the store$"):
+        stores.read(top / "c.png")
+
+
+def test_no_name_leads_outside(memory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory.store["/b/../../../evil.png"] = _file(memory, "/b/../../../evil.png")
+    memory.store["/b/x"] = _file(memory, "/b/x")
+    top = local_tree("memory://b")
+    assert [p.name for p in top.rglob("*")] == ["x"]
+    assert not list(tmp_path.rglob("evil.png"))
+    assert "1 objects have names that no file here can have" in capsys.readouterr().err
+
+
+def _file(memory: Any, path: str) -> Any:
+    from fsspec.implementations.memory import MemoryFile
+
+    return MemoryFile(memory, path, b"data")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere/x", "memory://nowhere/x: no such object, folder or bucket; name one that is there."),
+        ("zz://a/b", "zz://a/b: no such kind of store; s3://, gs://, hf:// and file:// are some."),
+        ("file:///nowhere/x", "file:///nowhere/x: no such object, folder or bucket; name one that is there."),
+    ],
+)
+def test_a_store_that_fails_is_one_sentence(memory: Any, url: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        local_tree(url)
+    assert str(caught.value) == message
+
+
+def test_a_missing_package_is_named(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(stores, "open_store", missing)
+    with pytest.raises(InputError, match=r"^s3://b/x: the package for this store is missing; pip install s3fs\.$"):
+        local_tree("s3://b/x")
+
+
+def test_a_failing_read_is_no_bad_image(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or an image without fault would be left out for good."""
+    memory.pipe("/b/a.png", b"one")
+    top = local_tree("memory://b")
+    monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("timed out")))
+    with pytest.raises(ToolkitError, match=r"^memory://b: the store can't be used \(timed out\)") as caught:
+        stores.read(top / "a.png")
+    assert not isinstance(caught.value, ImageError)
+
+
+# ---- preprocess -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cache_from_urls_has_the_bytes_of_a_local_one(memory: Any, sample_dir: Path, cache_dir: Path) -> None:
+    upload(memory, sample_dir, "/b/set")
+    options = PreprocessOptions(
+        annotations=Path("memory://b/set/captions.txt"), images=Path("memory://b/set/Images"), preset="tiny",
+        num_workers=1,
+    )  # fmt: skip
+    summary = preprocess(options)
+    assert rows_of(Path("cache/dataset")) == rows_of(cache_dir)
+    assert "cache/stores" not in summary.text
+    before = {p: p.stat() for p in Path("cache/dataset").rglob("*")}
+    assert "up to date" in preprocess(options).text
+    assert {p: p.stat().st_mtime_ns for p in before} == {p: s.st_mtime_ns for p, s in before.items()}
+    name = sorted(p.name for p in (sample_dir / "Images").iterdir())[0]
+    other = sorted(p for p in (sample_dir / "Images").iterdir())[1]
+    memory.pipe_file(f"/b/set/Images/{name}", other.read_bytes())
+    assert "done" in preprocess(options).text
+
+
+def test_workers_read_the_store_themselves(memory: Any, sample_dir: Path, cache_dir: Path) -> None:
+    url = f"file://{sample_dir}"
+    preprocess(PreprocessOptions(annotations=Path(url), preset="tiny", num_workers=2))
+    assert rows_of(Path("cache/dataset")) == rows_of(cache_dir)
+
+
+def test_a_cache_goes_to_a_url_and_comes_back(memory: Any, sample_dir: Path, cache_dir: Path) -> None:
+    from toolkit.uploads import local_cache
+
+    options = PreprocessOptions(
+        annotations=sample_dir / "captions.txt", images=sample_dir / "Images", out=Path("memory://out/cache"),
+        preset="tiny", num_workers=1,
+    )  # fmt: skip
+    assert preprocess(options).text.startswith("memory://out/cache: done.")
+    there = {name: memory.cat_file(name) for name in memory.find("/out")}
+    local = {p.relative_to(cache_dir).as_posix() for p in cache_dir.rglob("*") if p.is_file()}
+    assert {name.removeprefix("/out/cache/") for name in there} == local
+    times = memory.find("/out", detail=True)
+    preprocess(options)
+    assert memory.find("/out", detail=True) == times  # nothing was put again
+    fetched = local_cache("memory://out/cache")
+    assert rows_of(fetched) == rows_of(cache_dir)
+    assert local_cache("memory://out/cache") == fetched
+    # elsewhere: what is in the store serves again, and nothing is sent
+    shutil.rmtree("cache")
+    assert "up to date" in preprocess(options).text
+    assert memory.find("/out", detail=True) == times
+    # a piece that was lost in the store goes again, with the manifest last
+    memory.rm("/out/cache/train/" + Path(next(n for n in times if "/train/" in n and n.endswith(".arrow"))).name)
+    preprocess(options)
+    assert {name: memory.cat_file(name) for name in memory.find("/out")} == there
+    after = memory.find("/out", detail=True)
+    assert max(after, key=lambda name: after[name]["created"]) == "/out/cache/manifest.json"
+
+
+def test_a_cache_without_manifest_is_none(memory: Any, cache_dir: Path) -> None:
+    from toolkit.uploads import local_cache
+
+    upload(memory, cache_dir, "/c")
+    memory.rm("/c/manifest.json")
+    with pytest.raises(InputError, match=r"^memory://c: no finished cache here"):
+        local_cache("memory://c")
+    with pytest.raises(ToolkitError, match=r"^--out memory://c: holds files that are no finished cache"):
+        preprocess(PreprocessOptions(annotations=cache_dir, out=Path("memory://c"), preset="tiny"))
+
+
+def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
+    from toolkit.uploads import local_cache
+
+    upload(memory, cache_dir, "/c")
+    files = json.loads((cache_dir / "manifest.json").read_bytes())["files"]
+    memory.rm("/c/" + sorted(files)[0])
+    with pytest.raises(InputError, match=r"^memory://c: the cache is changing or not whole"):
+        local_cache("memory://c")
+    upload(memory, cache_dir, "/c")
+    assert rows_of(local_cache("memory://c")) == rows_of(cache_dir)

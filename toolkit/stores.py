@@ -1,0 +1,279 @@
+"""Inputs and outputs at URLs that fsspec knows: s3://, gs://, hf://, memory://, file://.
+
+A command's other files see local paths alone. What stands for a URL lies below `cache/stores`:
+
+    <hash>.store/store.json   the URL, and which files are stand-ins
+    <hash>.store/NAME/...     one file for each object. Images are stand-ins: of the object's size, with a time made
+                              from its version (ETag, checksum or time), but without data on the disk; `read` fetches
+                              the bytes when they are decoded. All else (captions, parquet, shards) is copied.
+
+So a rerun asks the store for one listing, and sees what changed by size and time, as with local files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.errors import ImageError, InputError, RunError, ToolkitError
+from toolkit.hashing import hash_hex, hash_int
+from toolkit.progress import Progress, say
+
+STORES = Path("cache/stores")
+MARK = "store.json"
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+}
+# What tells one version of an object from the next, the surest first.
+VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "oid", "mtime", "LastModified", "last_modified", "updated", "created")
+CONNECTIONS = 8  # copies at a time
+
+
+class Found(NamedTuple):
+    """An object below a URL: its path in the store, its size in bytes and a hash of its version."""
+
+    path: str
+    size: int
+    version: int
+
+    @property
+    def mtime_ns(self) -> int:
+        """A time between 2001 and 2033 made from the version; whole seconds, which every file system keeps."""
+        return (10**9 + self.version % 10**9) * 10**9
+
+    def stands_at(self, file: Path) -> bool:
+        try:
+            state = os.stat(file)
+        except OSError:
+            return False
+        return (state.st_size, state.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+def url_of(given: str | Path) -> str | None:
+    """The URL in an option's value, or None if it is a local path. A `Path` has lost one of the slashes after "s3:"."""
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(given), re.DOTALL)
+    if match is None:
+        return None
+    return f"{match[1]}://{'/' if match[1] in ('file', 'local') else ''}{match[2].rstrip('/')}"
+
+
+# ---- failing --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def speaking(url: str, error_class: type[ToolkitError] = InputError) -> Iterator[None]:
+    """Whatever a store raises, as one sentence that names the URL. Each store's library has errors of its own."""
+    try:
+        yield
+    except (ToolkitError, KeyboardInterrupt):
+        raise
+    except ImportError as error:
+        package = PACKAGES.get(url.partition(":")[0])
+        remedy = f"pip install {package}" if package else str(error).strip().rstrip(".")
+        raise error_class(f"{url}: the package for this store is missing; {remedy}.") from None
+    except FileNotFoundError:
+        raise error_class(f"{url}: no such object, folder or bucket; name one that is there.") from None
+    except PermissionError:
+        raise error_class(f"{url}: the store denies access; check your credentials and the bucket's policy.") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "rotocol not known" in reason:
+            raise error_class(f"{url}: no such kind of store; s3://, gs://, hf:// and file:// are some.") from None
+        remedy = (
+            "check your credentials" if "redential" in reason else "check the URL and the connection, and try again"
+        )
+        raise error_class(f"{url}: the store can't be used ({reason}); {remedy}.") from None
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)
+
+
+def found_of(url: str, info: Mapping[str, Any]) -> Found:
+    """What a store's `info` says of one object."""
+    size = info.get("size")
+    if size is None:
+        raise InputError(f"{url}: the store does not tell the sizes of its files; copy them here first.")
+    version = next((info[key] for key in VERSIONS if info.get(key) is not None), "")
+    version = version.timestamp() if hasattr(version, "timestamp") else version  # the same time in a list and alone
+    return Found(str(info["name"]), int(size), hash_int(str(version)))
+
+
+# ---- coming in ------------------------------------------------------------------------------------------------------
+
+
+def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
+    """A local folder, or file, that stands for what is at `url`, brought up to date.
+
+    Args:
+        stand_ins: suffixes of the files that are not copied, for `read` fetches them; None for all.
+
+    Raises:
+        InputError: there is nothing at the URL, or the store fails.
+    """
+    with speaking(url):
+        fs, root = open_store(url)
+        fs.invalidate_cache()
+        single = fs.isfile(root)
+        parent, _, name = root.rstrip("/").rpartition("/")
+        base = STORES / f"{hash_hex(url, repr(stand_ins and sorted(stand_ins)))[:12]}.store"
+        if not single:
+            objects = listing(fs, url, root)
+            if not objects:
+                raise FileNotFoundError(url)
+        else:
+            objects = {name: found_of(url, fs.info(root))}
+            # Lists of splits that lie beside annotations are part of them.
+            for info in fs.ls(parent, detail=True) if stand_ins is not None and parent else ():
+                path = str(info["name"])
+                if info["type"] == "file" and path.endswith("Images.txt"):
+                    objects[path.rpartition("/")[2]] = found_of(url, info)
+        base.mkdir(parents=True, exist_ok=True)
+        write_json(base / MARK, {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)})
+        _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
+        return base / (name or "root")
+
+
+def listing(fs: Any, url: str, root: str) -> dict[str, Found]:
+    """The objects below a path by their names relative to it."""
+    objects = {}
+    for path, info in fs.find(root, detail=True).items():
+        name = path.strip("/")[len(root.strip("/")) :].strip("/")
+        if name and info.get("type", "file") == "file" and not path.endswith("/"):
+            objects[name] = found_of(url, info)
+    return objects
+
+
+def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_ins: frozenset[str] | None) -> None:
+    """Makes `target` hold one file for each object and no other."""
+    odd = 0
+    missing: list[tuple[Path, Found]] = []
+    kept = {MARK}
+    for name, found in objects.items():
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            odd += 1  # no file can have this name, or it would lie elsewhere
+            continue
+        kept.add(name)
+        file = target / name
+        if found.stands_at(file):
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if _is_stand_in(name, stand_ins):
+                with _replacing(file, found) as temporary, open(temporary, "wb") as handle:
+                    handle.truncate(found.size)  # a hole: no space on the disk
+            else:
+                missing.append((file, found))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            odd += 1  # stores may hold both "a" and "a/b"
+    for folder, _, files in os.walk(target):
+        for file_name in files:
+            file = Path(folder, file_name)
+            if file.relative_to(target).as_posix() not in kept and not _in_the_making(file):
+                file.unlink(missing_ok=True)
+    if odd:
+        say(f"{url}: {odd} objects have names that no file here can have; they are passed over")
+    if missing:
+        fetch(fs, url, missing)
+
+
+def fetch(fs: Any, url: str, missing: list[tuple[Path, Found]]) -> None:
+    """Copies objects to files, each finished by rename."""
+    total = sum(found.size for _, found in missing)
+    say(f"{url}: fetching {len(missing)} files, {total / 1e6:.1f} MB")
+
+    def one(pair: tuple[Path, Found]) -> int:
+        file, found = pair
+        with _replacing(file, found) as temporary:
+            fs.get_file(found.path, str(temporary))
+            if temporary.stat().st_size != found.size:
+                raise OSError(f"{found.path} changed while it was read")
+        return found.size
+
+    with Progress("fetch", total, "bytes") as progress, ThreadPoolExecutor(CONNECTIONS) as pool:
+        for size in pool.map(one, missing):
+            progress.update(size)
+
+
+@contextmanager
+def _replacing(file: Path, found: Found) -> Iterator[Path]:
+    temporary = file.with_name(f".{os.getpid()}-{hash_hex(file.name)[:12]}.tmp")
+    try:
+        yield temporary
+        os.utime(temporary, ns=(found.mtime_ns, found.mtime_ns))
+        os.replace(temporary, file)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _in_the_making(file: Path) -> bool:
+    """A file that another run may be writing; a day later it is what a killed one left."""
+    return file.name.startswith(".") and file.suffix == ".tmp" and time.time() - file.stat().st_mtime < 86400
+
+
+def _is_stand_in(name: str, stand_ins: frozenset[str] | list[str] | None) -> bool:
+    return stand_ins is None or os.path.splitext(name)[1].lower() in stand_ins
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _mark(base: str) -> dict[str, Any] | None:
+    try:
+        mark = json.loads(Path(base, MARK).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) and "stand_ins" in mark else None
+
+
+def read(file: Path) -> bytes | None:
+    """The bytes that a stand-in stands for; None if `file` is a file like any other.
+
+    Raises:
+        ImageError: 'missing', 'permission denied', 'changed in the store' since it was listed.
+        RunError: the store fails; its own library has tried more than once.
+    """
+    text = os.path.abspath(file)
+    at = text.rfind(".store/")
+    mark = _mark(text[: at + 6]) if at >= 0 else None
+    if mark is None or not _is_stand_in(text, mark["stand_ins"]):
+        return None
+    inside = text[at + 7 :]
+    with speaking(mark["url"], RunError):
+        fs, root = open_store(mark["url"])
+        path = root if mark["single"] else f"{root.rstrip('/')}/{inside.partition('/')[2]}"
+        try:
+            data: bytes = fs.cat_file(path)
+        except FileNotFoundError:
+            raise ImageError("missing") from None
+        except PermissionError:
+            raise ImageError("permission denied") from None
+        if len(data) != os.stat(file).st_size:
+            raise ImageError("changed in the store")
+        return data
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

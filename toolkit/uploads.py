@@ -1,0 +1,234 @@
+"""Captions and caches that go to a URL, and caches that come from one.
+
+Outputs are made in `cache/stores/<hash>.out/`, as anywhere, and put into the store when they are finished. `put.json`
+in it says what was put, so that only what is new or different goes again. A store's put of one object is atomic; of a
+cache the manifest is put last and taken away first, and without it there is no cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from toolkit.cache import MANIFEST
+from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.hashing import hash_hex
+from toolkit.progress import Progress, say
+from toolkit.records import Summary
+from toolkit.stores import STORES, Found, fetch, found_of, listing, local_tree, open_store, speaking, url_of, write_json
+
+T = TypeVar("T")
+
+RECORD = "put.json"
+# Stores of files rather than objects: a put shows a file that grows, so it goes under another name and is renamed.
+WITH_RENAME = {"file", "local", "dir", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"}
+NOT_THE_CACHE = "features/"  # what finetune keeps beside the rows
+
+
+@contextmanager
+def named(names: dict[Path, str]) -> Iterator[None]:
+    """Errors speak of URLs, not of the local files that stand for them."""
+    try:
+        yield
+    except ToolkitError as error:
+        raise type(error)(renamed(str(error), names)) from None
+
+
+def renamed(text: str, names: dict[Path, str]) -> str:
+    for path in sorted(names, key=lambda path: -len(str(path))):
+        text = text.replace(str(path), names[path])
+    return text
+
+
+def renamed_summary(summary: Summary, names: dict[Path, str]) -> Summary:
+    values = {k: renamed(v, names) if isinstance(v, str) else v for k, v in summary.values.items()}
+    return Summary(renamed(summary.text, names), values, summary.exit_code)
+
+
+def localized(options: T, trees: dict[str, frozenset[str] | None]) -> tuple[T, dict[Path, str]]:
+    """Options whose inputs at URLs are local files and folders, and which URL each of them stands for.
+
+    Args:
+        trees: the options that may be URLs, each with the suffixes of its stand-ins (`local_tree`).
+    """
+    names, changed = {}, {}
+    for option, stand_ins in trees.items():
+        url = url_of(getattr(options, option)) if getattr(options, option) is not None else None
+        if url is not None:
+            changed[option] = local_tree(url, stand_ins)
+            names[changed[option]] = url
+    return (replace(options, **changed) if changed else options), names  # type: ignore[type-var]
+
+
+class Outbox:
+    """One output at a URL: `file` is the local file or folder to make, `prepare` brings it in line with the store,
+    `put_file` or `put_cache` sends it.
+
+    Raises:
+        OutputError: (all methods) the store fails or denies access.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.folder = STORES / f"{hash_hex(url)[:12]}.out"
+        self.file = self.folder / (url.rpartition("/")[2] or "output")
+        with speaking(url, OutputError):
+            self.fs, self.path = open_store(url)
+            self.fs.invalidate_cache()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.record: dict[str, Any] = json.loads((self.folder / RECORD).read_bytes())
+        except (OSError, ValueError):
+            self.record = {}
+
+    def _objects(self, suffix: str = "") -> dict[str, Found]:
+        """By name relative to the URL; the object at the URL itself is ''."""
+        path = self.path + suffix
+        if self.fs.isfile(path):
+            return {"": found_of(self.url, self.fs.info(path))}
+        return listing(self.fs, self.url, path) if self.fs.exists(path) else {}
+
+    def _is_as_put(self, name: str, found: Found) -> bool:
+        return self.record.get(name, {}).get("there") == [found.size, found.version]
+
+    # ---- captions ---------------------------------------------------------------------------------------------------
+
+    def prepare_file(self) -> None:
+        """What somebody else, or we elsewhere, have put there meanwhile counts; else what lies here."""
+        with speaking(self.url, OutputError):
+            there = self._objects()
+            if there and "" not in there:
+                raise OutputError(f"--output {self.url}: a folder; name a file.")
+            if not there or self._is_as_put("", there[""]):
+                return
+            self.file.with_name(self.file.name + ".state").unlink(missing_ok=True)
+            state = self._objects(".state")
+            wanted = [(self.file, there[""])]
+            wanted += [(self.file.with_name(self.file.name + ".state"), state[""])] if "" in state else []
+            fetch(self.fs, self.url, wanted)
+
+    def put_file(self) -> None:
+        """The state first: whoever finds the finished file finds what it was made of."""
+        with speaking(self.url, OutputError):
+            there = self._objects()
+            content = hash_hex(self.file.read_bytes())
+            known = self.record.get("", {})
+            if "" in there and self._is_as_put("", there[""]) and known.get("here") == content:
+                return
+            self._put(self.file.with_name(self.file.name + ".state"), ".state")
+            self._put(self.file, "")
+            self._remember("", content, self._objects()[""])
+
+    # ---- caches -----------------------------------------------------------------------------------------------------
+
+    def prepare_cache(self) -> None:
+        """A finished cache that is not as we put it, or that we have not got, is fetched: what it has serves again."""
+        with speaking(self.url, OutputError):
+            there = self._objects()
+            if "" in there:
+                raise OutputError(f"--out {self.url}: a file; name a folder for the cache.")
+            if there and MANIFEST not in there and not set(there) <= set(self.record):
+                raise OutputError(f"--out {self.url}: holds files that are no finished cache; name another folder.")
+            if MANIFEST in there and not (self.file.is_dir() and self._is_as_put(MANIFEST, there[MANIFEST])):
+                shutil.rmtree(self.file, ignore_errors=True)
+                shutil.copytree(local_cache(self.url), self.file, copy_function=_link)
+                for name, found in there.items():
+                    with suppress(FileNotFoundError):
+                        self.record[name] = {"there": [found.size, found.version], "here": _state(self.file / name)}
+                write_json(self.folder / RECORD, self.record)
+
+    def put_cache(self) -> None:
+        """Sends what is new or different, removes what is no more; the manifest last."""
+        with speaking(self.url, OutputError):
+            there = self._objects()
+            here = {p.relative_to(self.file).as_posix(): p for p in self.file.rglob("*") if p.is_file()}
+            here = {name: path for name, path in here.items() if not name.startswith(NOT_THE_CACHE)}
+            todo = [
+                name
+                for name, path in sorted(here.items())
+                if name not in there
+                or not self._is_as_put(name, there[name])
+                or self.record[name]["here"] != _state(path)
+            ]
+            gone = [name for name in there if name not in here]
+            if not todo and not gone:
+                return
+            if MANIFEST in there:
+                self.fs.rm_file(f"{self.path}/{MANIFEST}")
+            total = sum(here[name].stat().st_size for name in todo)
+            say(f"{self.url}: sending {len(todo)} files, {total / 1e6:.1f} MB")
+            for name in gone:
+                self.fs.rm_file(f"{self.path}/{name}")
+                self.record.pop(name, None)
+            with Progress("send", total, "bytes") as progress:
+                for name in sorted({*todo, MANIFEST}, key=lambda name: (name == MANIFEST, name)):
+                    before = _state(here[name])
+                    self._put(here[name], f"/{name}")
+                    self._remember(name, before, found_of(self.url, self.fs.info(f"{self.path}/{name}")))
+                    progress.update(here[name].stat().st_size)
+
+    def _put(self, file: Path, suffix: str) -> None:
+        target = self.path + suffix
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+        if protocols & WITH_RENAME:
+            self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.fs.put_file(str(file), f"{target}.{os.getpid()}.tmp")
+            self.fs.mv(f"{target}.{os.getpid()}.tmp", target)
+        else:
+            self.fs.put_file(str(file), target)
+        self.fs.invalidate_cache()
+
+    def _remember(self, name: str, here: Any, found: Found) -> None:
+        self.record[name] = {"there": [found.size, found.version], "here": here}
+        write_json(self.folder / RECORD, self.record)
+
+
+def local_cache(url: str) -> Path:
+    """A finished cache at a URL, fetched once into a folder of its own for each manifest.
+
+    Raises:
+        InputError: there is no finished cache, it changed while it was fetched, or the store fails.
+    """
+    with speaking(url):
+        fs, path = open_store(url)
+        fs.invalidate_cache()
+        if not fs.exists(f"{path}/{MANIFEST}"):
+            raise InputError(f"{url}: no finished cache here (it has no {MANIFEST}); run `toolkit preprocess` first.")
+        manifest = fs.cat_file(f"{path}/{MANIFEST}")
+        place = STORES / f"{hash_hex(url)[:12]}.in" / hash_hex(manifest)[:12] / (url.rpartition("/")[2] or "cache")
+        if place.is_dir():
+            return place
+        partial = place.with_name(place.name + ".partial")
+        objects = {name: found for name, found in listing(fs, url, path).items() if not name.startswith(NOT_THE_CACHE)}
+        missing = []
+        for name, found in objects.items():
+            if ".." in name.split("/"):
+                raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            if not found.stands_at(partial / name):
+                missing.append((partial / name, found))
+        fetch(fs, url, missing)
+        files = json.loads(manifest)["files"]
+        whole = all(name in objects and objects[name].size == size for name, size in files.items())
+        if not whole or (partial / MANIFEST).read_bytes() != manifest or fs.cat_file(f"{path}/{MANIFEST}") != manifest:
+            raise InputError(f"{url}: the cache is changing or not whole; try again when it is finished.")
+        os.rename(partial, place)
+        return place
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
