@@ -12,11 +12,23 @@ import fsspec
 import pytest
 
 from toolkit import stores
-from toolkit.errors import ImageError, InputError, ToolkitError
+from toolkit.batch_caption import batch_caption
+from toolkit.errors import ImageError, InputError, OutputError, ToolkitError
+from toolkit.evaluate import evaluate
+from toolkit.finetune import finetune
 from toolkit.images import IMAGE_SUFFIXES, find_images, read_image
-from toolkit.options import PreprocessOptions
+from toolkit.inspect import inspect
+from toolkit.options import (
+    BatchCaptionOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    InspectOptions,
+    PreprocessOptions,
+)
 from toolkit.preprocess import preprocess
+from toolkit.references import read_references
 from toolkit.stores import local_tree, url_of
+from toolkit.uploads import Outbox, local_cache
 
 
 @pytest.fixture
@@ -176,8 +188,6 @@ def test_workers_read_the_store_themselves(memory: Any, sample_dir: Path, cache_
 
 
 def test_a_cache_goes_to_a_url_and_comes_back(memory: Any, sample_dir: Path, cache_dir: Path) -> None:
-    from toolkit.uploads import local_cache
-
     options = PreprocessOptions(
         annotations=sample_dir / "captions.txt", images=sample_dir / "Images", out=Path("memory://out/cache"),
         preset="tiny", num_workers=1,
@@ -205,8 +215,6 @@ def test_a_cache_goes_to_a_url_and_comes_back(memory: Any, sample_dir: Path, cac
 
 
 def test_a_cache_without_manifest_is_none(memory: Any, cache_dir: Path) -> None:
-    from toolkit.uploads import local_cache
-
     upload(memory, cache_dir, "/c")
     memory.rm("/c/manifest.json")
     with pytest.raises(InputError, match=r"^memory://c: no finished cache here"):
@@ -216,8 +224,6 @@ def test_a_cache_without_manifest_is_none(memory: Any, cache_dir: Path) -> None:
 
 
 def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
-    from toolkit.uploads import local_cache
-
     upload(memory, cache_dir, "/c")
     files = json.loads((cache_dir / "manifest.json").read_bytes())["files"]
     memory.rm("/c/" + sorted(files)[0])
@@ -225,3 +231,80 @@ def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
         local_cache("memory://c")
     upload(memory, cache_dir, "/c")
     assert rows_of(local_cache("memory://c")) == rows_of(cache_dir)
+
+
+def test_one_run_at_a_time_writes_an_output(memory: Any) -> None:
+    with Outbox("memory://o/captions.jsonl"), pytest.raises(OutputError, match="another run is writing it"):
+        Outbox("memory://o/captions.jsonl")
+    with Outbox("memory://o/captions.jsonl"):
+        pass
+
+
+# ---- captions -------------------------------------------------------------------------------------------------------
+
+
+def caption(model_dir: Path, *paths: str, **options: Any) -> Any:
+    options = {"num_beams": 1, "num_workers": 2, **options}
+    return batch_caption(BatchCaptionOptions(paths=paths, model=str(model_dir), **options))
+
+
+def test_captions_of_urls_at_a_url(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+    upload(memory, sample_dir / "Images", "/b/Images")
+    caption(model_dir, str(sample_dir / "Images"), output=Path("local.jsonl"))
+    out, url = Path("memory://out/captions.jsonl"), "/out/captions.jsonl"
+    summary = caption(model_dir, "memory://b/Images", output=out)
+    assert summary.values == {"output": "memory://out/captions.jsonl", "images": 48, "new": 48, "errors": 0}
+    assert memory.cat_file(url) == Path("local.jsonl").read_bytes()
+    # again: nothing is captioned, nothing put
+    before = memory.info(url)["created"]
+    assert caption(model_dir, "memory://b/Images", output=out).values["new"] == 0
+    assert memory.info(url)["created"] == before
+    # elsewhere: the state beside the output says what is done
+    shutil.rmtree("cache")
+    assert caption(model_dir, "memory://b/Images", output=out).values["new"] == 0
+    assert memory.info(url)["created"] == before
+    # one image more; and a glob
+    memory.pipe_file("/b/Images/zz.jpg", next((sample_dir / "Images").iterdir()).read_bytes()[:500])
+    more = caption(model_dir, "memory://b/Ima*/*.jpg", output=out)
+    there = [*(sample_dir / "Images").glob("*.jpg"), "zz.jpg"]
+    assert (more.values["images"], more.values["new"], more.exit_code) == (len(there), 1, 3)
+
+
+def test_somebody_elses_output_stays(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+    memory.pipe_file("/out/captions.jsonl", b"mine")
+    with pytest.raises(OutputError, match=r"^--output memory://out/captions.jsonl: exists and was not written by"):
+        caption(model_dir, str(sample_dir / "Images"), output=Path("memory://out/captions.jsonl"))
+    assert memory.cat_file("/out/captions.jsonl") == b"mine"
+
+
+def test_sidecars_need_a_folder(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+    upload(memory, sample_dir / "Images", "/b/Images")
+    with pytest.raises(InputError, match=r"^--format txt: writes among the images"):
+        caption(model_dir, "memory://b/Images", format="txt")
+
+
+def test_the_finished_file_is_renamed_into_a_folder_of_files(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+    """A put there would show a file that grows."""
+    name = sorted(p.name for p in (sample_dir / "Images").iterdir())[0]
+    target = Path("there/deep/captions.csv").absolute()
+    caption(model_dir, str(sample_dir / "Images" / name), output=Path(f"file://{target}"))
+    assert sorted(p.name for p in target.parent.iterdir()) == ["captions.csv", "captions.csv.state"]
+    assert name in target.read_text()
+
+
+# ---- what reads a cache ---------------------------------------------------------------------------------------------
+
+
+def test_a_cache_at_a_url_is_trained_on_and_looked_at(memory: Any, cache_dir: Path, model_dir: Path) -> None:
+    upload(memory, cache_dir, "/c/dataset")
+    url = Path("memory://c/dataset")
+    finetune(FinetuneOptions(cache=url, output_dir=Path("model"), epochs=2, batch_size=8))
+    assert Path("model/model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
+    local_text = inspect(InspectOptions(path=cache_dir)).text
+    assert inspect(InspectOptions(path=url)).text == local_text.replace(str(cache_dir), "memory://c/dataset")
+    rows = [{"image": name, "caption": "a red circle"} for name in read_references(cache_dir, "test").paths.values()]
+    memory.pipe_file("/h/c.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    Path("c.jsonl").write_bytes(memory.cat_file("/h/c.jsonl"))
+    local = evaluate(EvaluateOptions(hypotheses=Path("c.jsonl"), references=cache_dir))
+    away = evaluate(EvaluateOptions(hypotheses=Path("memory://h/c.jsonl"), references=url))
+    assert away.values["metrics"] == local.values["metrics"]

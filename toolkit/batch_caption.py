@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from toolkit import __version__
+from toolkit import __version__, stores
 from toolkit.attention import Attention
 from toolkit.caption_pieces import caption_in_pieces, gather
 from toolkit.captioners import load_captioner
@@ -37,6 +37,7 @@ from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
+from toolkit.uploads import caption_at_urls
 from toolkit.workspace import lock_file
 from toolkit.writers import WRITERS, Row, format_of, replace_if_other, sidecar_names, write_sidecars
 
@@ -63,6 +64,10 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         OutputError: the output can't be written, or is somebody else's.
         RunError: stopped half way; the same command goes on.
     """
+    return caption_at_urls(options, _batch_caption)
+
+
+def _batch_caption(options: BatchCaptionOptions) -> Summary:
     format = format_of(options.format, options.output)
     output = _place(options, format)
     images = find_images(options.paths, options.recursive)
@@ -179,12 +184,18 @@ def _gallery(
 def _load(found: FoundImage, captioner: Captioner) -> Loaded:
     stat = _stat(found.path)
     try:
-        with open(found.path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        data = stores.read(found.path)
+        if data is None:
+            with open(found.path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            content = hashlib.sha256(data).hexdigest()
     except OSError as error:
         return Loaded(found, None, None, f"can't be read ({error.strerror})", stat, None)
+    except ImageError as error:
+        return Loaded(found, None, None, f"can't be read ({error})", stat, None)
     try:
-        image = read_image(found.path)
+        image = read_image(found.path if data is None else data)
         return Loaded(found, captioner.transform(image), image.size, None, stat, content)
     except ImageError as error:
         return Loaded(found, None, None, str(error), stat, content)

@@ -25,6 +25,8 @@ from toolkit.progress import Progress
 from toolkit.records import Summary
 from toolkit.references import References, read_references
 from toolkit.significance import LEVEL, Figure
+from toolkit.stores import local_tree
+from toolkit.uploads import local_annotations, local_source, localized, named, renamed_summary
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
 
@@ -38,6 +40,13 @@ def evaluate(options: EvaluateOptions) -> Summary:
         OutputError: `--per-image` or `--page` can't be written.
         ToolkitError: METEOR or SPICE can't run here.
     """
+    captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
+    options, names = localized(options, {**captions, "references": local_source, "images": local_tree})
+    with named(names):
+        return renamed_summary(_evaluate(options), names)
+
+
+def _evaluate(options: EvaluateOptions) -> Summary:
     outputs = (
         ("--per-image", options.per_image, write_per_image, "the figures of each image"),
         ("--page", options.page, write_evaluation_page, "a page to judge by"),

@@ -39,6 +39,7 @@ from toolkit.selfcheck import check_training
 from toolkit.starting import base_of, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
+from toolkit.uploads import local_cache, localized, named, renamed_summary
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -50,6 +51,12 @@ def finetune(options: FinetuneOptions) -> Summary:
         ModelError: an encoder or decoder can't be loaded or doesn't fit.
         RunError: the self-check failed, or the run was stopped; the same command goes on.
     """
+    options, names = localized(options, {"cache": local_cache})
+    with named(names):
+        return renamed_summary(_finetune(options), names)
+
+
+def _finetune(options: FinetuneOptions) -> Summary:
     cache = open_cache(options.cache)
     options = options.resolved(cache.manifest["options"]["preset"])
     if not len(cache["train"]):

@@ -17,6 +17,8 @@ from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
 from toolkit.records import Summary
 from toolkit.report import write_page
+from toolkit.stores import local_tree
+from toolkit.uploads import local_source, localized, named, renamed_summary
 
 
 def inspect(options: InspectOptions) -> Summary:
@@ -30,6 +32,12 @@ def inspect(options: InspectOptions) -> Summary:
         ModelError: `--decoder` has no tokenizer.
         OutputError: `--sheet` can't be written.
     """
+    options, names = localized(options, {"path": local_source, "images": local_tree})
+    with named(names):
+        return renamed_summary(_inspect(options), names)
+
+
+def _inspect(options: InspectOptions) -> Summary:
     path = options.path
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():

@@ -112,7 +112,9 @@ def to_json(options: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PreprocessOptions:
-    annotations: Path = option(Path("captions.txt"), "Annotation file or folder.")
+    annotations: Path = option(
+        Path("captions.txt"), "Annotation file or folder; inputs and outputs may be URLs: s3://..."
+    )
     images: Path = option(Path("Images"), "Folder that the image names are relative to.")
     out: Path = option(Path("cache/dataset"), "Where the cache is written.")
     format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
@@ -285,7 +287,9 @@ _FINETUNE_GENERATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "
 
 @dataclass(frozen=True)
 class BatchCaptionOptions(GenerationOptions):
-    paths: tuple[str, ...] = option((), "Images, folders or globs.", positional=True, required=True)
+    paths: tuple[str, ...] = option(
+        (), "Images, folders or globs; here or at URLs such as s3://...", positional=True, required=True
+    )
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
     output: Path | None = option(
         None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]"

@@ -25,7 +25,6 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
 from toolkit.identity import content_options, is_current, source_fingerprint
-from toolkit.images import IMAGE_SUFFIXES
 from toolkit.index import data_name, piece_name, pixels_key, read_index
 from toolkit.options import PreprocessOptions
 from toolkit.pixels import PixelTransform
@@ -33,8 +32,8 @@ from toolkit.processors import fetch_processors
 from toolkit.progress import Progress, say
 from toolkit.records import SPLITS, Summary
 from toolkit.staging import Staged, stage
-from toolkit.stores import url_of
-from toolkit.uploads import Outbox, localized, named, renamed_summary
+from toolkit.stores import local_tree, url_of
+from toolkit.uploads import Outbox, local_annotations, localized, named, renamed_summary
 from toolkit.workspace import beside, building, leftovers, link, swap, tidy
 
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
@@ -49,19 +48,18 @@ def preprocess(options: PreprocessOptions) -> Summary:
         ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
         RunError: the build stopped half way; the same command goes on from there.
     """
-    options, names = localized(
-        options, {"images": None, **dict.fromkeys(("annotations", *LISTS.values()), IMAGE_SUFFIXES)}
-    )
+    read = dict.fromkeys(("annotations", *LISTS.values()), local_annotations)
+    options, names = localized(options, {"images": local_tree, **read})
     url = url_of(options.out)
     with named(names):
         if url is None:
             return renamed_summary(_preprocess(options), names)
-        outbox = Outbox(url)
-        names[outbox.file] = url
-        outbox.prepare_cache()
-        summary = _preprocess(replace(options, out=outbox.file))
-        outbox.put_cache()
-        return renamed_summary(summary, names)
+        with Outbox(url) as outbox:
+            names[outbox.file] = url
+            outbox.prepare_cache()
+            summary = _preprocess(replace(options, out=outbox.file))
+            outbox.put_cache()
+            return renamed_summary(summary, names)
 
 
 def _preprocess(options: PreprocessOptions) -> Summary:

@@ -12,10 +12,10 @@ So a rerun asks the store for one listing, and sees what changed by size and tim
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -145,10 +145,20 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
                 path = str(info["name"])
                 if info["type"] == "file" and path.endswith("Images.txt"):
                     objects[path.rpartition("/")[2]] = found_of(url, info)
-        base.mkdir(parents=True, exist_ok=True)
-        write_json(base / MARK, {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)})
-        _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
+        with alone(base):
+            write_json(base / MARK, {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)})
+            _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
         return base / (name or "root")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A folder for this process; others of this machine (the ranks of a training run, say) wait for their turn."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(folder.name + ".lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)
+        yield
 
 
 def listing(fs: Any, url: str, root: str) -> dict[str, Found]:
@@ -187,8 +197,8 @@ def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_
     for folder, _, files in os.walk(target):
         for file_name in files:
             file = Path(folder, file_name)
-            if file.relative_to(target).as_posix() not in kept and not _in_the_making(file):
-                file.unlink(missing_ok=True)
+            if file.relative_to(target).as_posix() not in kept:
+                file.unlink()
     if odd:
         say(f"{url}: {odd} objects have names that no file here can have; they are passed over")
     if missing:
@@ -223,11 +233,6 @@ def _replacing(file: Path, found: Found) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-
-
-def _in_the_making(file: Path) -> bool:
-    """A file that another run may be writing; a day later it is what a killed one left."""
-    return file.name.startswith(".") and file.suffix == ".tmp" and time.time() - file.stat().st_mtime < 86400
 
 
 def _is_stand_in(name: str, stand_ins: frozenset[str] | list[str] | None) -> bool:

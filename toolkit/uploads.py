@@ -7,10 +7,12 @@ cache the manifest is put last and taken away first, and without it there is no 
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +21,23 @@ from typing import Any, TypeVar
 from toolkit.cache import MANIFEST
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.hashing import hash_hex
+from toolkit.images import IMAGE_SUFFIXES
+from toolkit.options import BatchCaptionOptions
 from toolkit.progress import Progress, say
 from toolkit.records import Summary
-from toolkit.stores import STORES, Found, fetch, found_of, listing, local_tree, open_store, speaking, url_of, write_json
+from toolkit.stores import (
+    STORES,
+    Found,
+    alone,
+    fetch,
+    found_of,
+    listing,
+    local_tree,
+    open_store,
+    speaking,
+    url_of,
+    write_json,
+)
 
 T = TypeVar("T")
 
@@ -51,23 +67,76 @@ def renamed_summary(summary: Summary, names: dict[Path, str]) -> Summary:
     return Summary(renamed(summary.text, names), values, summary.exit_code)
 
 
-def localized(options: T, trees: dict[str, frozenset[str] | None]) -> tuple[T, dict[Path, str]]:
+def localized(options: T, fetchers: dict[str, Callable[[str], Path]]) -> tuple[T, dict[Path, str]]:
     """Options whose inputs at URLs are local files and folders, and which URL each of them stands for.
 
     Args:
-        trees: the options that may be URLs, each with the suffixes of its stand-ins (`local_tree`).
+        fetchers: the options that may be URLs, each with what makes a local path of one.
     """
-    names, changed = {}, {}
-    for option, stand_ins in trees.items():
+    names: dict[Path, str] = {}
+    changed: dict[str, Path] = {}
+    for option, fetcher in fetchers.items():
         url = url_of(getattr(options, option)) if getattr(options, option) is not None else None
         if url is not None:
-            changed[option] = local_tree(url, stand_ins)
+            changed[option] = fetcher(url)
             names[changed[option]] = url
     return (replace(options, **changed) if changed else options), names  # type: ignore[type-var]
 
 
+def local_annotations(url: str) -> Path:
+    """Annotations at a URL: images are stand-ins, the rest is copied."""
+    return local_tree(url, IMAGE_SUFFIXES)
+
+
+def local_source(url: str) -> Path:
+    """A cache, or else annotations."""
+    with speaking(url):
+        fs, path = open_store(url)
+        is_cache = fs.exists(f"{path}/{MANIFEST}")
+    return local_cache(url) if is_cache else local_annotations(url)
+
+
+def local_paths(paths: Sequence[str]) -> tuple[tuple[str, ...], dict[Path, str]]:
+    """Images, folders and globs, those at URLs as local ones, and which URL each of them stands for."""
+    names: dict[Path, str] = {}
+    local = []
+    for given in paths:
+        url = url_of(given)
+        if url is None:
+            local.append(given)
+            continue
+        parts = url.split("/")
+        fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        top = "/".join(parts[:fixed])
+        tree = local_tree(top)
+        names[tree] = top
+        local.append("/".join([str(tree), *parts[fixed:]]))
+    return tuple(local), names
+
+
+def caption_at_urls(options: BatchCaptionOptions, run: Callable[[BatchCaptionOptions], Summary]) -> Summary:
+    """`run`, batch-caption's own, on images at URLs or with an output at one."""
+    paths, names = local_paths(options.paths)
+    options = replace(options, paths=paths)
+    url = url_of(options.output) if options.output is not None else None
+    if (names or url) and (options.format in ("txt", "imagefolder") and (url or options.output is None)):
+        raise InputError(
+            f"--format {options.format}: writes among the images, which a URL has no folders for; name a local "
+            "--output, or choose another format."
+        )
+    with named(names):
+        if url is None:
+            return renamed_summary(run(options), names)
+        with Outbox(url) as outbox:
+            names[outbox.file] = url
+            outbox.prepare_file()
+            summary = run(replace(options, output=outbox.file))
+            outbox.put_file()
+            return renamed_summary(summary, names)
+
+
 class Outbox:
-    """One output at a URL: `file` is the local file or folder to make, `prepare` brings it in line with the store,
+    """One output at a URL, for one run at a time: `file` is the local file or folder to make, `prepare` brings it in line with the store,
     `put_file` or `put_cache` sends it.
 
     Raises:
@@ -82,10 +151,21 @@ class Outbox:
             self.fs, self.path = open_store(url)
             self.fs.invalidate_cache()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder.with_name(self.folder.name + ".lock"), "a")  # noqa: SIM115 - until __exit__
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{url}: another run is writing it; wait for it, or name another output.") from None
         try:
             self.record: dict[str, Any] = json.loads((self.folder / RECORD).read_bytes())
         except (OSError, ValueError):
             self.record = {}
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def _objects(self, suffix: str = "") -> dict[str, Found]:
         """By name relative to the URL; the object at the URL itself is ''."""
@@ -112,6 +192,7 @@ class Outbox:
             wanted = [(self.file, there[""])]
             wanted += [(self.file.with_name(self.file.name + ".state"), state[""])] if "" in state else []
             fetch(self.fs, self.url, wanted)
+            self._remember("", hash_hex(self.file.read_bytes()), there[""])
 
     def put_file(self) -> None:
         """The state first: whoever finds the finished file finds what it was made of."""
@@ -205,7 +286,11 @@ def local_cache(url: str) -> Path:
         if place.is_dir():
             return place
         partial = place.with_name(place.name + ".partial")
-        objects = {name: found for name, found in listing(fs, url, path).items() if not name.startswith(NOT_THE_CACHE)}
+        listed = listing(fs, url, path)
+    with speaking(url), alone(place.parent):
+        if place.is_dir():  # another process has fetched it meanwhile
+            return place
+        objects = {name: found for name, found in listed.items() if not name.startswith(NOT_THE_CACHE)}
         missing = []
         for name, found in objects.items():
             if ".." in name.split("/"):
