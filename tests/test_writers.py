@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit import batch_caption as module
+from toolkit.annotations import read_annotations
 from toolkit.batch_caption import batch_caption
 from toolkit.errors import OutputError
 from toolkit.hypotheses import read_hypotheses
@@ -49,6 +50,33 @@ def test_round_trip(form: str, folder: Path, model_dir: Path, tmp_path: Path) ->
     ending = ".jpg" if form == "txt" else ""
     assert found.format == form
     assert {row.names[0] + ending: row.caption for row in found.rows} == wanted
+
+
+READ_AS = {"jsonl": "lavis", "csv": "flickr8k", "txt": "sidecar"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_preprocess_reads_it_back(form: str, folder: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The same images with the same captions; what could not be read has none, and is not taken for one."""
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xffnothing")
+    output = None if form in ("txt", "imagefolder") else tmp_path / f"out.{'json' if form == 'coco' else form}"
+    summary = batch_caption(options(folder, model_dir, output, format=form))
+    assert (summary.exit_code, summary.values["errors"]) == (3, 1)
+    plain = tmp_path / "plain.jsonl"
+    batch_caption(options(folder, model_dir, plain))
+    wanted = {row.names[0]: (row.caption,) for row in read_hypotheses(plain).rows if row.error is None}
+    found = read_annotations(output or folder, folder)
+    assert {record.path: record.captions for record in found.records} == wanted
+    assert found.format == READ_AS.get(form, form)
+
+
+def test_datasets_loads_an_imagefolder(folder: Path, model_dir: Path) -> None:
+    import datasets
+
+    batch_caption(options(folder, model_dir, None, format="imagefolder"))
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+    wanted = {row.names[0]: row.caption for row in read_hypotheses(folder / "metadata.jsonl").rows}
+    assert sorted(loaded["text"]) == sorted(wanted.values())
 
 
 def test_clean_up_captions_nothing_again(

@@ -119,27 +119,30 @@ def _run(
     count = {"errors": 0, "weak": 0}
     first: list[Row] = []
 
-    def rows(counted: bool = False) -> Iterator[Row]:
+    def said() -> Iterator[Row]:
         for image in images:
             known = None if image.name in lost else _known(image, journal)
             row = known or CaptionResult(image.name, error=lost.get(image.name, "changed during the run")).to_row()
-            row = polish({**row, "image": image.name}, options)
-            if counted:
-                count["errors"] += row["error"] is not None
-                count["weak"] += bool(row.get("weak"))
-                if row["error"] is not None and not first:
-                    first.append(row)
+            yield {**row, "image": image.name}
+
+    def rows() -> Iterator[Row]:
+        for row in said():
+            row = polish(row, options)
+            count["errors"] += row["error"] is not None
+            count["weak"] += bool(row.get("weak"))
+            if row["error"] is not None and not first:
+                first.append(row)
             yield row
 
     journal.claim(map(Path, names))
     if format == "txt":
-        write_sidecars(output, zip(names, rows(counted=True), strict=True))
+        write_sidecars(output, zip(names, rows(), strict=True))
     else:
         temporary = _beside(output, ".tmp")
-        WRITERS[format](temporary, rows(counted=True))
+        WRITERS[format](temporary, rows())
         replace_if_other(temporary, output)
     if options.gallery:
-        _gallery(options, list(rows()), images, attention)
+        _gallery(options, list(said()), images, attention)  # what the model said: its words have their heat maps
     text = f"{output}: {len(images)} images, {new} captioned or tried now."
     if first:
         text += (
