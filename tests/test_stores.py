@@ -13,7 +13,7 @@ import pytest
 
 from toolkit import stores
 from toolkit.batch_caption import batch_caption
-from toolkit.errors import ImageError, InputError, OutputError, ToolkitError
+from toolkit.errors import ImageError, InputError, OutputError, RunError, ToolkitError
 from toolkit.evaluate import evaluate
 from toolkit.finetune import finetune
 from toolkit.images import IMAGE_SUFFIXES, find_images, read_image
@@ -114,11 +114,12 @@ def test_an_image_gone_or_changed_since_the_listing(memory: Any) -> None:
 
 def test_no_name_leads_outside(memory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory.store["/b/../../../evil.png"] = _file(memory, "/b/../../../evil.png")
+    memory.store["/b//x"] = _file(memory, "/b//x")
     memory.store["/b/x"] = _file(memory, "/b/x")
     top = local_tree("memory://b")
     assert [p.name for p in top.rglob("*")] == ["x"]
     assert not list(tmp_path.rglob("evil.png"))
-    assert "1 objects have names that no file here can have" in capsys.readouterr().err
+    assert "2 objects have names that no file here can have" in capsys.readouterr().err
 
 
 def _file(memory: Any, path: str) -> Any:
@@ -308,3 +309,67 @@ def test_a_cache_at_a_url_is_trained_on_and_looked_at(memory: Any, cache_dir: Pa
     local = evaluate(EvaluateOptions(hypotheses=Path("c.jsonl"), references=cache_dir))
     away = evaluate(EvaluateOptions(hypotheses=Path("memory://h/c.jsonl"), references=url))
     assert away.values["metrics"] == local.values["metrics"]
+
+
+# ---- stopped half way -----------------------------------------------------------------------------------------------
+
+
+def test_an_upload_that_fails_leaves_no_cache_and_goes_on(
+    memory: Any, sample_dir: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PreprocessOptions(
+        annotations=sample_dir / "captions.txt", images=sample_dir / "Images", out=Path("memory://o/cache"),
+        preset="tiny", num_workers=1,
+    )  # fmt: skip
+    put, sent = type(memory).put_file, list[str]()
+
+    def failing(self: Any, source: str, target: str, **more: Any) -> None:
+        if len(sent) == 5:
+            raise ConnectionError("reset by peer")
+        sent.append(target)
+        put(self, source, target, **more)
+
+    monkeypatch.setattr(type(memory), "put_file", failing)
+    with pytest.raises(OutputError, match=r"^memory://o/cache: the store can't be used \(reset by peer\)"):
+        preprocess(options)
+    assert len(memory.find("/o")) == 5
+    assert not memory.exists("/o/cache/manifest.json")
+    first = set(sent)
+    sent.clear()
+    monkeypatch.setattr(type(memory), "put_file", lambda *a, **k: (sent.append(a[2]), put(*a, **k)))
+    preprocess(options)
+    assert not first & set(sent)  # what went already does not go again
+    assert sent[-1] == "/o/cache/manifest.json"
+    assert rows_of(local_cache("memory://o/cache")) == rows_of(cache_dir)
+
+
+def test_captioning_goes_on_when_the_store_is_back(
+    memory: Any, sample_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(memory, sample_dir / "Images", "/b/Images")
+    cat, calls = type(memory).cat_file, list[str]()
+
+    def failing(self: Any, path: str, **more: Any) -> Any:
+        calls.append(path)
+        if len(calls) > 30:
+            raise TimeoutError("timed out")
+        return cat(self, path, **more)
+
+    out = Path("memory://out/captions.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "cat_file", failing)
+        with pytest.raises(RunError, match=r"^memory://b/Images: the store can't be used \(timed out\)"):
+            caption(model_dir, "memory://b/Images", output=out, batch_size="4")
+    assert not memory.exists("/out/captions.jsonl")
+    summary = caption(model_dir, "memory://b/Images", output=out)
+    assert 0 < summary.values["new"] < 48
+    caption(model_dir, str(sample_dir / "Images"), output=Path("local.jsonl"))
+    assert memory.cat_file("/out/captions.jsonl") == Path("local.jsonl").read_bytes()
+
+
+def test_a_cache_brings_nothing_from_outside(memory: Any, cache_dir: Path, tmp_path: Path) -> None:
+    upload(memory, cache_dir, "/c")
+    memory.store["/c//evil"] = _file(memory, "/c//evil")
+    with pytest.raises(InputError, match=r"^memory://c: /evil leads outside"):
+        local_cache("memory://c")
+    assert not list(tmp_path.rglob("evil"))

@@ -140,11 +140,12 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
                 raise FileNotFoundError(url)
         else:
             objects = {name: found_of(url, fs.info(root))}
-            # Lists of splits that lie beside annotations are part of them.
-            for info in fs.ls(parent, detail=True) if stand_ins is not None and parent else ():
-                path = str(info["name"])
-                if info["type"] == "file" and path.endswith("Images.txt"):
-                    objects[path.rpartition("/")[2]] = found_of(url, info)
+            # Lists of splits that lie beside annotations are part of them; who may not look there may not read them.
+            with suppress(PermissionError):
+                for info in fs.ls(parent, detail=True) if stand_ins is not None and parent else ():
+                    path = str(info["name"])
+                    if info["type"] == "file" and path.endswith("Images.txt"):
+                        objects[path.rpartition("/")[2]] = found_of(url, info)
         with alone(base):
             write_json(base / MARK, {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)})
             _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
@@ -165,10 +166,15 @@ def listing(fs: Any, url: str, root: str) -> dict[str, Found]:
     """The objects below a path by their names relative to it."""
     objects = {}
     for path, info in fs.find(root, detail=True).items():
-        name = path.strip("/")[len(root.strip("/")) :].strip("/")
+        name = path.lstrip("/")[len(f"{root.strip('/')}/".lstrip("/")) :]  # "b//x" is "/x" below "b"
         if name and info.get("type", "file") == "file" and not path.endswith("/"):
             objects[name] = found_of(url, info)
     return objects
+
+
+def lies_below(name: str) -> bool:
+    """Whether an object's name can be that of a file in a folder; names such as "../x" and "/x" lead elsewhere."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_ins: frozenset[str] | None) -> None:
@@ -177,9 +183,8 @@ def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_
     missing: list[tuple[Path, Found]] = []
     kept = {MARK}
     for name, found in objects.items():
-        parts = name.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            odd += 1  # no file can have this name, or it would lie elsewhere
+        if not lies_below(name):
+            odd += 1
             continue
         kept.add(name)
         file = target / name

@@ -31,6 +31,7 @@ from toolkit.stores import (
     alone,
     fetch,
     found_of,
+    lies_below,
     listing,
     local_tree,
     open_store,
@@ -293,7 +294,7 @@ def local_cache(url: str) -> Path:
         objects = {name: found for name, found in listed.items() if not name.startswith(NOT_THE_CACHE)}
         missing = []
         for name, found in objects.items():
-            if ".." in name.split("/"):
+            if not lies_below(name):
                 raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             if not found.stands_at(partial / name):
