@@ -57,6 +57,8 @@ def finetune(options: FinetuneOptions) -> Summary:
 
 
 def _finetune(options: FinetuneOptions) -> Summary:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all of them would write --output-dir
+        raise RunError("torchrun: several processes can't train one captioner yet; run `toolkit finetune` by itself.")
     cache = open_cache(options.cache)
     options = options.resolved(cache.manifest["options"]["preset"])
     if not len(cache["train"]):
