@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from toolkit import batch_caption as module
 from toolkit.batch_caption import batch_caption
@@ -148,3 +150,34 @@ def test_mistakes(folder: Path, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="was not written by batch-caption"):
         batch_caption(options(folder, model_dir))
     assert output.read_text() == "my own notes"
+
+
+def test_a_batch_that_does_not_fit_is_done_in_parts(
+    folder: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = folder.parent / "plain.jsonl"
+    batch_caption(options(folder, model_dir, output=plain))
+    sizes, real = list[int](), module.generate_captions
+
+    def small(captioner: Any, pixels: torch.Tensor, *more: Any) -> Any:
+        sizes.append(len(pixels))
+        if len(pixels) > limit:
+            raise torch.OutOfMemoryError("no room")
+        return real(captioner, pixels, *more)
+
+    limit = 3
+    monkeypatch.setattr(module, "generate_captions", small)
+    batch_caption(options(folder, model_dir, batch_size="auto"))
+    assert (folder.parent / "out.jsonl").read_bytes() == plain.read_bytes()
+    assert sizes[:2] == [6, 3]  # of 8 files two are bad
+    assert sum(size for size in sizes if size <= limit) == len([row for row in rows_of(plain) if not row["error"]])
+    assert "a batch of 6 does not fit in memory: going on with 3" in capsys.readouterr().err
+    limit = 0
+    with pytest.raises(RunError, match="1 images do not fit in the device's memory"):
+        batch_caption(options(folder, model_dir, batch_size="auto", existing="overwrite"))
+
+
+def test_two_runs_at_once(folder: Path, model_dir: Path) -> None:
+    with module._held(folder.parent / "out.jsonl"), pytest.raises(OutputError, match="another run is writing it"):
+        batch_caption(options(folder, model_dir))
+    batch_caption(options(folder, model_dir))
