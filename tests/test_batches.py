@@ -171,6 +171,10 @@ def test_images_of_like_lengths_share_a_batch() -> None:
     assert len(sampler) == 1003
     assert order == list(SimilarLengths(dataset, 8, seed=1))  # type: ignore[arg-type]
     assert order != list(SimilarLengths(dataset, 8, seed=2))  # type: ignore[arg-type]
+    chance = np.random.default_rng((1, 0)).permutation(len(order))[: len(order) // 8 * 8].reshape(-1, 8)
+    alone = list(SimilarLengths(dataset, 8, seed=1, window=1))  # type: ignore[arg-type]
+    batches = [set(alone[i : i + 8]) for i in range(0, chance.size, 8)]
+    assert sorted(map(sorted, batches)) == sorted(map(sorted, chance.tolist()))
     assert padding(dataset.lengths, 8) > 0.25
     assert padding(dataset.lengths[order], 8) < 0.05
     # Batches come in random order: neighbours are no more alike than any two.

@@ -76,12 +76,13 @@ class SimilarLengths(Sampler[int]):
 
     Args:
         batch_size: images of an update, over all accumulated batches and ranks: cut up otherwise, it is the same update.
+        window: batches that are sorted together; 1 leaves what is in a batch to chance.
     """
 
-    WINDOW = 32  # batches; more of them save little, and make batches less random
+    WINDOW = 32  # more of them save little, and make batches less random
 
-    def __init__(self, dataset: CaptionDataset, batch_size: int, seed: int) -> None:
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+    def __init__(self, dataset: CaptionDataset, batch_size: int, seed: int, window: int = WINDOW) -> None:
+        self.dataset, self.batch_size, self.seed, self.window = dataset, batch_size, seed, window
         self.lengths = dataset.tokens()
         self.epoch = 0
 
@@ -96,7 +97,7 @@ class SimilarLengths(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(len(self.lengths))
-        size = self.batch_size * self.WINDOW
+        size = self.batch_size * self.window
         windows = [order[i : i + size] for i in range(0, len(order), size)]
         order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])
         whole = len(order) - len(order) % self.batch_size

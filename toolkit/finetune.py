@@ -12,7 +12,7 @@ import torch
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
+from toolkit.batches import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss
 from toolkit.cache import Cache, open_cache
 from toolkit.errors import InputError, ModelError, RunError
 from toolkit.features import FeatureDataset, encode_splits
@@ -129,6 +129,9 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     log = TrainingLog(out / "training.jsonl", metrics)
     trainer = CaptionTrainer(
         model=model,
+        # From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short
+        # captions, and sorting 32 batches together left 95.9 % of the demo's captions right instead of 99.4 %.
+        sorted_together=1 if manifest["options"]["preset"] and options.init_from is None else SimilarLengths.WINDOW,
         args=args,
         train_dataset=train_set,
         eval_dataset=eval_set if len(validation) else None,

@@ -32,10 +32,21 @@ class CaptionTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer for batches of `CaptionCollator`: uint8 pixels, several captions an image, a summed loss.
 
     Trainer's `compute_loss_func` must be set to a function of (outputs, labels, num_items_in_batch).
+
+    Args:
+        sorted_together: how many batches `SimilarLengths` sorts at a time.
     """
 
-    def __init__(self, *args: Any, normalizer: PixelNormalizer, generation: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        normalizer: PixelNormalizer,
+        generation: dict[str, Any],
+        sorted_together: int = SimilarLengths.WINDOW,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.sorted_together = sorted_together
         fuse_activations(self.model)
         self.normalizer = normalizer.to(self.args.device)
         self.generation = generation
@@ -50,7 +61,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Trainer's own grouping draws from the global generator, so that a resumed epoch is another one."""
         update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SimilarLengths(self.train_dataset, update, self.args.seed)
+        return SimilarLengths(self.train_dataset, update, self.args.seed, self.sorted_together)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The batches of an update, made ahead by a thread; the wait for them is measured."""
