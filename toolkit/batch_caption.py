@@ -267,7 +267,7 @@ def _row(loaded: Loaded, decoded: Any) -> dict[str, Any]:
             image=loaded.found.name,
             caption=decoded.captions[0],
             captions=decoded.captions,
-            score=round(decoded.scores[0], 6),
+            score=round(decoded.scores[0], 4),
             ended=decoded.ended[0],
             width=width,
             height=height,

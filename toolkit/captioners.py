@@ -95,7 +95,7 @@ def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
         image=name,
         caption=decoded.captions[0],
         captions=decoded.captions,
-        score=round(decoded.scores[0], 6),
+        score=round(decoded.scores[0], 4),
         ended=decoded.ended[0],
         width=size[0],
         height=size[1],
