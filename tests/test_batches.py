@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from toolkit.batches import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss, prefetch
+from toolkit.batches import FILLER, CaptionCollator, CaptionDataset, SimilarLengths, caption_loss, prefetch
 from toolkit.cache import open_cache
+from toolkit.labels import IGNORE_INDEX
 from toolkit.modeling import SpecialTokens, build_captioner
 
 TOKENS = SpecialTokens(start=0, eos=1, pad=2)
@@ -185,6 +186,35 @@ def test_images_of_like_lengths_share_a_batch() -> None:
     later = list(sampler)
     assert sorted(later) == sorted(order)
     assert later != order
+
+
+def test_ranks_get_whole_steps() -> None:
+    """Three ranks of 4 images a step, two steps an update: fillers at the end, and no image twice."""
+    dataset = Lengths(1003)
+    alone = list(SimilarLengths(dataset, 24, seed=1))  # type: ignore[arg-type]
+    sampler = SimilarLengths(dataset, 24, seed=1, step=12)  # type: ignore[arg-type]
+    assert list(sampler) == [*alone, *[FILLER] * 5]
+    assert len(sampler) == 1008
+    assert list(SimilarLengths(Lengths(24), 24, seed=1, step=12)).count(FILLER) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("captions", [None, 2])
+def test_a_filler_has_nothing_to_learn(
+    cache_dir: Path, captions: int | None, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = CaptionDataset(open_cache(cache_dir)["train"], captions)
+    monkeypatch.setattr(type(dataset.reader), "reads", reads)
+    collator = CaptionCollator(SpecialTokens(0, 1, 2))
+    items = dataset.__getitems__([3, FILLER])
+    assert items[1]["labels"].tolist() == [[IGNORE_INDEX] * items[0]["labels"].shape[1]]
+    batch, alone = collator(items), collator(items[:1])
+    for name in ("labels", "decoder_input_ids", "decoder_position_ids", "decoder_attention_mask"):
+        assert torch.equal(batch[name][:1], alone[name]), name
+    assert bool((batch["labels"][1] == IGNORE_INDEX).all())
+    blank = collator(dataset.__getitems__([FILLER]))
+    assert blank["labels"].tolist() == [[IGNORE_INDEX] * 8]
+    assert blank["decoder_attention_mask"].any(-1).all(), "attention over nothing would be nan"
 
 
 @pytest.mark.parametrize("captions", [None, 2])

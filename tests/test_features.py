@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranked import difference, ended, torchrun, weights
 from safetensors.torch import load_file
 from transformers import ViTModel
 
@@ -46,6 +47,49 @@ def parts(cache: Cache, seed: int = 0) -> tuple[Any, PixelNormalizer]:
 def encode(cache: Cache, encoder: Any = None, stored: str = "fp32", splits: Any = ("train", "validation")) -> Any:
     ours, normalizer = parts(cache)
     return encode_splits(cache, splits, encoder or ours, normalizer, stored, torch.float32, CPU)
+
+
+RANK = """
+import os
+from toolkit import features
+from toolkit.cli import main
+features.PIECE, features.BATCH = 5 * 17 * 128 * 4 + 3, 2
+writing = features._finishing
+def told(path):
+    os.write(1, f"rank {features.rank()} {path.name}\\n".encode())
+    return writing(path)
+features._finishing = told
+main()
+"""
+
+
+def test_each_rank_encodes_some(cache: Cache, small_pieces: None, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    command = ["finetune", str(cache.directory), "--batch-size", "4", "--cache-features", "--feature-precision", "fp32"]
+    out = str(tmp_path / "two")
+    code, said, errors, _ = ended(
+        torchrun(2, str(tmp_path / "rank.py"), *command, "--max-steps", "4", "--output-dir", out)
+    )
+    assert (code, errors) == (0, [])
+    wrote = [line.split()[1:] for line in said.splitlines() if line.startswith("rank ")]
+    by_two = {path.name: path.read_bytes() for path in (cache.directory / "features").rglob("*.bin")}
+    assert sorted(name for _, name in wrote) == sorted(by_two), "each piece once"
+    assert {rank for rank, _ in wrote} == {"0", "1"}
+    shutil.rmtree(cache.directory / "features")
+    finetune(
+        FinetuneOptions(
+            cache=cache.directory, output_dir=tmp_path / "one", batch_size=8, max_steps=4, cache_features=True,
+            feature_precision="fp32",
+        )
+    )  # fmt: skip
+    assert by_two == {path.name: path.read_bytes() for path in (cache.directory / "features").rglob("*.bin")}
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 2e-4
+
+
+def test_a_folder_of_each_rank_s_own(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features.Piece, "is_whole", lambda _: False)  # what another machine wrote is not here
+    with pytest.raises(OutputError, match="is not the same folder for all processes; put the cache where all see it"):
+        encode(cache)
 
 
 def pieces(cache: Cache) -> dict[str, tuple[int, int]]:

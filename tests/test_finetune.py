@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from toolkit.errors import InputError, ModelError, OutputError, RunError
+from toolkit.errors import InputError, ModelError, OutputError
 from toolkit.finetune import finetune
 from toolkit.options import FinetuneOptions
 from toolkit.runs import last_checkpoint
@@ -285,11 +285,4 @@ def test_an_encoder_that_does_not_fit(cache_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "cache" / "manifest.json").write_text(json.dumps({**manifest, "options": made}))
     with pytest.raises(ModelError, match="encoder wants 96x96"):
         finetune(FinetuneOptions(cache=tmp_path / "cache", output_dir=tmp_path / "model", **QUICK))
-    assert not (tmp_path / "model").exists()
-
-
-def test_ranks_are_refused(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="several processes can't train one captioner yet"):
-        finetune(FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model"))
     assert not (tmp_path / "model").exists()

@@ -19,8 +19,11 @@ from toolkit.rows import SplitReader
 T = TypeVar("T")
 
 
+FILLER = -1  # the index of an image without a token to learn: it makes a batch full, and changes no loss or gradient
+
+
 class CaptionDataset(Dataset):
-    """One item per image: {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}.
+    """One item per image: {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}; also at `FILLER`.
 
     Args:
         captions_per_image: how many captions of an image an epoch uses; None for all. Drawn without replacement from
@@ -41,15 +44,18 @@ class CaptionDataset(Dataset):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        item = self.reader[index]
+        item = self.reader[max(index, 0)]
         return {"pixel_values": item["pixel_values"], "labels": self._drawn(index, item["labels"])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """A whole batch at once, as torch's loader asks for it: where pixels are read, by several threads."""
         if not self.reader.reads:
             return [self[index] for index in indices]
-        labels = (self._drawn(index, self.reader.rows.label_rows(index)) for index in indices)
-        pixels = self.reader.gather(indices)
+        images = [max(index, 0) for index in indices]
+        labels = (
+            self._drawn(index, self.reader.rows.label_rows(image)) for index, image in zip(indices, images, strict=True)
+        )
+        pixels = self.reader.gather(images)
         return [{"pixel_values": p, "labels": rows} for p, rows in zip(pixels, labels, strict=True)]
 
     def tokens(self) -> np.ndarray:
@@ -61,6 +67,8 @@ class CaptionDataset(Dataset):
         return totals * np.minimum(self.captions_per_image or counts, counts) / counts
 
     def _drawn(self, index: int, labels: np.ndarray) -> np.ndarray:
+        if index == FILLER:
+            return np.full_like(labels[:1], IGNORE_INDEX)
         if self.captions_per_image is None or len(labels) <= self.captions_per_image:
             return labels
         rng = np.random.default_rng((self.seed, self.epoch, index))
@@ -77,13 +85,18 @@ class SimilarLengths(Sampler[int]):
     Args:
         batch_size: images of an update, over all accumulated batches and ranks: cut up otherwise, it is the same update.
         window: batches that are sorted together; 1 leaves what is in a batch to chance.
+        step: images of a step over all ranks, if there are several: with `FILLER`s all steps are whole. Accelerate would
+            fill up the last one with images that the epoch has had already.
     """
 
     WINDOW = 32  # more of them save little, and make batches less random
 
-    def __init__(self, dataset: CaptionDataset, batch_size: int, seed: int, window: int = WINDOW) -> None:
+    def __init__(
+        self, dataset: CaptionDataset, batch_size: int, seed: int, window: int = WINDOW, step: int = 1
+    ) -> None:
         self.dataset, self.batch_size, self.seed, self.window = dataset, batch_size, seed, window
         self.lengths = dataset.tokens()
+        self.fillers = -len(self.lengths) % step
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,7 +105,7 @@ class SimilarLengths(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -103,7 +116,7 @@ class SimilarLengths(Sampler[int]):
         whole = len(order) - len(order) % self.batch_size
         batches = order[:whole].reshape(-1, self.batch_size)
         rng.shuffle(batches)
-        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
+        return iter([*batches.ravel().tolist(), *order[whole:].tolist(), *[FILLER] * self.fillers])
 
 
 def prefetch(batches: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
@@ -193,7 +206,7 @@ class CaptionCollator:
         for row, (item, n) in enumerate(zip(items, lengths, strict=True)):
             total, starts = int(n.sum()), np.cumsum(n) - n
             labels[row, :total] = item["labels"][used[row]]
-            inputs[row, 1:total] = labels[row, : total - 1]
+            inputs[row, 1:total] = labels[row, : max(total - 1, 0)]
             inputs[row, starts] = self.tokens.start
             positions[row, :total] = np.arange(total) - np.repeat(starts, n)
             caption[row, :total] = np.repeat(np.arange(len(n)), n)

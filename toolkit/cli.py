@@ -16,7 +16,7 @@ import typer
 
 from toolkit import __version__, progress
 from toolkit import options as o
-from toolkit.errors import ToolkitError
+from toolkit.errors import SaidElsewhere, ToolkitError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -62,7 +62,9 @@ def _command(command: str, options_class: type, help: str) -> Callable[..., None
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         options = options_class(**given)  # before the import: a wrong value answers at once
         summary = getattr(import_module(f"toolkit.{module}"), module)(options)
-        if json_output:
+        if summary.said_elsewhere:
+            pass
+        elif json_output:
             print(json.dumps(summary.values, ensure_ascii=False))
         elif not quiet and summary.text:
             print(summary.text)
@@ -112,6 +114,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
     try:
         app()
+    except SaidElsewhere:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to those that are still there
+        sys.exit(1)
     except ToolkitError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -25,5 +25,9 @@ class RunError(ToolkitError):
     """A run stopped half way: a dead worker, a full disk, a failed check. The message says how to go on."""
 
 
+class SaidElsewhere(ToolkitError):
+    """Another process of the same run says what is wrong (toolkit/ranks.py); this one ends without a word."""
+
+
 class ImageError(ToolkitError):
     """One image can't be read. Never fatal: it becomes a row with this reason."""

@@ -33,6 +33,7 @@ from toolkit.hashing import Hasher, hash_hex
 from toolkit.index import read_index
 from toolkit.modeling import PixelNormalizer
 from toolkit.progress import Progress, say
+from toolkit.ranks import agreeing, from_first, rank, ranks
 from toolkit.rows import SplitReader, available_memory, read_into, reader_threads
 
 PIECE = 2**26  # bytes of a piece: what a kill costs, a few seconds of a GPU
@@ -103,8 +104,11 @@ class FeatureDataset(CaptionDataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        labels = (self._drawn(index, self.reader.rows.label_rows(index)) for index in indices)
-        found = self.features.gather(indices)
+        images = [max(index, 0) for index in indices]
+        labels = (
+            self._drawn(index, self.reader.rows.label_rows(image)) for index, image in zip(indices, images, strict=True)
+        )
+        found = self.features.gather(images)
         return [{"features": f, "labels": rows} for f, rows in zip(found, labels, strict=True)]
 
 
@@ -116,18 +120,15 @@ def encode_splits(
     stored: str,
     autocast: torch.dtype,
     device: torch.device,
-    rank: int = 0,
-    ranks: int = 1,
 ) -> dict[str, Features]:
-    """The states of every image of some splits; those that are not there yet are computed, piece by piece.
+    """The states of every image of some splits; those that are not there yet are computed, piece by piece, each rank some.
 
     Args:
         stored: fp16, bf16 or fp32.
         autocast: what training computes in.
-        rank, ranks: of this process; each computes its share.
 
     Raises:
-        OutputError: the disk is too small, or can't be written.
+        OutputError: the disk is too small, can't be written, or is not the same for all ranks.
         RunError: a state is too large for fp16, or Ctrl-C; finished pieces are kept.
     """
     encoder.to(device).eval()
@@ -140,34 +141,63 @@ def encode_splits(
 
     folder = cache.directory / "features" / _key(encoder, cache, stored, autocast)
     try:
-        shape = _shape(folder, stored, lambda: encode(cache[splits[0]].gather([0])))
-        made = {}
-        todo: list[tuple[Path, SplitReader, range]] = []
-        for split in splits:
-            reader, hashes = cache[split], picture_hashes(cache, split)
-            rows = max(1, PIECE // (int(np.prod(shape)) * STORED[stored].itemsize))
-            ranges = [range(i, min(i + rows, len(hashes))) for i in range(0, len(hashes), rows)]
-            paths = [folder / f"{hash_hex(*hashes[r.start : r.stop])}.bin" for r in ranges]
-            made[split] = Features(paths, rows, len(hashes), shape, STORED[stored])
-            size = made[split].row_bytes
-            todo += [(p, reader, r) for p, r in zip(paths, ranges, strict=True) if not _whole(p, len(r) * size)]
-        _announce(folder, sum(len(r) for *_, r in todo), size, rank)
-        with Progress("encode", sum(len(r) for *_, r in todo[rank::ranks])) as progress:
-            for path, reader, rows_of in todo[rank::ranks]:
-                with _finishing(path) as file:
-                    for found in map(encode, prefetch(_pixels(reader, rows_of))):
+        shape = from_first(lambda: _shape(folder, stored, lambda: encode(cache[splits[0]].gather([0]))))
+        size = int(np.prod(shape)) * STORED[stored].itemsize
+        rows = max(1, PIECE // size)
+        made: dict[str, Features] = {}
+        pieces: list[Piece] = []
+        with agreeing():
+            for split in splits:
+                reader, hashes = cache[split], picture_hashes(cache, split)
+                ranges = [range(i, min(i + rows, len(hashes))) for i in range(0, len(hashes), rows)]
+                paths = [folder / f"{hash_hex(*hashes[r.start : r.stop])}.bin" for r in ranges]
+                made[split] = Features(paths, rows, len(hashes), shape, STORED[stored])
+                pieces += [Piece(path, reader, r, len(r) * size) for path, r in zip(paths, ranges, strict=True)]
+        # One rank looks: another might see what is finished meanwhile, and take other pieces for its own.
+        mine = [pieces[i] for i in from_first(lambda: _missing(folder, pieces))[rank() :: ranks()]]
+        with agreeing(), _writing(folder), Progress("encode", sum(len(piece.range) for piece in mine)) as progress:
+            for piece in mine:
+                with _finishing(piece.path) as file:
+                    for found in map(encode, prefetch(piece.pixels())):
                         file.write(_bytes(found, stored))
                         progress.update(len(found))
+        with agreeing():
+            if not all(piece.is_whole() for piece in pieces):
+                raise OutputError(f"--cache-features: {folder} is not the same folder for all processes; put the cache "
+                                  "where all see it, or train with --freeze-encoder alone.")  # fmt: skip
     except KeyboardInterrupt:
         raise RunError("stopped; run the same command again to go on from the finished pieces.") from None
+    return made
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a split, and the file for their states."""
+
+    path: Path
+    reader: SplitReader
+    range: range
+    bytes: int
+
+    def is_whole(self) -> bool:
+        with suppress(OSError):
+            return self.path.stat().st_size == self.bytes
+        return False
+
+    def pixels(self) -> Iterator[np.ndarray]:
+        for start in range(self.range.start, self.range.stop, BATCH):
+            yield self.reader.gather(range(start, min(start + BATCH, self.range.stop)))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"--cache-features: {folder} can't be written ({(error.strerror or str(error)).lower()}); mend that, or train "
             "with --freeze-encoder alone."
         ) from None
-    if ranks > 1:
-        torch.distributed.barrier()
-    return made
 
 
 def picture_hashes(cache: Cache, split: str) -> list[str]:
@@ -204,37 +234,35 @@ def _shape(folder: Path, stored: str, first: Callable[[], torch.Tensor]) -> tupl
         positions, width = json.loads(path.read_text())["shape"]
         return positions, width
     shape = tuple(first().shape[1:])
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"shape": shape, "precision": stored}) + "\n")
-    os.replace(temporary, path)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"shape": shape, "precision": stored}) + "\n")
+        os.replace(temporary, path)
     return (shape[0], shape[1])
 
 
-def _whole(path: Path, size: int) -> bool:
-    with suppress(OSError):
-        return path.stat().st_size == size
-    return False
-
-
-def _announce(folder: Path, images: int, size: int, rank: int) -> None:
-    """How much is to be written, before it starts, and whether it fits; what a killed run left goes."""
-    if not images:
-        return
-    for path in folder.glob("*.tmp"):
-        with suppress(OSError), open(path, "rb") as file:  # in use, it is locked
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    needed, free = images * size, shutil.disk_usage(folder).free
+def _missing(folder: Path, pieces: Sequence[Piece]) -> list[int]:
+    """Which pieces are to be made. Says how much that is and whether it fits; what a killed run left goes."""
+    missing = [i for i, piece in enumerate(pieces) if not piece.is_whole()]
+    if not missing:
+        return []
+    with _writing(folder):
+        for path in folder.glob("*.tmp"):
+            with suppress(OSError), open(path, "rb") as file:  # in use, it is locked
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        free = shutil.disk_usage(folder).free
+        others = sum(f.stat().st_size for f in folder.parent.rglob("*.bin") if f.parent != folder)
+    needed, images = sum(pieces[i].bytes for i in missing), sum(len(pieces[i].range) for i in missing)
     if needed > free:
         raise OutputError(
             f"--cache-features: the states of {images} images take {_gigabytes(needed)}, but {_gigabytes(free)} are free in "
             f"{folder.parent}; make room, or train with --freeze-encoder alone."
         )
-    if rank == 0:
-        others = sum(f.stat().st_size for f in folder.parent.rglob("*.bin") if f.parent != folder)
-        also = f"; earlier ones beside it take {_gigabytes(others)}" if others else ""
-        say(f"encoding {images} images once: {_gigabytes(needed)} in {folder}{also}")
+    also = f"; earlier ones beside it take {_gigabytes(others)}" if others else ""
+    say(f"encoding {images} images once: {_gigabytes(needed)} in {folder}{also}")
+    return missing
 
 
 def _gigabytes(size: int) -> str:
@@ -252,11 +280,6 @@ def _finishing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _pixels(reader: SplitReader, rows: range) -> Iterator[np.ndarray]:
-    for start in range(rows.start, rows.stop, BATCH):
-        yield reader.gather(range(start, min(start + BATCH, rows.stop)))
 
 
 def _bytes(found: torch.Tensor, stored: str) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,10 +33,12 @@ from toolkit.modeling import (
 from toolkit.options import FinetuneOptions
 from toolkit.pixels import PixelTransform
 from toolkit.progress import say
+from toolkit.ranks import agreeing, from_first, joined, rank, ranks
 from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
 from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
 from toolkit.selfcheck import check_training
+from toolkit.sharding import check_sharding, sharding_config
 from toolkit.starting import base_of, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
@@ -51,27 +54,29 @@ def finetune(options: FinetuneOptions) -> Summary:
         ModelError: an encoder or decoder can't be loaded or doesn't fit.
         RunError: the self-check failed, or the run was stopped; the same command goes on.
     """
-    options, names = localized(options, {"cache": local_cache})
-    with named(names):
-        return renamed_summary(_finetune(options), names)
+    with joined():
+        with agreeing():
+            options, names = localized(options, {"cache": local_cache})
+        with named(names):
+            return renamed_summary(_finetune(options), names)
 
 
 def _finetune(options: FinetuneOptions) -> Summary:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all of them would write --output-dir
-        raise RunError("torchrun: several processes can't train one captioner yet; run `toolkit finetune` by itself.")
-    cache = open_cache(options.cache)
-    options = options.resolved(cache.manifest["options"]["preset"])
-    if not len(cache["train"]):
-        raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
-    _check_length(options, cache)
-    _check_reporter(options.report_to)
-    if options.precision == "fp16" and pick_device("auto").type != "cuda":
-        raise InputError("--precision fp16: training in it needs a GPU; use auto.")
-    identity = run_identity(options, cache)
-    finished = check_output(options, identity)
-    if finished is not None:
-        return Summary(f"{options.output_dir}: finished already, nothing to do.", finished)
-    return _train(options, cache, identity)
+    with agreeing():
+        cache = open_cache(options.cache)
+        options = options.resolved(cache.manifest["options"]["preset"])
+        if not len(cache["train"]):
+            raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
+        _check_length(options, cache)
+        _check_reporter(options.report_to)
+        if options.precision == "fp16" and pick_device("auto").type != "cuda":
+            raise InputError("--precision fp16: training in it needs a GPU; use auto.")
+        check_sharding(options, pick_device("auto"))
+    identity = run_identity(options, cache, ranks())
+    finished = from_first(lambda: check_output(options, identity))
+    if finished is None:
+        return _train(options, cache, identity)
+    return Summary(f"{options.output_dir}: finished already, nothing to do.", finished, said_elsewhere=rank() > 0)
 
 
 def _check_reporter(name: str) -> None:
@@ -96,25 +101,25 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     image_processor = load_image_processor(str(cache.directory / "image_processor"))
     labels = manifest["labels"]
     tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
-    model = starting_model(options, cache, tokens)
-    _check_fit(model, cache, options)
     normalizer = PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string())))
-    collator = CaptionCollator(tokens, first_position(model.decoder))
     captions = None if options.captions_per_image in (None, "all") else int(options.captions_per_image)
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
     eval_set = CaptionDataset(validation)
     fresh = bool(manifest["options"]["preset"]) and options.init_from is None
-    start_loss = check_training(
-        model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, fresh
-    )
+    with agreeing():
+        model = starting_model(options, cache, tokens)
+        _check_fit(model, cache, options)
+        collator = CaptionCollator(tokens, first_position(model.decoder))
+        start_loss = check_training(
+            model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, fresh
+        )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
-    start_output(out, identity)
-    args = _arguments(options, len(validation))
+    from_first(lambda: start_output(out, identity))
+    args = _arguments(options, len(validation), model)
     if options.cache_features:
-        dtype, place = pick_dtype(options.precision, args.device), (args.device, args.process_index, args.world_size)
-        kept = options.feature_precision
-        features = encode_splits(cache, ("train", "validation"), model.encoder, normalizer, kept, dtype, *place)
+        kept, dtype = options.feature_precision, pick_dtype(options.precision, args.device)
+        features = encode_splits(cache, ("train", "validation"), model.encoder, normalizer, kept, dtype, args.device)
         train_set = FeatureDataset(features["train"], cache["train"], captions, options.seed)
         eval_set = FeatureDataset(features["validation"], validation)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
@@ -147,7 +152,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
     if options.early_stopping_patience is not None and len(validation):
         trainer.add_callback(Patience(options.early_stopping_patience))
-    checkpoint = last_checkpoint(out / "checkpoints") if options.resume else None
+    checkpoint = from_first(lambda: last_checkpoint(out / "checkpoints") if options.resume else None)
     if checkpoint:
         say(f"going on from {checkpoint}")
     started = time.monotonic()
@@ -159,7 +164,11 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         log.close()
     model.decoder.config.use_cache = use_cache
     seconds = time.monotonic() - started
-    return _save(options, cache, trainer, tokenizer, image_processor, settings, log, seconds, identity)
+    trained = trainer.trained_model()
+    saved = from_first(
+        lambda: _save(options, cache, trainer, trained, tokenizer, image_processor, settings, log, seconds, identity)
+    )
+    return replace(saved, said_elsewhere=rank() > 0)
 
 
 def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
@@ -177,7 +186,7 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
         raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
 
 
-def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrainingArguments:
+def _arguments(options: FinetuneOptions, validation_images: int, model: Any) -> Seq2SeqTrainingArguments:
     """Our options in Trainer's words."""
     device = pick_device("auto").type
     dtype = pick_dtype(options.precision, torch.device(device))
@@ -197,6 +206,10 @@ def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrain
         fp16=dtype is torch.float16,
         tf32=True if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else None,
         torch_compile=options.compile,
+        # All that is trained has a gradient, since what an encoder leaves unused is frozen.
+        ddp_find_unused_parameters=False,
+        fsdp=options.fsdp or None,
+        fsdp_config=sharding_config(model) if options.fsdp else None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the other kind drops gradients above frozen layers
         eval_strategy="epoch" if validation_images else "no",
@@ -216,6 +229,7 @@ def _arguments(options: FinetuneOptions, validation_images: int) -> Seq2SeqTrain
         label_names=["labels"],
         report_to=options.report_to,
         restore_callback_states_from_checkpoint=True,  # or patience would start anew
+        log_level_replica="passive",  # as it is, not back to warnings
         disable_tqdm=True,
     )
 
@@ -224,6 +238,7 @@ def _save(
     options: FinetuneOptions,
     cache: Cache,
     trainer: CaptionTrainer,
+    trained: Any,
     tokenizer: Any,
     image_processor: Any,
     settings: Any,
@@ -235,7 +250,7 @@ def _save(
     out = options.output_dir
     unfinished = out / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model: Any = trainer.model if options.lora_save == "adapter" else merged(trainer.model)
+    model: Any = trained if options.lora_save == "adapter" else merged(trained)
     save_captioner(model, tokenizer, image_processor, settings, unfinished)
     if is_adapted(model):
         save_base(model, base_of(options, cache, trainer.data_collator.tokens), unfinished)
@@ -244,6 +259,7 @@ def _save(
         "model": str(out),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
+        "ranks": ranks(),
         "seconds": round(seconds, 1),
         "best_step": trainer.state.best_global_step,
         "validation": best,

@@ -216,6 +216,11 @@ class FinetuneOptions:
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, a third slower.", flag=True
     )
+    fsdp: bool = option(
+        False,
+        "Under torchrun: spread weights, gradients and optimizer over the GPUs, instead of a copy on each.",
+        flag=True,
+    )
     seed: int = option(42, "Seed of initial weights, data order and dropout.")
     early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
     eval_metric: str | None = option(

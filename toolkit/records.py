@@ -52,8 +52,12 @@ class CaptionResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a command did: `text` for people, `values` for `--json`, `exit_code` 0 or 3 (done, some images unreadable)."""
+    """What a command did: `text` for people, `values` for `--json`, `exit_code` 0 or 3 (done, some images unreadable).
+
+    `said_elsewhere`: another process of the same run prints it.
+    """
 
     text: str
     values: dict[str, Any] = field(default_factory=dict)
     exit_code: int = 0
+    said_elsewhere: bool = False

@@ -18,12 +18,13 @@ INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "rep
 WHOLE = "whole.json"  # written last into a checkpoint: its files and their sizes
 
 
-def run_identity(options: FinetuneOptions, cache: Cache) -> dict[str, Any]:
-    """What makes two runs give the same model: options, and the fingerprints of the rows."""
+def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> dict[str, Any]:
+    """What makes two runs give the same model: options, the fingerprints of the rows, how many processes train."""
     names = ("train", "validation")
     return {
         "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
         "cache": {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
+        "ranks": ranks,
     }
 
 
@@ -64,6 +65,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     changed = [f"--{k.replace('_', '-')} {old.get(k)}, now {new[k]}" for k in new if old.get(k) != new[k]]
     if before["cache"] != now["cache"]:
         changed.append("another cache")
+    if before.get("ranks", 1) != now["ranks"]:
+        changed.append(f"{before.get('ranks', 1)} processes, now {now['ranks']}")
     return "; ".join(changed)
 
 

@@ -25,7 +25,9 @@ from toolkit.labels import IGNORE_INDEX
 from toolkit.lora import is_adapted, load_adapter_weights
 from toolkit.modeling import PixelNormalizer
 from toolkit.progress import say
+from toolkit.ranks import agreeing, is_lost
 from toolkit.runs import mark_whole
+from toolkit.sharding import load_whole, whole_model
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -48,8 +50,10 @@ class CaptionTrainer(Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         self.sorted_together = sorted_together
         fuse_activations(self.model)
+        self.kind = type(self.model)  # sharding makes another class of it
         self.normalizer = normalizer.to(self.args.device)
-        self.generation = generation
+        # A rank that is done with its captions goes on until all are, where each holds a share of the weights.
+        self.generation = {**generation, "synced_gpus": self.is_fsdp_enabled}
         self.images: dict[str, int] = {}  # that fit into memory at once, where a whole batch did not
         self.earlier: list[Any] = []  # batches of this update that were gone through
         self._source: Iterator[Any] | None = None
@@ -60,8 +64,11 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Trainer's own grouping draws from the global generator, so that a resumed epoch is another one."""
-        update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return SimilarLengths(self.train_dataset, update, self.args.seed, self.sorted_together)
+        step = self.args.train_batch_size * self.args.world_size
+        update = step * self.args.gradient_accumulation_steps
+        return SimilarLengths(
+            self.train_dataset, update, self.args.seed, self.sorted_together, step if self.args.world_size > 1 else 1
+        )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The batches of an update, made ahead by a thread; the wait for them is measured."""
@@ -160,9 +167,13 @@ class CaptionTrainer(Seq2SeqTrainer):
         try:
             return parts(images)
         except RuntimeError as error:
-            # Other processes have gone on to exchange gradients, and would wait for ours.
-            if not should_reduce_batch_size(error) or self.args.world_size > 1:
+            if not should_reduce_batch_size(error):
                 raise
+            if self.args.world_size > 1:  # the others have gone on to exchange gradients, and would wait for ours
+                raise RunError(
+                    f"rank {self.args.process_index}: out of memory in {what} with {images} images; use a smaller "
+                    "--batch-size or --eval-batch-size, and more --gradient-accumulation-steps."
+                ) from None
         # Not within `except`: the error holds on to everything that fills the memory.
 
         def halve() -> int:
@@ -193,14 +204,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         out = Path(self._get_output_dir(trial))
         try:
             with self._timed("saving_s"):
-                super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                mark_whole(out / f"checkpoint-{self.state.global_step}")
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"{out}: a checkpoint can't be written ({reason}); make room, and run the same command again to go on."
-            ) from None
+                with agreeing(), _writing(out):
+                    super()._save_checkpoint(model, trial)
+                with agreeing(), _writing(out):  # all ranks have written what is theirs
+                    if self.args.should_save:
+                        mark_whole(out / f"checkpoint-{self.state.global_step}")
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
@@ -210,12 +218,14 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Every tensor of a checkpoint in its place, none missing; of an adapted model the adapter's."""
         if is_adapted(model):
             load_adapter_weights(model, checkpoint)
+        elif self.is_fsdp_enabled:
+            load_whole(model, self._strict_state(checkpoint))
         else:
             model.load_state_dict(self._strict_state(checkpoint), strict=True)
 
     def _strict_state(self, checkpoint: str) -> dict[str, torch.Tensor]:
         """A checkpoint's tensors under the names that the model has now; only `from_pretrained` converts them."""
-        return type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype).state_dict()
+        return self.kind.from_pretrained(checkpoint, dtype=self.model.dtype).state_dict()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own loads with strict=False and silently leaves every encoder layer as it was (facts §7 S2)."""
@@ -224,6 +234,10 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _load_best_model(self) -> None:
         """The same trap as `_load_from_checkpoint`."""
         self._load_strictly(self.model, self.state.best_model_checkpoint)
+
+    def trained_model(self) -> Any:
+        """The model that training ended with, whole on the first rank. All ranks must call it."""
+        return whole_model(self.model, self.kind) if self.is_fsdp_enabled else self.model
 
     # ---- where the time goes --------------------------------------------------------------------------------------
 
@@ -241,6 +255,9 @@ class CaptionTrainer(Seq2SeqTrainer):
             if images:  # there are none between the last step and the end
                 logs.update(images_per_s=images / training, tokens_per_s=tokens / training)
             self._start_window()
+        if "train_loss" in logs:  # Trainer's is this rank's since the last row
+            mine = torch.tensor(logs["train_loss"], device=self.args.device)
+            logs["train_loss"] = self.accelerator.gather(mine).mean().item()
         super().log(logs, start_time)
 
     def _start_window(self) -> None:
@@ -254,6 +271,19 @@ class CaptionTrainer(Seq2SeqTrainer):
             yield
         finally:
             self.window[name] += time.monotonic() - started
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
+        if is_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{out}: a checkpoint can't be written ({reason}); make room, and run the same command again to go on."
+        ) from None
 
 
 def fuse_activations(model: torch.nn.Module) -> None:

@@ -65,7 +65,7 @@ def renamed(text: str, names: dict[Path, str]) -> str:
 
 def renamed_summary(summary: Summary, names: dict[Path, str]) -> Summary:
     values = {k: renamed(v, names) if isinstance(v, str) else v for k, v in summary.values.items()}
-    return Summary(renamed(summary.text, names), values, summary.exit_code)
+    return replace(summary, text=renamed(summary.text, names), values=values)
 
 
 def localized(options: T, fetchers: dict[str, Callable[[str], Path]]) -> tuple[T, dict[Path, str]]:
