@@ -1,7 +1,8 @@
-"""What an engine costs: the same pieces on this machine's processes and on Ray, with 1 and 2 workers.
+"""What an engine costs: the same pieces on this machine's processes and on Ray, with 1 and 2 workers; and training by ranks.
 
     python scripts/bench_scale.py --images 2000
     python scripts/bench_scale.py --images 2000 --command preprocess --workers 1,2,4 --repeats 3
+    python scripts/bench_scale.py --command finetune --workers 1,2
 
 A way's rate is that of its workers after they have started: images over the time from the end of a worker's first piece,
 in which it loads what it needs, to that of its last, the gaps between pieces included, added up over the workers. `of
@@ -10,6 +11,9 @@ that of one. The whole command's seconds stand beside them; Ray runs already, as
 
 The images of preprocess are photographs as in bench_preprocess.py; batch-caption runs a tiny captioner over drawn ones,
 one thread a worker, and here the local engine runs its pieces in processes too.
+
+finetune trains ViT-B/16 + GPT-2 sizes with random weights, as many ranks as workers (torchrun, gloo, one thread each), 8
+images a step of each; its rate is that of the steps after the first.
 """
 
 from __future__ import annotations
@@ -31,11 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from bench_preprocess import PHOTOS, make_images, make_processors
+from bench_train import make_data
 
-COMMANDS = ("preprocess", "batch-caption")
-ENGINES = ("local", "ray")
+COMMANDS = ("preprocess", "batch-caption", "finetune")
+ENGINES = ("local", "ray", "ranks")
 REST = 15  # seconds
 OBJECT_STORE = 100 * 2**20  # bytes
+STEPS = 3
 
 
 class Timed:
@@ -102,7 +108,35 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
     print(json.dumps({"rate": rate(notes, values["images"], size), "seconds": time.time() - began}))
 
 
-def make_inputs(folder: Path, images: int, commands: list[str]) -> None:
+def train(folder: Path, out: Path) -> None:
+    """One rank's part of a training of four steps; the first rank prints the rate of all as JSON."""
+    from toolkit import finetune
+    from toolkit.options import FinetuneOptions
+    from toolkit.ranks import rank, ranks
+
+    ends: list[float] = []
+
+    class Trainer(finetune.CaptionTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            self.args.save_strategy = "no"
+            loss = super().training_step(*args, **kwargs)
+            ends.append(time.perf_counter())
+            return loss
+
+    vars(finetune)["CaptionTrainer"] = Trainer
+    began = time.time()
+    options = FinetuneOptions(cache=folder / "cache", output_dir=out, batch_size=8, max_steps=STEPS + 1,
+                              captions_per_image="all")  # fmt: skip
+    finetune.finetune(options)
+    if rank() == 0:
+        images = ranks() * 8 * STEPS
+        print(json.dumps({"rate": images / (ends[-1] - ends[0]), "seconds": time.time() - began}))
+
+
+def make_inputs(folder: Path, images: int, commands: list[str], size: str) -> None:
+    if "finetune" in commands:
+        (folder / "train").mkdir()
+        make_data(folder / "train", 256, size)
     if "preprocess" in commands:
         make_processors(folder, 224)
         make_images(folder, PHOTOS, images, (500, 375))
@@ -137,41 +171,53 @@ def main() -> None:
     parser.add_argument("--command", choices=COMMANDS, help="only this one")
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", choices=("base", "tiny"), default="base", help="of the model that is trained")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         command, engine, workers, folder, out, *address = arguments.child
+        if command == "finetune":
+            train(Path(folder) / "train", Path(out))
+            return
         run_one(command, engine, int(workers), Path(folder), Path(out), address[0] if address else None)
         return
     commands = [arguments.command] if arguments.command else list(COMMANDS)
     counts = [int(count) for count in arguments.workers.split(",")]
+    # Before Ray starts, whose workers import `Timed` from here.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_inputs(folder, arguments.images, commands)
+        make_inputs(folder, arguments.images, commands, arguments.size)
         results: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
         for repeat, count in itertools.product(range(arguments.repeats), counts):
             for engine in ENGINES:
-                with cluster(count) if engine == "ray" else nullcontext() as address:
-                    for command in commands:
+                ways = [command for command in commands if (command == "finetune") == (engine == "ranks")]
+                with cluster(count) if engine == "ray" and ways else nullcontext() as address:
+                    for command in ways:
                         out = folder / f"out-{repeat}-{command}-{engine}-{count}"
                         child = [command, engine, str(count), str(folder), str(out), *([address] if address else [])]
-                        done = subprocess.run([sys.executable, __file__, "--child", *child], env=environment, check=True,
+                        launcher = [sys.executable]
+                        if engine == "ranks" and count > 1:
+                            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+                        done = subprocess.run([*launcher, __file__, "--child", *child], env=environment, check=True,
                                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
                         results[command, engine, count].append(json.loads(done.stdout))
                         shutil.rmtree(out)
     print(f"{arguments.images} images, median of {arguments.repeats}; of local: lowest to highest")
     rates = {way: [run["rate"] for run in runs] for way, runs in results.items()}
     for command, count, engine in itertools.product(commands, counts, ENGINES):
-        mine, local, one = (rates[command, *way] for way in ((engine, count), ("local", count), (engine, counts[0])))
-        ratios = [a / b for a, b in zip(mine, local, strict=True)]
-        efficiency = statistics.median(mine) * counts[0] / statistics.median(one) / count
+        mine = rates.get((command, engine, count))
+        if mine is None:
+            continue
+        line = f"{command:13} {engine:5} {count} workers: {statistics.median(mine):6.3g} images/s"
+        if engine == "ray":
+            ratios = [a / b for a, b in zip(mine, rates[command, "local", count], strict=True)]
+            line += f", of local {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        one = statistics.median(rates[command, engine, counts[0]])
+        efficiency = statistics.median(mine) * counts[0] / one / count
         seconds = statistics.median(run["seconds"] for run in results[command, engine, count])
-        print(
-            f"{command:13} {engine:5} {count} workers: {statistics.median(mine):6.1f} images/s, of local "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), efficiency {efficiency:.2f}, "
-            f"whole command {seconds:.1f} s"
-        )
+        print(f"{line}, efficiency {efficiency:.2f}, whole command {seconds:.1f} s")
 
 
 if __name__ == "__main__":

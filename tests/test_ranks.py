@@ -136,6 +136,32 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("x: missing")
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def start(rank: int, ranks: int, port: str, *command: str, **named: Any) -> subprocess.Popen[str]:
+    """One process of several, as a launcher would start it."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    environment = {**ENVIRONMENT, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen([sys.executable, *command], env=environment, text=True, **named)
+
+
+def test_folders_of_their_own(cache_dir: Path, tmp_path: Path) -> None:
+    """Two machines without a common file system, as two working folders."""
+    port, running = free_port(), []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        command = ["-m", "toolkit", "finetune", str(cache_dir), "--max-steps", "2", "--quiet"]
+        running.append(start(rank, 2, port, *command, cwd=tmp_path / str(rank), stderr=subprocess.PIPE))
+    told = [process.communicate(timeout=60)[1] for process in running]
+    wrong = "--output-dir model: is not the same folder for all processes; name one that all of them see."
+    assert told == ["", f"Error: rank 1: {wrong}\n"]
+    assert [process.returncode for process in running] == [1, 1]
+
+
 SCENES = """
 import json, os, sys
 from toolkit import progress
@@ -182,17 +208,9 @@ os._exit(0)
 
 
 def test_what_ranks_agree_on(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     (tmp_path / "scenes.py").write_text(SCENES)
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "scenes.py"), str(tmp_path / f"{rank}.json")],
-            env={**ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in range(3)
-    ]
+    port = free_port()
+    running = [start(rank, 3, port, str(tmp_path / "scenes.py"), str(tmp_path / f"{rank}.json")) for rank in range(3)]
     for process in running:
         process.wait(60)
     found = {rank: json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 2)}

@@ -36,7 +36,7 @@ from toolkit.progress import say
 from toolkit.ranks import agreeing, from_first, joined, rank, ranks
 from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
-from toolkit.runs import FINISHED, check_output, last_checkpoint, run_identity, start_output, write_json
+from toolkit.runs import FINISHED, check_output, check_shared, last_checkpoint, run_identity, start_output, write_json
 from toolkit.selfcheck import check_training
 from toolkit.sharding import check_sharding, sharding_config
 from toolkit.starting import base_of, starting_model
@@ -116,6 +116,8 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
     from_first(lambda: start_output(out, identity))
+    with agreeing():
+        check_shared(out)
     args = _arguments(options, len(validation), model)
     if options.cache_features:
         kept, dtype = options.feature_precision, pick_dtype(options.precision, args.device)
@@ -155,6 +157,8 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     checkpoint = from_first(lambda: last_checkpoint(out / "checkpoints") if options.resume else None)
     if checkpoint:
         say(f"going on from {checkpoint}")
+    if rank() > 0:
+        set_seed(options.seed + rank())  # each rank draws its own dropout
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -186,7 +186,9 @@ class FinetuneOptions:
     output_dir: Path = option(Path("model"), "Where the model is written.")
     epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
     max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
-    batch_size: int | None = option(None, "Images a step, each with its captions. [default: 8; tiny preset: 32]")
+    batch_size: int | None = option(
+        None, "Images a step of each process, with their captions. [default: 8; tiny preset: 32]"
+    )
     eval_batch_size: int = option(32, "Images a batch in evaluation.")
     lr: float | None = option(None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")

@@ -133,7 +133,8 @@ def _drive(
             raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"--ray-address {address}: no cluster to work on ({reason}); see `ray status` on one of its nodes."
+            f"--ray-address {address}: no cluster to work on ({reason}); see `ray status` on one of its nodes, and set "
+            "RAY_AUTH_MODE=token for a cluster that was started with a token."
         ) from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -60,6 +60,14 @@ def start_output(out: Path, identity: dict[str, Any]) -> None:
         raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
 
 
+def check_shared(out: Path) -> None:
+    """Whether this process sees the folder that another one has made."""
+    if not (out / STARTED).is_file():
+        raise OutputError(
+            f"--output-dir {out}: is not the same folder for all processes; name one that all of them see."
+        )
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     old, new = before["options"], now["options"]
     changed = [f"--{k.replace('_', '-')} {old.get(k)}, now {new[k]}" for k in new if old.get(k) != new[k]]
