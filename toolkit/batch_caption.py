@@ -29,6 +29,7 @@ from toolkit.caption_pieces import caption_in_pieces, gather
 from toolkit.captioners import load_captioner
 from toolkit.decoding import generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
+from toolkit.files import beside, file_state, lock_file
 from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher
 from toolkit.images import FoundImage, find_images, read_image
@@ -38,7 +39,6 @@ from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
 from toolkit.uploads import caption_at_urls
-from toolkit.workspace import lock_file
 from toolkit.writers import WRITERS, Row, format_of, replace_if_other, sidecar_names, write_sidecars
 
 
@@ -79,7 +79,7 @@ def _batch_caption(options: BatchCaptionOptions) -> Summary:
     captioner = load_captioner(options.model, options.device, options.precision)
     attention = Attention(captioner, f"--model {options.model}") if options.attention else None
     with _held(output):
-        journal = Journal(_beside(output, ".state"), _maker(options, captioner), options.existing == "overwrite")
+        journal = Journal(beside(output, ".state"), _maker(options, captioner), options.existing == "overwrite")
         try:
             return _run(options, format, output, images, captioner, attention, journal)
         except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _run(
     _check_ours(root, names, journal, options)
     if any(name == image.name + ".txt" for name, image in zip(names, images, strict=False)):
         say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
-    pieces = _beside(output, ".pieces")
+    pieces = beside(output, ".pieces")
     gather(pieces, journal)  # what a stopped run has finished there
     todo = [image for image in images if _known(image, journal) is None]
     if len(todo) < len(images):
@@ -138,7 +138,7 @@ def _run(
     if format == "txt":
         write_sidecars(output, zip(names, rows(), strict=True))
     else:
-        temporary = _beside(output, ".tmp")
+        temporary = beside(output, ".tmp")
         WRITERS[format](temporary, rows())
         replace_if_other(temporary, output)
     if options.gallery:
@@ -185,7 +185,7 @@ def _gallery(
 
 
 def _load(found: FoundImage, captioner: Captioner) -> Loaded:
-    stat = _stat(found.path)
+    stat = file_state(found.path)
     try:
         data = stores.read(found.path)
         if data is None:
@@ -278,28 +278,16 @@ def _row(loaded: Loaded, decoded: Any) -> dict[str, Any]:
 # ---- rows that stand ------------------------------------------------------------------------------------------------
 
 
-def _beside(output: Path, suffix: str) -> Path:
-    return output.with_name(output.name + suffix)
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
-
-
 def _known(image: FoundImage, journal: Journal) -> Row | None:
     """The row of an image that is as it was when it was captioned."""
-    content = journal.content(image.name, _stat(image.path))
+    content = journal.content(image.name, file_state(image.path))
     return journal.row(content) if content else None
 
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
     """The output for this run alone."""
-    lock = _beside(output, ".lock")
+    lock = beside(output, ".lock")
     try:
         handle = lock_file(lock)
     except BlockingIOError:
@@ -358,7 +346,7 @@ def _check_output(output: Path, options: BatchCaptionOptions, format: str, image
         raise OutputError(f"--output {output}: a folder; name a file.")
     if not output.parent.is_dir():
         raise OutputError(f"--output {output}: there is no folder {output.parent}; make it, or name another file.")
-    if format != "txt" and output.exists() and not _beside(output, ".state").exists() and options.existing == "skip":
+    if format != "txt" and output.exists() and not beside(output, ".state").exists() and options.existing == "skip":
         raise _foreign(output)
 
 

@@ -27,6 +27,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from toolkit import stores
 from toolkit.cache import cache_features
 from toolkit.errors import ImageError, RunError
+from toolkit.files import file_state, unfinished
 from toolkit.hashing import Hasher, hash_hex
 from toolkit.images import check_file, read_image, resolve_image
 from toolkit.index import (
@@ -34,10 +35,8 @@ from toolkit.index import (
     KnownPixels,
     PieceInfo,
     data_name,
-    file_state,
     pixels_key,
     read_index,
-    unfinished,
     write_index,
 )
 from toolkit.labels import CaptionEncoder

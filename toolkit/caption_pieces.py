@@ -10,7 +10,6 @@ are done, or a later run finds what a stopped one left, the rows go into the jou
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,8 @@ import torch
 from toolkit.captioners import load_captioner
 from toolkit.engines import run
 from toolkit.errors import RunError
+from toolkit.files import finishing, unfinished
 from toolkit.images import FoundImage
-from toolkit.index import unfinished
 from toolkit.journal import Journal
 from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions
@@ -68,14 +67,12 @@ class PieceCaptioner:
         path = self.folder / f"{task['piece']:06d}.jsonl"
         images = pickle.loads(path.with_suffix(".todo").read_bytes())
         journal = Journal(Path(":memory:"), self.maker)  # an image that the piece holds twice is captioned once
-        temporary = unfinished(path)
-        with open(temporary, "w", encoding="ascii") as file:
+        with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
             file.write(json.dumps(self.maker) + "\n")
             for batch in self.caption(self.captioner, images, self.options, journal):
                 journal.add((done.found.name, done.stat, done.content, row) for done, row in batch if done.content)
                 for done, row in batch:
                     file.write(json.dumps([done.found.name, done.stat, done.content, done.kept, row]) + "\n")
-        os.replace(temporary, path)
 
 
 def caption_in_pieces(

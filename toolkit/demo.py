@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import OutputError
+from toolkit.files import finishing
 from toolkit.metrics import health
 from toolkit.options import (
     BatchCaptionOptions,
@@ -112,9 +112,8 @@ def _prepare(root: Path, options: DemoOptions) -> None:
             raise OutputError(f"{root}: holds files that this demo did not write; name another folder.")
         return
     root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f"{MARK}.tmp"
-    temporary.write_text(json.dumps(mark))
-    os.replace(temporary, root / MARK)
+    with finishing(root / MARK) as temporary:
+        temporary.write_text(json.dumps(mark))
 
 
 def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], share: float) -> None:

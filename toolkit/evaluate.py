@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from toolkit.errors import InputError, ModelError, OutputError
 from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, judge, label, percent
 from toolkit.evaluation_page import write_evaluation_page
+from toolkit.files import finishing
 from toolkit.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.options import EvaluateOptions
 from toolkit.pixels import PixelTransform
@@ -133,18 +133,17 @@ def write_per_image(path: Path, found: Evaluation) -> None:
         columns[f"{prefix}caption"] = [side.captions[i] for i in found.ids]
         columns |= {prefix + name: values[rows].tolist() for name, values in side.scores.per_image.items()}
     columns["signature"] = [found.signature] * len(found.ids)
-    temporary = path.with_name(path.name + ".tmp")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with finishing(path) as temporary:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        pq.write_table(pa.table(columns), temporary)
-    else:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
-    os.replace(temporary, path)
+            pq.write_table(pa.table(columns), temporary)
+        else:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import torch
 from toolkit.batches import CaptionDataset, prefetch
 from toolkit.cache import Cache
 from toolkit.errors import InputError, OutputError, RunError
+from toolkit.files import finishing, unfinished
 from toolkit.freezing import used_weights
 from toolkit.hashing import Hasher, hash_hex
 from toolkit.index import read_index
@@ -236,9 +237,8 @@ def _shape(folder: Path, stored: str, first: Callable[[], torch.Tensor]) -> tupl
     shape = tuple(first().shape[1:])
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"shape": shape, "precision": stored}) + "\n")
-        os.replace(temporary, path)
+        with finishing(path, unfinished(path)) as temporary:
+            temporary.write_text(json.dumps({"shape": shape, "precision": stored}) + "\n")
     return (shape[0], shape[1])
 
 
@@ -271,15 +271,10 @@ def _gigabytes(size: int) -> str:
 
 @contextmanager
 def _finishing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name once it is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A file that appears under its name once it is whole; locked, so that `_missing` leaves it alone."""
+    with finishing(path, unfinished(path)) as temporary, open(temporary, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def _bytes(found: torch.Tensor, stored: str) -> bytes:

@@ -17,6 +17,7 @@ from toolkit.batches import CaptionCollator, CaptionDataset, SimilarLengths, cap
 from toolkit.cache import Cache, open_cache
 from toolkit.errors import InputError, ModelError, RunError
 from toolkit.features import FeatureDataset, encode_splits
+from toolkit.files import write_json
 from toolkit.lora import is_adapted, merged, plain_model, save_base
 from toolkit.modeling import (
     PixelNormalizer,
@@ -36,7 +37,7 @@ from toolkit.progress import say
 from toolkit.ranks import agreeing, from_first, joined, rank, ranks
 from toolkit.records import Summary
 from toolkit.report import write_model_card, write_training_report
-from toolkit.runs import FINISHED, check_output, check_shared, last_checkpoint, run_identity, start_output, write_json
+from toolkit.runs import FINISHED, check_output, check_shared, last_checkpoint, run_identity, start_output
 from toolkit.selfcheck import check_training
 from toolkit.sharding import check_sharding, sharding_config
 from toolkit.starting import base_of, starting_model

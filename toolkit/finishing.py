@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from toolkit.annotations import AnnotationSet
 from toolkit.build import write_dataset
 from toolkit.cache import MANIFEST, SCHEMA_VERSION
 from toolkit.errors import InputError, RunError
+from toolkit.files import beside, finishing
 from toolkit.identity import content_options, processor_identity
 from toolkit.index import read_index
 from toolkit.options import PreprocessOptions
@@ -26,7 +26,6 @@ from toolkit.pixels import PixelTransform
 from toolkit.records import SPLITS, Summary
 from toolkit.splits import leaks
 from toolkit.staging import Staged
-from toolkit.workspace import beside
 
 
 @dataclass
@@ -140,9 +139,10 @@ def finish(
         "libraries": {name: version(name) for name in ("datasets", "pillow", "pyarrow", "tokenizers", "transformers")},
         "files": {path.relative_to(partial).as_posix(): path.stat().st_size for path in files},
     }
-    temporary = partial / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, partial / MANIFEST)
+    with finishing(partial / MANIFEST) as temporary:
+        temporary.write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+        )
     return manifest
 
 

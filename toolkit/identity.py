@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
+from toolkit.files import file_state
 from toolkit.hashing import Hasher
-from toolkit.index import file_state, read_index
+from toolkit.index import read_index
 from toolkit.options import PreprocessOptions, to_json
 from toolkit.staging import image_state
 

@@ -7,8 +7,6 @@ written last, and says how long the data files are; a piece is whole if it stand
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from toolkit.cache import SCHEMA_VERSION
+from toolkit.files import file_state, finishing, unfinished
 from toolkit.hashing import hash_int
 from toolkit.pixels import PixelTransform
 from toolkit.rows import Rows, open_file, read_arrow
@@ -72,33 +71,20 @@ def data_name(piece: int) -> str:
     return f"data-{piece:06d}.arrow"
 
 
-def unfinished(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`: each time elsewhere, as a node of a cluster that is given
-    up for lost may go on writing while another makes its piece again."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-
-
 def pixels_key(transform: PixelTransform) -> str:
     return f"{SCHEMA_VERSION}:{transform.key}"
-
-
-def file_state(path: Path) -> tuple[int, int]:
-    """(size, mtime_ns) of a file, (-1, -1) where there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return (-1, -1)
-    return (stat.st_size, stat.st_mtime_ns)
 
 
 def write_index(directory: Path, piece: int, columns: dict[str, list[Any]], info: PieceInfo) -> None:
     """Finishes a piece: its index appears, by rename."""
     table = pa.table(columns, schema=INDEX_SCHEMA.with_metadata(info.metadata()))
     path = directory / "index" / piece_name(piece)
-    temporary = unfinished(path)
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    with (
+        finishing(path, unfinished(path)) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
-    os.replace(temporary, path)
 
 
 def read_index(directory: Path) -> Iterator[tuple[int, PieceInfo, pa.Table]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toolkit.annotations import AnnotationSet, read_annotations
+from toolkit.annotations import AnnotationSet, images_beside, read_annotations
 from toolkit.cache import MANIFEST, open_cache
 from toolkit.errors import InputError, ModelError, OutputError
 from toolkit.facts.annotated import annotation_facts
@@ -72,12 +72,7 @@ def _summary(options: InspectOptions, values: dict[str, Any], sheet: Sheet | Non
 
 
 def _annotations(options: InspectOptions) -> AnnotationSet:
-    path, images = options.path, options.images
-    if images is None:
-        folder = path if path.is_dir() else path.parent
-        images = next((place for place in (folder / "Images", Path("Images")) if place.is_dir()), folder)
-    elif not images.is_dir():
-        raise InputError(f"--images {images}: no such folder; name the folder that {path} speaks of.")
+    path, images = options.path, images_beside(options.path, options.images)
     try:
         return read_annotations(path, images, options.format)
     except InputError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from toolkit.files import finishing
 from toolkit.hashing import hash_hex
 
 LINKED_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)")  # what we write below FILE_files, and may remove there
@@ -50,9 +50,8 @@ class Linked:
     def write(self, name: str, data: bytes) -> str:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with finishing(path) as temporary:
+            temporary.write_bytes(data)
         return name
 
     def tidy(self) -> None:

@@ -22,6 +22,7 @@ from toolkit.build import PieceBuilder
 from toolkit.cache import MANIFEST, read_manifest
 from toolkit.engines import run
 from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.files import beside
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
 from toolkit.identity import content_options, is_current, source_fingerprint
@@ -34,7 +35,7 @@ from toolkit.records import SPLITS, Summary
 from toolkit.staging import Staged, stage
 from toolkit.stores import local_tree, url_of
 from toolkit.uploads import Outbox, local_annotations, localized, named, renamed_summary
-from toolkit.workspace import beside, building, leftovers, link, swap, tidy
+from toolkit.workspace import building, leftovers, link, swap, tidy
 
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.annotations import read_annotations
+from toolkit.annotations import images_beside, read_annotations
 from toolkit.cache import MANIFEST, Cache, open_cache
 from toolkit.errors import ImageError, InputError
 from toolkit.images import read_image
@@ -100,11 +100,7 @@ def _of_cache(path: Path, split: str, option: str) -> References:
 
 
 def _of_annotations(path: Path, split: str, images: Path | None, format: str, option: str) -> References:
-    if images is None:
-        folder = path if path.is_dir() else path.parent
-        images = next((place for place in (folder / "Images", Path("Images")) if place.is_dir()), folder)
-    elif not images.is_dir():
-        raise InputError(f"--images {images}: no such folder; name the folder that {path} speaks of.")
+    images = images_beside(path, images)
     try:
         found = read_annotations(path, images, format)
         records = list(found.records)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from toolkit import __version__
+from toolkit.files import finishing
 
 THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
 
@@ -56,14 +56,9 @@ def template_source(name: str) -> str:
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Renders a template to a file, finished by rename; what an iterator brings is written as it comes."""
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            _templates().get_template(template).stream(version=__version__, **values).dump(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with finishing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        _templates().get_template(template).stream(version=__version__, **values).dump(file)
 
 
 def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:

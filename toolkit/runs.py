@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from toolkit.cache import Cache
 from toolkit.errors import OutputError
+from toolkit.files import write_json
 from toolkit.options import FinetuneOptions, to_json
 
 FINISHED = "finetune.json"  # written last: a model folder with it is whole
@@ -76,12 +76,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before.get("ranks", 1) != now["ranks"]:
         changed.append(f"{before.get('ranks', 1)} processes, now {now['ranks']}")
     return "; ".join(changed)
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def mark_whole(checkpoint: Path) -> None:

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from toolkit.annotations import AnnotationSet
 from toolkit.errors import ImageError
+from toolkit.files import file_state
 from toolkit.hashing import Hasher, hash_hex
 from toolkit.images import resolve_image
-from toolkit.index import file_state, piece_name
+from toolkit.index import piece_name
 from toolkit.records import ImageRecord
 from toolkit.rows import read_arrow
 

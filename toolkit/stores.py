@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import ImageError, InputError, RunError, ToolkitError
+from toolkit.files import finishing, unfinished, write_json
 from toolkit.hashing import hash_hex, hash_int
 from toolkit.progress import Progress, say
 
@@ -147,7 +148,8 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
                     if info["type"] == "file" and path.endswith("Images.txt"):
                         objects[path.rpartition("/")[2]] = found_of(url, info)
         with alone(base):
-            write_json(base / MARK, {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)})
+            mark = {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)}
+            write_json(base / MARK, mark, unfinished(base / MARK))
             _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
         return base / (name or "root")
 
@@ -230,14 +232,10 @@ def fetch(fs: Any, url: str, missing: list[tuple[Path, Found]]) -> None:
 
 @contextmanager
 def _replacing(file: Path, found: Found) -> Iterator[Path]:
-    temporary = file.with_name(f".{os.getpid()}-{hash_hex(file.name)[:12]}.tmp")
-    try:
+    # Short, for names that are as long as names can be.
+    with finishing(file, file.with_name(f".{os.getpid()}-{hash_hex(file.name)[:12]}.tmp")) as temporary:
         yield temporary
         os.utime(temporary, ns=(found.mtime_ns, found.mtime_ns))
-        os.replace(temporary, file)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def _is_stand_in(name: str, stand_ins: frozenset[str] | list[str] | None) -> bool:
@@ -281,9 +279,3 @@ def read(file: Path) -> bytes | None:
         if len(data) != os.stat(file).st_size:
             raise ImageError("changed in the store")
         return data
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from transformers import EvalPrediction, TrainerCallback
 
 from toolkit.cache import Cache
 from toolkit.decoding import caption_lengths
+from toolkit.files import finishing
 from toolkit.labels import IGNORE_INDEX
 from toolkit.metrics import PreparedReferences, health, prepare
 from toolkit.modeling import SpecialTokens
@@ -100,9 +100,8 @@ class TrainingLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [row for row in self.rows() if row["step"] <= state.global_step]  # what was done beyond is done again
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with finishing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         self.progress = Progress("finetune", state.max_steps - state.global_step, "steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

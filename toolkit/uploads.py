@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from toolkit.cache import MANIFEST
 from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.files import write_json
 from toolkit.hashing import hash_hex
 from toolkit.images import IMAGE_SUFFIXES
 from toolkit.options import BatchCaptionOptions
@@ -37,7 +38,6 @@ from toolkit.stores import (
     open_store,
     speaking,
     url_of,
-    write_json,
 )
 
 T = TypeVar("T")

@@ -11,20 +11,14 @@ A finished run leaves none of them.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import OutputError, RunError
-
-
-def beside(place: Path, suffix: str) -> Path:
-    return place.with_name(place.name + suffix)
+from toolkit.files import beside, finishing, lock_file
 
 
 def leftovers(place: Path) -> list[Path]:
@@ -84,28 +78,6 @@ def building(out: Path, place: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def lock_file(path: Path) -> Any:
-    """The open, locked file.
-
-    Raises:
-        BlockingIOError: another run holds it.
-    """
-    # The workers of a run that was killed a moment ago may hold on to it until they are dead too.
-    patience = time.monotonic() + 1.0
-    while True:
-        handle = open(path, "a")  # noqa: SIM115 (held open for as long as the lock is held)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
-                return handle
-            handle.close()  # the run before us removed the file between our two steps
-        except OSError as error:
-            handle.close()
-            if not isinstance(error, (BlockingIOError, FileNotFoundError)) or time.monotonic() > patience:
-                raise
-            time.sleep(0.05)
-
-
 def _reason(error: OSError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return "a file stands in its way"
@@ -132,6 +104,5 @@ def link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
             raise
-        temporary = target.with_name(target.name + ".tmp")
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        with finishing(target) as temporary:
+            shutil.copyfile(source, temporary)

@@ -78,6 +78,20 @@ class AnnotationSet:
     notes: Notes
 
 
+def images_beside(path: Path, images: Path | None) -> Path:
+    """The folder named, or `Images` beside annotations or here, or the folder of the annotations itself.
+
+    Raises:
+        InputError: the folder named is not there.
+    """
+    if images is None:
+        folder = path if path.is_dir() else path.parent
+        return next((place for place in (folder / "Images", Path("Images")) if place.is_dir()), folder)
+    if not images.is_dir():
+        raise InputError(f"--images {images}: no such folder; name the folder that {path} speaks of.")
+    return images
+
+
 def read_annotations(
     annotations: Path | str, images: Path | str, format: str = "auto", lists: dict[str, Path] | None = None
 ) -> AnnotationSet:
