@@ -7,48 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BeitConfig,
-    BeitModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    DeiTConfig,
-    DeiTModel,
-    Dinov2Config,
-    Dinov2Model,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    SwinConfig,
-    SwinModel,
-    ViTConfig,
-    ViTModel,
-)
+from encoders import ENCODERS, tiny_encoder
 
 from toolkit.errors import ModelError
 from toolkit.finetune import finetune
 from toolkit.freezing import encoder_layers, freeze_encoder, freeze_unused, used_weights
 from toolkit.options import FinetuneOptions
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-DROP = {"hidden_dropout_prob": 0.5}
-# Each with the prefix that its last layer's weights have, and what follows the last layer.
-ENCODERS: dict[str, tuple[Any, str, set[str]]] = {
-    "vit": (lambda: ViTModel(ViTConfig(**SMALL, **DROP)), "layers.2.", {"layernorm"}),
-    "deit": (lambda: DeiTModel(DeiTConfig(**SMALL, **DROP)), "layers.2.", {"layernorm"}),
-    "beit": (lambda: BeitModel(BeitConfig(**SMALL, **DROP, drop_path_rate=0.5)), "layers.2.", set()),
-    "dinov2": (lambda: Dinov2Model(Dinov2Config(**SMALL, drop_path_rate=0.5)), "encoder.layer.2.", {"layernorm"}),
-    "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**SMALL, attention_dropout=0.5)), "encoder.layers.2.", set()),
-    "siglip": (lambda: SiglipVisionModel(SiglipVisionConfig(**SMALL, attention_dropout=0.5)), "encoder.layers.2.",
-               {"post_layernorm"}),
-    "swin": (lambda: SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 2], num_heads=[1, 2],
-                                          window_size=4, drop_path_rate=0.5, **DROP)),
-             "encoder.layers.1.blocks.1.", {"layernorm"}),
-}  # fmt: skip
+# The prefix that the last layer's weights have, and what follows it.
+LAST: dict[str, tuple[str, set[str]]] = {
+    "vit": ("layers.2.", {"layernorm"}),
+    "deit": ("layers.2.", {"layernorm"}),
+    "beit": ("layers.2.", set()),
+    "dinov2": ("encoder.layer.2.", {"layernorm"}),
+    "clip": ("encoder.layers.2.", set()),
+    "siglip": ("encoder.layers.2.", {"post_layernorm"}),
+    "swin": ("encoder.layers.1.blocks.1.", {"layernorm"}),
+}
 
 
 def encoder_of(name: str) -> Any:
     torch.manual_seed(0)
-    encoder = ENCODERS[name][0]()
+    encoder = tiny_encoder(name, layers=3, dropout=0.5)
     freeze_unused(encoder)
     return encoder
 
@@ -78,7 +58,7 @@ def test_a_frozen_encoder_is_a_function_of_the_image(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_gradients_stop_at_the_right_layer(name: str) -> None:
-    _, last, after = ENCODERS[name]
+    last, after = LAST[name]
     encoder = encoder_of(name)
     whole = moved(encoder)
     assert whole == set(used_weights(encoder)), "each used weight gets a gradient, no other one waits for it"

@@ -12,29 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from encoders import ENCODERS, tiny_encoder
 from transformers import (
-    BeitConfig,
-    BeitModel,
     BertConfig,
     BertLMHeadModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    DeiTConfig,
-    DeiTModel,
-    Dinov2Config,
-    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForCausalLM,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    SwinConfig,
-    SwinModel,
     VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTModel,
 )
 
 from toolkit.batches import CaptionCollator, caption_loss
@@ -51,17 +38,6 @@ from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOption
 from toolkit.preprocess import preprocess
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-IMAGE = {"image_size": 32, "patch_size": 16}
-ENCODERS: dict[str, Any] = {
-    "vit": lambda: ViTModel(ViTConfig(**IMAGE, **SMALL)),
-    "deit": lambda: DeiTModel(DeiTConfig(**IMAGE, **SMALL)),
-    "beit": lambda: BeitModel(BeitConfig(**IMAGE, **SMALL)),
-    "swin": lambda: SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
-                                         window_size=4)),
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**IMAGE, **SMALL)),
-    "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**IMAGE, **SMALL)),
-    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**IMAGE, **SMALL)),
-}  # fmt: skip
 
 
 def gpt2(layers: int, vocabulary: int) -> Any:
@@ -88,7 +64,7 @@ PAIRS = [(e, d) for e in ENCODERS for d in DECODERS if d != "distilgpt2"] + [("v
 def test_a_pair(encoder: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three captions an image in one row as each alone; every weight learns; the same tokens after saving."""
     torch.manual_seed(0)
-    ENCODERS[encoder]().save_pretrained(tmp_path / encoder)
+    tiny_encoder(encoder).save_pretrained(tmp_path / encoder)
     make, tokens = DECODERS[decoder]
     make(60).save_pretrained(tmp_path / decoder)
     model = build_captioner(str(tmp_path / encoder), str(tmp_path / decoder), None, 60, tokens, seed=0)
@@ -166,7 +142,7 @@ def save_processor(encoder: str, folder: Path) -> None:
 )
 def test_by_the_commands(encoder: str, decoder: str, special: dict[str, str], sample_dir: Path, tmp_path: Path) -> None:
     """preprocess, finetune, and loading: tokenizers with and without BOS, EOS and PAD of their own."""
-    ENCODERS[encoder]().save_pretrained(tmp_path / "encoder")
+    tiny_encoder(encoder).save_pretrained(tmp_path / "encoder")
     save_processor(encoder, tmp_path / "encoder")
     captions = (sample_dir / "captions.txt").read_text().splitlines()
     plain = train_tiny_tokenizer(captions, 300).backend_tokenizer
