@@ -249,7 +249,9 @@ def caption(model_dir: Path, *paths: str, **options: Any) -> Any:
     return batch_caption(BatchCaptionOptions(paths=paths, model=str(model_dir), **options))
 
 
-def test_captions_of_urls_at_a_url(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+def test_captions_of_urls_at_a_url(
+    memory: Any, sample_dir: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     upload(memory, sample_dir / "Images", "/b/Images")
     caption(model_dir, str(sample_dir / "Images"), output=Path("local.jsonl"))
     out, url = Path("memory://out/captions.jsonl"), "/out/captions.jsonl"
@@ -269,6 +271,9 @@ def test_captions_of_urls_at_a_url(memory: Any, sample_dir: Path, model_dir: Pat
     more = caption(model_dir, "memory://b/Ima*/*.jpg", output=out)
     there = [*(sample_dir / "Images").glob("*.jpg"), "zz.jpg"]
     assert (more.values["images"], more.values["new"], more.exit_code) == (len(there), 1, 3)
+    said = capsys.readouterr().err
+    assert "memory://out/captions.jsonl: 48 of 48 images have their row already" in said
+    assert "cache/stores" not in said
 
 
 def test_somebody_elses_output_stays(memory: Any, sample_dir: Path, model_dir: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
 
 quiet = False  # set once by the command line
+spoken: Callable[[str], str] = str  # how a message is worded: `uploads.named` puts URLs for what stands for them
 
 
 def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(spoken(message), file=sys.stderr)
 
 
 class Progress:

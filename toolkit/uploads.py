@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from toolkit import progress
 from toolkit.cache import MANIFEST
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.files import write_json
@@ -50,11 +51,14 @@ NOT_THE_CACHE = "features/"  # what finetune keeps beside the rows
 
 @contextmanager
 def named(names: dict[Path, str]) -> Iterator[None]:
-    """Errors speak of URLs, not of the local files that stand for them."""
+    """Errors and messages speak of URLs, not of the local files that stand for them."""
+    before, progress.spoken = progress.spoken, lambda text: renamed(text, names)
     try:
         yield
     except ToolkitError as error:
         raise type(error)(renamed(str(error), names)) from None
+    finally:
+        progress.spoken = before
 
 
 def renamed(text: str, names: dict[Path, str]) -> str:
@@ -248,12 +252,12 @@ class Outbox:
             for name in gone:
                 self.fs.rm_file(f"{self.path}/{name}")
                 self.record.pop(name, None)
-            with Progress("send", total, "bytes") as progress:
+            with Progress("send", total, "bytes") as sending:
                 for name in sorted({*todo, MANIFEST}, key=lambda name: (name == MANIFEST, name)):
                     before = _state(here[name])
                     self._put(here[name], f"/{name}")
                     self._remember(name, before, found_of(self.url, self.fs.info(f"{self.path}/{name}")))
-                    progress.update(here[name].stat().st_size)
+                    sending.update(here[name].stat().st_size)
 
     def _put(self, file: Path, suffix: str) -> None:
         target = self.path + suffix
