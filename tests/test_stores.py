@@ -13,20 +13,26 @@ import pytest
 
 from toolkit import stores
 from toolkit.batch_caption import batch_caption
-from toolkit.errors import ImageError, InputError, OutputError, RunError, ToolkitError
+from toolkit.caption import caption as look
+from toolkit.demo import demo
+from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError, ToolkitError
 from toolkit.evaluate import evaluate
 from toolkit.finetune import finetune
 from toolkit.images import IMAGE_SUFFIXES, find_images, read_image
 from toolkit.inspect import inspect
 from toolkit.options import (
     BatchCaptionOptions,
+    CaptionOptions,
+    DemoOptions,
     EvaluateOptions,
     FinetuneOptions,
     InspectOptions,
     PreprocessOptions,
+    SampleOptions,
 )
 from toolkit.preprocess import preprocess
 from toolkit.references import read_references
+from toolkit.sample import sample
 from toolkit.stores import local_tree, url_of
 from toolkit.uploads import Outbox, local_cache
 
@@ -283,10 +289,113 @@ def test_somebody_elses_output_stays(memory: Any, sample_dir: Path, model_dir: P
     assert memory.cat_file("/out/captions.jsonl") == b"mine"
 
 
-def test_sidecars_need_a_folder(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+def text_of(fs: Any, folder: str) -> dict[str, bytes]:
+    return {path.removeprefix(folder + "/"): fs.cat_file(path) for path in fs.find(folder) if path.endswith(".txt")}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_text_file_for_each_image(memory: Any, sample_dir: Path, model_dir: Path, beside: bool) -> None:
+    """Among the images, or in another folder; the local ones' bytes."""
+    names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:6]
+    for name in names:
+        for fs, folder in ((memory, "/b/Images/deep"), (fsspec.filesystem("file"), "here/Images/deep")):
+            fs.makedirs(folder, exist_ok=True)
+            fs.pipe_file(f"{folder}/{name}", (sample_dir / "Images" / name).read_bytes())
+    caption(model_dir, "here/Images", format="txt")
+    local = {
+        path.relative_to("here/Images").as_posix(): path.read_bytes() for path in Path("here/Images").rglob("*.txt")
+    }
+    output = {} if beside else {"output": Path("memory://t/out")}
+    folder = "/b/Images" if beside else "/t/out"
+
+    def run(**options: Any) -> Any:
+        return caption(model_dir, "memory://b/Images", format="txt", **output, **options)
+
+    assert run().values == {"output": f"memory:/{folder}", "images": 6, "new": 6, "errors": 0}
+    assert text_of(memory, folder) == local
+    # again, here and elsewhere: nothing is captioned, nothing put
+    times = {path: info["created"] for path, info in memory.find(folder, detail=True).items()}
+    assert run().values["new"] == 0
+    shutil.rmtree("cache")
+    assert run().values["new"] == 0
+    assert times == {path: info["created"] for path, info in memory.find(folder, detail=True).items()}
+    # one is removed and one is edited: both are as they were, as with local files
+    first, second = (f"{folder}/{name}" for name in sorted(local)[:2])
+    memory.rm_file(first)
+    memory.pipe_file(second, b"edited")
+    assert run().values["new"] == 0
+    assert text_of(memory, folder) == local
+    # an image is removed: its text stays, and is nobody's business
+    memory.rm_file(f"/b/Images/deep/{names[0]}")
+    assert run().values["images"] == 5
+    assert text_of(memory, folder) == local
+
+
+def test_somebody_elses_text_stays(memory: Any, sample_dir: Path, model_dir: Path) -> None:
+    name = sorted(path.name for path in (sample_dir / "Images").iterdir())[0]
+    memory.pipe_file(f"/b/{name}", (sample_dir / "Images" / name).read_bytes())
+    memory.pipe_file(f"/b/{name[:-4]}.txt", b"mine")
+    with pytest.raises(OutputError, match=rf"^--output memory://b/{name[:-4]}.txt: exists and was not written by"):
+        caption(model_dir, "memory://b", format="txt")
+    assert memory.cat_file(f"/b/{name[:-4]}.txt") == b"mine"
+    caption(model_dir, "memory://b", format="txt", existing="overwrite")
+    assert memory.cat_file(f"/b/{name[:-4]}.txt") != b"mine"
+
+
+def test_an_image_folder(memory: Any, sample_dir: Path, model_dir: Path) -> None:
     upload(memory, sample_dir / "Images", "/b/Images")
-    with pytest.raises(InputError, match=r"^--format txt: writes among the images"):
-        caption(model_dir, "memory://b/Images", format="txt")
+    shutil.copytree(sample_dir / "Images", "here")
+    caption(model_dir, "here", format="imagefolder")
+    summary = caption(model_dir, "memory://b/Images", format="imagefolder")
+    assert summary.values["output"] == "memory://b/Images/metadata.jsonl"
+    assert memory.cat_file("/b/Images/metadata.jsonl") == Path("here/metadata.jsonl").read_bytes()
+    assert (
+        caption(model_dir, "memory://b/Images", format="imagefolder", output=Path("memory://b/Images")).values["new"]
+        == 0
+    )
+    for more in ({"output": Path("memory://elsewhere")}, {"paths": ("memory://b/Images", "here")}):
+        paths = more.pop("paths", ("memory://b/Images",))
+        with pytest.raises(InputError, match=r"^--format imagefolder: writes among the images of one folder"):
+            caption(model_dir, *paths, format="imagefolder", **more)
+
+
+def test_a_model_at_a_url(memory: Any, sample_dir: Path, cache_dir: Path, model_dir: Path) -> None:
+    upload(memory, model_dir, "/m/model")
+    name = str(next((sample_dir / "Images").iterdir()))
+    away, here = (look(CaptionOptions(images=(name,), model=model)) for model in ("memory://m/model", str(model_dir)))
+    assert away.values == here.values
+    caption(Path("memory://m/model"), name, output=Path("away.jsonl"))
+    caption(model_dir, name, output=Path("here.jsonl"))
+    assert Path("away.jsonl").read_bytes() == Path("here.jsonl").read_bytes()
+    away, here = (
+        evaluate(EvaluateOptions(model=model, references=cache_dir, split="test", idf=idf)).values["metrics"]
+        for model, idf in (("memory://m/model", "memory://c/dataset"), (str(model_dir), str(cache_dir)))
+        if upload(memory, cache_dir, "/c/dataset") is None
+    )
+    assert away == here
+    options = FinetuneOptions(cache=cache_dir, output_dir=Path("more"), init_from="memory://m/model", max_steps=1)
+    assert finetune(options).values["steps"] == 1
+    memory.rm_file("/m/model/config.json")
+    with pytest.raises(ModelError, match=r"^--model memory://m/model"):
+        look(CaptionOptions(images=(name,), model="memory://m/model"))
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "name"),
+    [
+        (finetune, FinetuneOptions(output_dir=Path("s3://b/x.html")), "output-dir"),
+        (batch_caption, BatchCaptionOptions(paths=("x",), gallery=Path("s3://b/x.html")), "gallery"),
+        (evaluate, EvaluateOptions(page=Path("s3://b/x.html")), "page"),
+        (evaluate, EvaluateOptions(per_image=Path("s3://b/x.csv")), "per-image"),
+        (inspect, InspectOptions(path=Path("x"), sheet=Path("s3://b/x.html")), "sheet"),
+        (sample, SampleOptions(directory=Path("s3://b/x")), "directory"),
+        (demo, DemoOptions(directory=Path("s3://b/x")), "directory"),
+    ],
+)
+def test_what_must_be_local(command: Any, options: Any, name: str, memory: Any) -> None:
+    with pytest.raises(OutputError, match=rf"^--{name} s3://b/x\S*: must be local; name a path here"):
+        command(options)
+    assert list(Path().iterdir()) == []
 
 
 def test_the_finished_file_is_renamed_into_a_folder_of_files(memory: Any, sample_dir: Path, model_dir: Path) -> None:

@@ -38,7 +38,7 @@ from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
-from toolkit.uploads import caption_at_urls
+from toolkit.urls import caption_at_urls
 from toolkit.writers import WRITERS, Row, format_of, replace_if_other, sidecar_names, write_sidecars
 
 
@@ -67,12 +67,12 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     return caption_at_urls(options, _batch_caption)
 
 
-def _batch_caption(options: BatchCaptionOptions) -> Summary:
+def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     format = format_of(options.format, options.output)
     output = _place(options, format)
     images = find_images(options.paths, options.recursive)
     _check_names(images)
-    _check_output(output, options, format, images)
+    _check_output(output, options, format, [] if among_images else images)
     if options.gallery:
         check_gallery(options.gallery)
     silence_transformers()

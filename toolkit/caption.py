@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.captioners import load_captioner
 from toolkit.options import CaptionOptions
 from toolkit.records import Summary
+from toolkit.urls import local_model, localized, named
 
 
 def caption(options: CaptionOptions) -> Summary:
@@ -18,7 +19,9 @@ def caption(options: CaptionOptions) -> Summary:
     Raises:
         ModelError: `--model` is no captioner.
     """
-    captioner = load_captioner(options.model, options.device, options.precision)
+    options, names = localized(options, {"model": local_model})
+    with named(names):
+        captioner = load_captioner(options.model, options.device, options.precision)
     results = captioner.caption([_source(given) for given in options.images], options.generation)
     lines, rows = [], []
     for given, found in zip(options.images, results, strict=True):

@@ -21,6 +21,7 @@ from toolkit.options import (
 from toolkit.progress import say
 from toolkit.records import Summary
 from toolkit.sample import draw_sample, judge
+from toolkit.urls import local_only
 
 MARK = "demo.json"
 
@@ -37,6 +38,7 @@ def demo(options: DemoOptions) -> Summary:
     Raises:
         OutputError: the folder holds something else.
     """
+    local_only(options, "directory")
     root, started = options.directory, time.monotonic()
     _prepare(root, options)
     if not (root / "data").exists():

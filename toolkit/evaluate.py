@@ -26,7 +26,7 @@ from toolkit.records import Summary
 from toolkit.references import References, read_references
 from toolkit.significance import LEVEL, Figure
 from toolkit.stores import local_tree
-from toolkit.uploads import local_annotations, local_source, localized, named, renamed_summary
+from toolkit.urls import local_annotations, local_model, local_only, local_source, localized, named, renamed_summary
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
 
@@ -41,7 +41,9 @@ def evaluate(options: EvaluateOptions) -> Summary:
         ToolkitError: METEOR or SPICE can't run here.
     """
     captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
-    options, names = localized(options, {**captions, "references": local_source, "images": local_tree})
+    local_only(options, "per_image", "page")
+    sources = {"references": local_source, "idf": local_source, "images": local_tree, "model": local_model}
+    options, names = localized(options, {**captions, **sources})
     with named(names):
         return renamed_summary(_evaluate(options), names)
 

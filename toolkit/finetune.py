@@ -43,7 +43,8 @@ from toolkit.sharding import check_sharding, sharding_config
 from toolkit.starting import base_of, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
-from toolkit.uploads import local_cache, localized, named, renamed_summary
+from toolkit.uploads import local_cache
+from toolkit.urls import local_model, local_only, localized, named, renamed_summary
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -57,7 +58,8 @@ def finetune(options: FinetuneOptions) -> Summary:
     """
     with joined():
         with agreeing():
-            options, names = localized(options, {"cache": local_cache})
+            local_only(options, "output_dir")
+            options, names = localized(options, {"cache": local_cache, "init_from": local_model})
         with named(names):
             return renamed_summary(_finetune(options), names)
 

@@ -18,7 +18,7 @@ from toolkit.options import DEFAULT_DECODER, InspectOptions
 from toolkit.records import Summary
 from toolkit.report import write_page
 from toolkit.stores import local_tree
-from toolkit.uploads import local_source, localized, named, renamed_summary
+from toolkit.urls import local_only, local_source, localized, named, renamed_summary
 
 
 def inspect(options: InspectOptions) -> Summary:
@@ -32,6 +32,7 @@ def inspect(options: InspectOptions) -> Summary:
         ModelError: `--decoder` has no tokenizer.
         OutputError: `--sheet` can't be written.
     """
+    local_only(options, "sheet")
     options, names = localized(options, {"path": local_source, "images": local_tree})
     with named(names):
         return renamed_summary(_inspect(options), names)

@@ -34,7 +34,8 @@ from toolkit.progress import Progress, say
 from toolkit.records import SPLITS, Summary
 from toolkit.staging import Staged, stage
 from toolkit.stores import local_tree, url_of
-from toolkit.uploads import Outbox, local_annotations, localized, named, renamed_summary
+from toolkit.uploads import Outbox
+from toolkit.urls import local_annotations, localized, named, renamed_summary
 from toolkit.workspace import building, leftovers, link, swap, tidy
 
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}

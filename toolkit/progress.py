@@ -10,7 +10,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 quiet = False  # set once by the command line
-spoken: Callable[[str], str] = str  # how a message is worded: `uploads.named` puts URLs for what stands for them
+spoken: Callable[[str], str] = str  # how a message is worded: `urls.named` puts URLs for what stands for them
 
 
 def say(message: str) -> None:

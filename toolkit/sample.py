@@ -30,6 +30,7 @@ from toolkit.hashing import hash_int
 from toolkit.options import SampleOptions
 from toolkit.progress import Progress
 from toolkit.records import SPLITS, Summary
+from toolkit.urls import local_only
 
 COLOURS = {
     "red": (205, 40, 45),
@@ -70,6 +71,7 @@ LIST_NAMES = {"train": "trainImages.txt", "validation": "devImages.txt", "test":
 
 def sample(options: SampleOptions) -> Summary:
     """The command; see `draw_sample`."""
+    local_only(options, "directory")
     return draw_sample(options.directory, options.images, options.seed)
 
 

@@ -124,7 +124,7 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
     """A local folder, or file, that stands for what is at `url`, brought up to date.
 
     Args:
-        stand_ins: suffixes of the files that are not copied, for `read` fetches them; None for all.
+        stand_ins: suffixes of the files that are not copied, for `read` fetches them; None for all, empty for none.
 
     Raises:
         InputError: there is nothing at the URL, or the store fails.
@@ -134,7 +134,8 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
         fs.invalidate_cache()
         single = fs.isfile(root)
         parent, _, name = root.rstrip("/").rpartition("/")
-        base = STORES / f"{hash_hex(url, repr(stand_ins and sorted(stand_ins)))[:12]}.store"
+        named = None if stand_ins is None else sorted(stand_ins)
+        base = STORES / f"{hash_hex(url, repr(named))[:12]}.store"
         if not single:
             objects = listing(fs, url, root)
             if not objects:
@@ -148,7 +149,7 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
                     if info["type"] == "file" and path.endswith("Images.txt"):
                         objects[path.rpartition("/")[2]] = found_of(url, info)
         with alone(base):
-            mark = {"url": url, "single": single, "stand_ins": stand_ins and sorted(stand_ins)}
+            mark = {"url": url, "single": single, "stand_ins": named}
             write_json(base / MARK, mark, unfinished(base / MARK))
             _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
         return base / (name or "root")

@@ -8,26 +8,21 @@ cache the manifest is put last and taken away first, and without it there is no 
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from toolkit import progress
 from toolkit.cache import MANIFEST
-from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.errors import InputError, OutputError
 from toolkit.files import write_json
 from toolkit.hashing import hash_hex
-from toolkit.images import IMAGE_SUFFIXES
-from toolkit.options import BatchCaptionOptions
 from toolkit.progress import Progress, say
-from toolkit.records import Summary
 from toolkit.stores import (
+    CONNECTIONS,
     STORES,
     Found,
     alone,
@@ -35,109 +30,14 @@ from toolkit.stores import (
     found_of,
     lies_below,
     listing,
-    local_tree,
     open_store,
     speaking,
-    url_of,
 )
-
-T = TypeVar("T")
 
 RECORD = "put.json"
 # Stores of files rather than objects: a put shows a file that grows, so it goes under another name and is renamed.
 WITH_RENAME = {"file", "local", "dir", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"}
 NOT_THE_CACHE = "features/"  # what finetune keeps beside the rows
-
-
-@contextmanager
-def named(names: dict[Path, str]) -> Iterator[None]:
-    """Errors and messages speak of URLs, not of the local files that stand for them."""
-    before, progress.spoken = progress.spoken, lambda text: renamed(text, names)
-    try:
-        yield
-    except ToolkitError as error:
-        raise type(error)(renamed(str(error), names)) from None
-    finally:
-        progress.spoken = before
-
-
-def renamed(text: str, names: dict[Path, str]) -> str:
-    for path in sorted(names, key=lambda path: -len(str(path))):
-        text = text.replace(str(path), names[path])
-    return text
-
-
-def renamed_summary(summary: Summary, names: dict[Path, str]) -> Summary:
-    values = {k: renamed(v, names) if isinstance(v, str) else v for k, v in summary.values.items()}
-    return replace(summary, text=renamed(summary.text, names), values=values)
-
-
-def localized(options: T, fetchers: dict[str, Callable[[str], Path]]) -> tuple[T, dict[Path, str]]:
-    """Options whose inputs at URLs are local files and folders, and which URL each of them stands for.
-
-    Args:
-        fetchers: the options that may be URLs, each with what makes a local path of one.
-    """
-    names: dict[Path, str] = {}
-    changed: dict[str, Path] = {}
-    for option, fetcher in fetchers.items():
-        url = url_of(getattr(options, option)) if getattr(options, option) is not None else None
-        if url is not None:
-            changed[option] = fetcher(url)
-            names[changed[option]] = url
-    return (replace(options, **changed) if changed else options), names  # type: ignore[type-var]
-
-
-def local_annotations(url: str) -> Path:
-    """Annotations at a URL: images are stand-ins, the rest is copied."""
-    return local_tree(url, IMAGE_SUFFIXES)
-
-
-def local_source(url: str) -> Path:
-    """A cache, or else annotations."""
-    with speaking(url):
-        fs, path = open_store(url)
-        is_cache = fs.exists(f"{path}/{MANIFEST}")
-    return local_cache(url) if is_cache else local_annotations(url)
-
-
-def local_paths(paths: Sequence[str]) -> tuple[tuple[str, ...], dict[Path, str]]:
-    """Images, folders and globs, those at URLs as local ones, and which URL each of them stands for."""
-    names: dict[Path, str] = {}
-    local = []
-    for given in paths:
-        url = url_of(given)
-        if url is None:
-            local.append(given)
-            continue
-        parts = url.split("/")
-        fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-        top = "/".join(parts[:fixed])
-        tree = local_tree(top)
-        names[tree] = top
-        local.append("/".join([str(tree), *parts[fixed:]]))
-    return tuple(local), names
-
-
-def caption_at_urls(options: BatchCaptionOptions, run: Callable[[BatchCaptionOptions], Summary]) -> Summary:
-    """`run`, batch-caption's own, on images at URLs or with an output at one."""
-    paths, names = local_paths(options.paths)
-    options = replace(options, paths=paths)
-    url = url_of(options.output) if options.output is not None else None
-    if (names or url) and (options.format in ("txt", "imagefolder") and (url or options.output is None)):
-        raise InputError(
-            f"--format {options.format}: writes among the images, which a URL has no folders for; name a local "
-            "--output, or choose another format."
-        )
-    with named(names):
-        if url is None:
-            return renamed_summary(run(options), names)
-        with Outbox(url) as outbox:
-            names[outbox.file] = url
-            outbox.prepare_file()
-            summary = run(replace(options, output=outbox.file))
-            outbox.put_file()
-            return renamed_summary(summary, names)
 
 
 class Outbox:
@@ -210,6 +110,45 @@ class Outbox:
             self._put(self.file.with_name(self.file.name + ".state"), ".state")
             self._put(self.file, "")
             self._remember("", content, self._objects()[""])
+
+    # ---- a text file for each image -----------------------------------------------------------------------------------
+
+    def prepare_sidecars(self) -> None:
+        """The text files there are brought here, and the state of whoever wrote them, so that ours are told from others."""
+        with speaking(self.url, OutputError):
+            there = self._sidecars()
+            state = self._objects(".state")
+            wanted = [(self.file / name, found) for name, found in there.items() if not self._is_as_put(name, found)]
+            if "" in state and not self._is_as_put(".state", state[""]):
+                wanted.append((self.file.with_name(self.file.name + ".state"), state[""]))
+            self.file.mkdir(exist_ok=True)
+            for path in self.file.rglob("*.txt"):
+                if path.relative_to(self.file).as_posix() not in there:  # removed there, or never sent
+                    path.unlink()
+            for path, _ in wanted:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if wanted:
+                fetch(self.fs, self.url, wanted)
+            for name, found in there.items():
+                self.record[name] = {"there": [found.size, found.version], "here": _state(self.file / name)}
+
+    def put_sidecars(self) -> None:
+        """Those that are new or different, and before them the state, which says that they are ours."""
+        with speaking(self.url, OutputError):
+            here = {path.relative_to(self.file).as_posix(): path for path in self.file.rglob("*.txt")}
+            todo = [name for name, path in here.items() if self.record.get(name, {}).get("here") != _state(path)]
+            self._put(self.file.with_name(self.file.name + ".state"), ".state")
+            with Progress("send", len(todo), "files") as sending, ThreadPoolExecutor(CONNECTIONS) as pool:
+                for _ in pool.map(lambda name: self._put(here[name], f"/{name}"), todo):
+                    sending.update()
+            there = {**self._sidecars(), ".state": self._objects(".state")[""]}
+            self.record = {name: {"there": [found.size, found.version]} for name, found in there.items()}
+            for name in here:
+                self.record[name]["here"] = _state(here[name])
+            write_json(self.folder / RECORD, self.record)
+
+    def _sidecars(self) -> dict[str, Found]:
+        return {name: found for name, found in self._objects().items() if name.endswith(".txt") and lies_below(name)}
 
     # ---- caches -----------------------------------------------------------------------------------------------------
 
