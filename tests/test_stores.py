@@ -364,6 +364,9 @@ def test_a_model_at_a_url(memory: Any, sample_dir: Path, cache_dir: Path, model_
     name = str(next((sample_dir / "Images").iterdir()))
     away, here = (look(CaptionOptions(images=(name,), model=model)) for model in ("memory://m/model", str(model_dir)))
     assert away.values == here.values
+    copied = {path.name for path in Path("cache/stores").rglob("*") if path.is_file()}
+    assert "model.safetensors" in copied
+    assert "optimizer.pt" not in copied
     caption(Path("memory://m/model"), name, output=Path("away.jsonl"))
     caption(model_dir, name, output=Path("here.jsonl"))
     assert Path("away.jsonl").read_bytes() == Path("here.jsonl").read_bytes()

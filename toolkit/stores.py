@@ -120,11 +120,12 @@ def found_of(url: str, info: Mapping[str, Any]) -> Found:
 # ---- coming in ------------------------------------------------------------------------------------------------------
 
 
-def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
+def local_tree(url: str, stand_ins: frozenset[str] | None = None, without: str | None = None) -> Path:
     """A local folder, or file, that stands for what is at `url`, brought up to date.
 
     Args:
         stand_ins: suffixes of the files that are not copied, for `read` fetches them; None for all, empty for none.
+        without: a folder in it that is left out.
 
     Raises:
         InputError: there is nothing at the URL, or the store fails.
@@ -138,6 +139,8 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None) -> Path:
         base = STORES / f"{hash_hex(url, repr(named))[:12]}.store"
         if not single:
             objects = listing(fs, url, root)
+            if without is not None:
+                objects = {name: found for name, found in objects.items() if not name.startswith(f"{without}/")}
             if not objects:
                 raise FileNotFoundError(url)
         else:

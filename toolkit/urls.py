@@ -81,8 +81,8 @@ def local_annotations(url: str) -> Path:
 
 
 def local_model(url: str) -> Path:
-    """A model folder at a URL, copied whole."""
-    return local_tree(url, frozenset())
+    """A model folder at a URL, copied, but for what a run would go on from."""
+    return local_tree(url, frozenset(), without="checkpoints")
 
 
 def local_source(url: str) -> Path:
