@@ -313,12 +313,13 @@ def test_a_text_file_for_each_image(memory: Any, sample_dir: Path, model_dir: Pa
 
     assert run().values == {"output": f"memory:/{folder}", "images": 6, "new": 6, "errors": 0}
     assert text_of(memory, folder) == local
+    assert memory.exists(folder + ".state")
     # again, here and elsewhere: nothing is captioned, nothing put
-    times = {path: info["created"] for path, info in memory.find(folder, detail=True).items()}
+    times = {path: info["created"] for path, info in memory.find("/", detail=True).items()}
     assert run().values["new"] == 0
     shutil.rmtree("cache")
     assert run().values["new"] == 0
-    assert times == {path: info["created"] for path, info in memory.find(folder, detail=True).items()}
+    assert times == {path: info["created"] for path, info in memory.find("/", detail=True).items()}
     # one is removed and one is edited: both are as they were, as with local files
     first, second = (f"{folder}/{name}" for name in sorted(local)[:2])
     memory.rm_file(first)
@@ -340,6 +341,8 @@ def test_somebody_elses_text_stays(memory: Any, sample_dir: Path, model_dir: Pat
     assert memory.cat_file(f"/b/{name[:-4]}.txt") == b"mine"
     caption(model_dir, "memory://b", format="txt", existing="overwrite")
     assert memory.cat_file(f"/b/{name[:-4]}.txt") != b"mine"
+    assert not memory.exists("/b.state"), "that would be another bucket"
+    assert memory.exists("/b/.state")
 
 
 def test_an_image_folder(memory: Any, sample_dir: Path, model_dir: Path) -> None:

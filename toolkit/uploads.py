@@ -41,8 +41,10 @@ NOT_THE_CACHE = "features/"  # what finetune keeps beside the rows
 
 
 class Outbox:
-    """One output at a URL, for one run at a time: `file` is the local file or folder to make, `prepare` brings it in line with the store,
-    `put_file` or `put_cache` sends it.
+    """One output at a URL, for one run at a time.
+
+    `file` is the local file or folder to make. `prepare_...` brings it in line with the store before, `put_...` sends it
+    afterwards: a file, text files, or a cache.
 
     Raises:
         OutputError: (all methods) the store fails or denies access.
@@ -55,6 +57,8 @@ class Outbox:
         with speaking(url, OutputError):
             self.fs, self.path = open_store(url)
             self.fs.invalidate_cache()
+        # Beside the output, or within where that is a whole bucket: beside it would be another one.
+        self.state = ".state" if "/" in self.path.strip("/") else "/.state"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder.with_name(self.folder.name + ".lock"), "a")  # noqa: SIM115 - until __exit__
         try:
@@ -117,9 +121,9 @@ class Outbox:
         """The text files there are brought here, and the state of whoever wrote them, so that ours are told from others."""
         with speaking(self.url, OutputError):
             there = self._sidecars()
-            state = self._objects(".state")
+            state = self._objects(self.state)
             wanted = [(self.file / name, found) for name, found in there.items() if not self._is_as_put(name, found)]
-            if "" in state and not self._is_as_put(".state", state[""]):
+            if "" in state and not self._is_as_put("", state[""]):
                 wanted.append((self.file.with_name(self.file.name + ".state"), state[""]))
             self.file.mkdir(exist_ok=True)
             for path in self.file.rglob("*.txt"):
@@ -137,11 +141,13 @@ class Outbox:
         with speaking(self.url, OutputError):
             here = {path.relative_to(self.file).as_posix(): path for path in self.file.rglob("*.txt")}
             todo = [name for name, path in here.items() if self.record.get(name, {}).get("here") != _state(path)]
-            self._put(self.file.with_name(self.file.name + ".state"), ".state")
+            if not todo:
+                return
+            self._put(self.file.with_name(self.file.name + ".state"), self.state)
             with Progress("send", len(todo), "files") as sending, ThreadPoolExecutor(CONNECTIONS) as pool:
                 for _ in pool.map(lambda name: self._put(here[name], f"/{name}"), todo):
                     sending.update()
-            there = {**self._sidecars(), ".state": self._objects(".state")[""]}
+            there = {**self._sidecars(), "": self._objects(self.state)[""]}  # no text file is called nothing
             self.record = {name: {"there": [found.size, found.version]} for name, found in there.items()}
             for name in here:
                 self.record[name]["here"] = _state(here[name])
