@@ -484,7 +484,13 @@ def test_captioning_goes_on_when_the_store_is_back(
     summary = caption(model_dir, "memory://b/Images", output=out)
     assert 0 < summary.values["new"] < 48
     caption(model_dir, str(sample_dir / "Images"), output=Path("local.jsonl"))
-    assert memory.cat_file("/out/captions.jsonl") == Path("local.jsonl").read_bytes()
+    ours, local = (
+        [json.loads(line) for line in content.splitlines()]
+        for content in (memory.cat_file("/out/captions.jsonl"), Path("local.jsonl").read_bytes())
+    )
+    for one, other in zip(ours, local, strict=True):  # in batches of other images, whose sums round otherwise
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=2e-4)
+    assert ours == local
 
 
 def test_a_cache_brings_nothing_from_outside(memory: Any, cache_dir: Path, tmp_path: Path) -> None:
