@@ -33,7 +33,7 @@ def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, st
         os.killpg(process.pid, signal.SIGKILL)
         raise
     # torchrun's own traceback begins in runpy.
-    assert re.findall(r'Traceback .*\n  File "(?!<frozen runpy>)', err) == [], err
+    assert re.findall(r'Traceback .*\n(?:\[rank\d+\]:)? +File "(?!<frozen runpy>)', err) == [], err
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("Error: ")], err
 
 

@@ -24,7 +24,7 @@ def test_sharded_training(cache_dir: Path, tmp_path: Path) -> None:
     command = [AS_GPUS, "finetune", str(cache_dir), "--output-dir", str(out), "--batch-size", "6", "--epochs", "2"]
     process = torchrun(2, *command, "--fsdp", "--save-total-limit", "2")
     code, _, errors, told = ended(process)
-    assert (code, errors) == (0, [])
+    assert (code, errors) == (0, []), told
     assert told.count("FSDPVisionEncoderDecoderModel: 0.50 of the weights") == 2
     first = weights(out)
     finetune(FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "alone", batch_size=12, epochs=2))
@@ -35,7 +35,7 @@ def test_sharded_training(cache_dir: Path, tmp_path: Path) -> None:
     for name in ("finetune.json", "model.safetensors"):
         (out / name).unlink()
     code, _, errors, told = ended(torchrun(2, *command, "--fsdp", "--save-total-limit", "2"))
-    assert (code, errors) == (0, [])
+    assert (code, errors) == (0, []), told
     assert f"going on from {out / 'checkpoints' / 'checkpoint-4'}" in told
     assert difference(first, weights(out)) == 0.0
 

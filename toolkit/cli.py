@@ -115,7 +115,6 @@ def main() -> None:
     try:
         app()
     except SaidElsewhere:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to those that are still there
         sys.exit(1)
     except ToolkitError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -126,3 +125,5 @@ def main() -> None:
     except BrokenPipeError:  # `toolkit ... | head`
         sys.stderr.close()
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending; torchrun's would be a traceback
