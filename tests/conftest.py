@@ -46,3 +46,13 @@ def model_dir(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("trained") / "model"
     finetune(FinetuneOptions(cache=cache_dir, output_dir=out, epochs=2, batch_size=8))
     return out
+
+
+@pytest.fixture(scope="session")
+def hostile_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """captions.txt and Images/ with 12 good images and the 200 of tests/hostile.py; to be read only."""
+    import hostile
+
+    directory = tmp_path_factory.mktemp("hostile") / "data"
+    hostile.make(directory)
+    return directory

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
+import hostile
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +18,7 @@ import toolkit.preprocess
 import toolkit.staging
 from toolkit.cache import open_cache
 from toolkit.errors import InputError, OutputError, RunError, ToolkitError
+from toolkit.options import PreprocessOptions
 
 
 @pytest.fixture(autouse=True)
@@ -578,100 +579,29 @@ def test_a_cache_within_the_folder_of_its_images(data: DataSet) -> None:
 # ---- a hostile folder -----------------------------------------------------------------------------------------------
 
 
-def hostile(data: DataSet) -> None:
-    """200 files that nobody should have to open, and a few good ones."""
-    import io
-    import struct
-    import zlib
-
-    rng = np.random.default_rng(0)
-    for number in range(180):
-        suffix, format = [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("gif", "GIF"), ("tif", "TIFF")][
-            number % 5
-        ]
-        buffer = io.BytesIO()
-        picture(number).save(buffer, format)
-        content = bytearray(buffer.getvalue())
-        for at in rng.integers(0, len(content), 1 + number // 10):
-            content[at] = rng.integers(256)
-        if number % 3 == 0:
-            content = content[: int(rng.integers(len(content)))]
-        data.add(f"fuzzed{number}.{suffix}", None)
-        (data.images / f"fuzzed{number}.{suffix}").write_bytes(content)
-
-    def png(width: int, height: int) -> bytes:
-        def chunk(kind: bytes, content: bytes) -> bytes:
-            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
-
-    files = {
-        "bomb.png": png(60000, 60000),
-        "line.png": png(2**31 - 1, 1),
-        "zero.jpg": b"",
-        "text.jpg": b"image,caption\n",
-        "page.png": b"<!DOCTYPE html><html></html>",
-        "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        "archive.jpg": b"PK\3\4" + bytes(40),
-    }
-    for name, content in files.items():
-        (data.images / name).write_bytes(content)
-        data.add(name, None)
-    with open(data.images / "sparse.jpg", "wb") as file:
-        file.truncate(2**40)
-    (data.images / "dangling.jpg").symlink_to("nowhere.jpg")
-    (data.images / "loop.jpg").symlink_to("loop.jpg")
-    (data.images / "device.jpg").symlink_to("/dev/zero")
-    (data.images / "folder.jpg").mkdir()
-    (data.images / "shut.jpg").write_bytes(b"x")
-    (data.images / "shut.jpg").chmod(0)
-    os.mkfifo(data.images / "fifo.jpg")
-    here = os.getcwd()
-    os.chdir(data.images)  # the path of a socket is short
-    try:
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind("socket.jpg")
-    finally:
-        os.chdir(here)
-    for name in ("sparse", "dangling", "loop", "device", "folder", "shut", "fifo", "socket"):
-        data.add(f"{name}.jpg", None)
-    for name in ("gone.jpg", "x" * 300 + ".jpg", "../outside.jpg", "nul\0.jpg"):
-        data.add(name, None)
-
-
-def test_a_hostile_folder(data: DataSet) -> None:
+def test_a_hostile_folder(hostile_dir: Path, tmp_path: Path) -> None:
     import resource
 
-    hostile(data)
-    data.write()
+    options = PreprocessOptions(
+        hostile_dir / "captions.txt",
+        hostile_dir / "Images",
+        tmp_path / "dataset",
+        preset="tiny",
+        max_rejected=1,
+        num_workers=2,
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    summary = data.run(max_rejected=1, num_workers=2)
-    rejected = [json.loads(line) for line in (data.out / "rejected.jsonl").read_text().splitlines()]
+    with hostile.within():
+        summary = toolkit.preprocess.preprocess(options)
+    rejected = [json.loads(line) for line in (options.out / "rejected.jsonl").read_text().splitlines()]
     reasons = {row["path"]: row["reason"] for row in rejected}
     assert summary.exit_code == 3
     assert summary.values["images"] == 12 + 200
     assert len(rejected) + sum(summary.values["splits"].values()) == 212
     assert all(0 < len(reason) < 120 and "\n" not in reason for reason in reasons.values())
-    expected = {
-        "bomb.png": "too large: 60000x60000 pixels",
-        "line.png": "too large: 2147483647x1 pixels",
-        "zero.jpg": "empty file",
-        "text.jpg": "not an image",
-        "page.png": "not an image",
-        "script.eps": "not an image",
-        "sparse.jpg": "too large: a file of 1099511627776 bytes",
-        "dangling.jpg": "dangling link",
-        "device.jpg": "not a regular file",
-        "folder.jpg": "not a regular file",
-        "fifo.jpg": "not a regular file",
-        "socket.jpg": "not a regular file",
-        "gone.jpg": "missing",
-        "../outside.jpg": "leads outside the images folder",
-    }
+    expected = {**hostile.REASONS, **hostile.REASONS_OF_NAMES}
     assert {name: reasons.get(name) for name in expected} == expected
-    assert not {f"{i:03d}.{'png' if i % 3 else 'jpg'}" for i in range(12)} & set(reasons)
+    assert not set(hostile.GOOD) & set(reasons)
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert after < max(before, 1_500_000)  # KiB, of children that were forked from this whole test process
-    assert "up to date" in data.run(max_rejected=1).text
+    assert "up to date" in toolkit.preprocess.preprocess(options).text
