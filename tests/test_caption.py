@@ -89,7 +89,7 @@ def test_on_the_command_line(folder: Path, model_dir: Path, captions: dict) -> N
             [*run, "-", evil, "bad.jpg", *flags], stdin=file, capture_output=True, text=True, cwd=folder
         )
     assert done.stdout.splitlines() == [
-        f"-: {captions['1.jpg']['caption']}", f"\\x1b[31mred line.jpg: {captions['0.jpg']['caption']}"
+        f"-: {captions['1.jpg']['caption']}", f"\\x1b[31mred\\nline.jpg: {captions['0.jpg']['caption']}"
     ]  # fmt: skip
     assert (done.stderr, done.returncode) == ("bad.jpg: not an image.\n", 3)
     before = sorted(folder.iterdir())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from preprocessing import picture
 from typer.testing import CliRunner
 
-from toolkit import __version__
+from toolkit import __version__, progress
 from toolkit.cli import COMMANDS, app
 
 README = Path(__file__).parents[1] / "README.md"
@@ -104,3 +107,46 @@ def test_json_alone_on_stdout(tmp_path: Path) -> None:
     assert values["train"] + values["validation"] + values["test"] == 4
     quiet = toolkit("sample", "t", "--images", "4", "--quiet", cwd=tmp_path)
     assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+# ---- control characters ---------------------------------------------------------------------------------------------
+
+EVIL = (
+    "a\x1b[31m\n\x9b2J\u202egpj.jpg"  # turns a terminal red, breaks the line, wipes the screen, reads "jpg" backwards
+)
+TAMED = "a\\x1b[31m\\n\\x9b2J\\u202egpj.jpg"
+
+
+def test_printable() -> None:
+    assert progress.printable(EVIL) == TAMED
+    assert progress.printable("a\udcff.jpg\n\ta") == "a\\udcff.jpg\\n\\ta"  # a name that is no UTF-8
+    assert progress.printable("1\t2\n\x07", lines=True) == "1\t2\n\\x07"
+    plain = "é 犬 ไทย 👩‍👩‍👧 नमस्ते a\u00a0b"
+    assert progress.printable(plain) == plain
+
+
+def test_control_characters_never_reach_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In errors, messages and summaries; JSON keeps them as JSON does."""
+    (tmp_path / "Images").mkdir()
+    for number in range(3):
+        picture(number).save(tmp_path / "Images" / f"{number}.jpg", "JPEG")
+    shutil.copy(tmp_path / "Images/0.jpg", tmp_path / "Images" / EVIL)
+    with open(tmp_path / "captions.txt", "w", newline="", encoding="utf-8") as file:
+        names = [EVIL, *(f"{number}.jpg" for number in range(3))]
+        csv.writer(file).writerows(
+            [("image", "caption"), *((name, f"a {name}") for name in names), (EVIL, f"a {EVIL}")]
+        )
+    monkeypatch.chdir(tmp_path)
+    error = toolkit("preprocess", "--annotations", EVIL, cwd=tmp_path).stderr
+    assert error.startswith(f"Error: {TAMED}: no such file")
+    shutil.copy("captions.txt", b"\xff.txt")
+    inspect = ["inspect", os.fsdecode(b"\xff.txt"), "--num-workers", "1"]
+    found = CliRunner().invoke(app, inspect).stdout
+    assert found.startswith("\\udcff.txt: annotations in flickr8k form")
+    assert f"\n  note              captions that an image has twice kept: 1 ({TAMED})\n" in found
+    assert f"{TAMED} = 0.jpg\n" in found
+    for text in (error, found):
+        assert not set(text) & set("\x1b\x9b\u202e\udcff")
+    values = json.loads(CliRunner().invoke(app, [*inspect, "--json"]).stdout_bytes)
+    assert values["path"] == "\udcff.txt"
+    assert values["duplicates"]["examples"] == [[EVIL, "0.jpg"]]

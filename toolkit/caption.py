@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toolkit.captioners import load_captioner
 from toolkit.options import CaptionOptions
+from toolkit.progress import printable
 from toolkit.records import Summary
 from toolkit.urls import local_model, localized, named
 
@@ -28,9 +29,9 @@ def caption(options: CaptionOptions) -> Summary:
         rows.append({**found.to_row(), "image": given})
         if found.error is not None:
             hint = "; `toolkit batch-caption` takes folders" if os.path.isdir(given) else ""
-            print(f"{_printable(given)}: {found.error}{hint}.", file=sys.stderr)
-        front = f"{_printable(given)}: " if len(options.images) > 1 else ""
-        lines += [front + _printable(text) for text in found.captions]
+            print(f"{printable(given)}: {found.error}{hint}.", file=sys.stderr)
+        front = f"{printable(given)}: " if len(options.images) > 1 else ""
+        lines += [front + printable(text) for text in found.captions]
     bad = sum(found.error is not None for found in results)
     return Summary("\n".join(lines), {"images": rows, "errors": bad}, exit_code=3 if bad else 0)
 
@@ -46,8 +47,3 @@ def _source(given: str) -> Path | bytes:
     except (OSError, ValueError):  # the reason is read_image's to tell
         pass
     return path
-
-
-def _printable(text: str) -> str:
-    """One line without control characters, which a terminal would obey, and without halves of characters."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import signal
 import sys
 import typing
@@ -65,9 +66,11 @@ def _command(command: str, options_class: type, help: str) -> Callable[..., None
         if summary.said_elsewhere:
             pass
         elif json_output:
-            print(json.dumps(summary.values, ensure_ascii=False))
+            # Half a character, from a name that is no UTF-8, is valid in JSON only as its escape.
+            text = json.dumps(summary.values, ensure_ascii=False)
+            print(re.sub("[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1], text))
         elif not quiet and summary.text:
-            print(summary.text)
+            print(progress.printable(summary.text, lines=True))
         raise typer.Exit(summary.exit_code)
 
     hints = typing.get_type_hints(options_class)
@@ -117,7 +120,7 @@ def main() -> None:
     except SaidElsewhere:
         sys.exit(1)
     except ToolkitError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {progress.printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Stopped; run the same command again to go on.", file=sys.stderr)

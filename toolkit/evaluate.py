@@ -21,7 +21,7 @@ from toolkit.files import finishing
 from toolkit.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.options import EvaluateOptions
 from toolkit.pixels import PixelTransform
-from toolkit.progress import Progress
+from toolkit.progress import Progress, printable
 from toolkit.records import Summary
 from toolkit.references import References, read_references
 from toolkit.significance import LEVEL, Figure
@@ -73,7 +73,7 @@ def _evaluate(options: EvaluateOptions) -> Summary:
                 write(path, found)
             except OSError as error:
                 raise OutputError(f"{name} {path}: can't be written ({error.strerror}); name another file.") from None
-            text += f"\n{path}: {what}"
+            text += "\n" + printable(f"{path}: {what}")
     return Summary(text, _values(found, options))
 
 
@@ -209,4 +209,4 @@ def _text(found: Evaluation) -> str:
         )
     lines += [f"{label(side.name)}: {health_sentence(side.health)}" for side in sides]
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join([*lines, f"signature: {found.signature}"])
+    return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -23,6 +23,7 @@ from toolkit.identity import content_options, processor_identity
 from toolkit.index import read_index
 from toolkit.options import PreprocessOptions
 from toolkit.pixels import PixelTransform
+from toolkit.progress import printable
 from toolkit.records import SPLITS, Summary
 from toolkit.splits import leaks
 from toolkit.staging import Staged
@@ -174,4 +175,4 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
     if counts["rejected"]:
         lines.append(f"  {counts['rejected']} images could not be read, see {out / 'rejected.jsonl'}")
     values = {"cache": str(out), "format": manifest["format"], **counts}
-    return Summary("\n".join(lines), values, exit_code=3 if counts["rejected"] else 0)
+    return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] else 0)

@@ -15,6 +15,7 @@ from toolkit.facts.models import RUN_LOG, model_facts, run_facts
 from toolkit.facts.words import describe, table, title
 from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
+from toolkit.progress import printable
 from toolkit.records import Summary
 from toolkit.report import write_page
 from toolkit.stores import local_tree
@@ -68,7 +69,7 @@ def _summary(options: InspectOptions, values: dict[str, Any], sheet: Sheet | Non
         except OSError as error:
             raise OutputError(f"--sheet {options.sheet}: can't be written ({error.strerror}); name another.") from None
         values["sheet"] = str(options.sheet)
-        text += f"\n  {options.sheet}: a sample to look at"
+        text += "\n" + printable(f"  {options.sheet}: a sample to look at")
     return Summary(text, values, exit_code)
 
 

@@ -12,11 +12,35 @@ from tqdm import tqdm
 quiet = False  # set once by the command line
 spoken: Callable[[str], str] = str  # how a message is worded: `urls.named` puts URLs for what stands for them
 
+# What a terminal obeys (C0 and C1), breaks a line at, or writes the rest of a line backwards for; and halves of
+# characters (from names that are no UTF-8), which no stream takes.
+_CONTROLS = {
+    code: ascii(chr(code))[1:-1]
+    for code in (
+        *range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+    )
+}  # fmt: skip
+_CONTROLS_BUT_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Text as a terminal may have it: names and captions are other people's, and control characters in them are
+    written as Python writes them. With `lines` it stays in its lines: then only names that stand in it must have been
+    made printable before.
+
+    >>> printable("a\\x1b[31m\\n.jpg")
+    'a\\\\x1b[31m\\\\n.jpg'
+    """
+    return (
+        text if text.isascii() and text.isprintable() else text.translate(_CONTROLS_BUT_LINES if lines else _CONTROLS)
+    )
+
 
 def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
-        tqdm.write(spoken(message), file=sys.stderr)
+        tqdm.write(printable(spoken(message)), file=sys.stderr)
 
 
 class Progress:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.progress import printable
+
 WIDTH = 18  # of the names in front
 
 
@@ -31,7 +33,8 @@ def table(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def describe(values: dict[str, Any]) -> str:
     """Title and table as text."""
-    return "\n".join([title(values), *(f"  {name:<{WIDTH}}{text}".rstrip() for name, text in table(values))])
+    lines = [title(values), *(f"  {name:<{WIDTH}}{text}".rstrip() for name, text in table(values))]
+    return "\n".join(map(printable, lines))
 
 
 # ---- images with captions -------------------------------------------------------------------------------------------
