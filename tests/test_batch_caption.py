@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from toolkit import batch_caption as module
 from toolkit.batch_caption import batch_caption
-from toolkit.errors import InputError, ModelError, OutputError, RunError
+from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 
 FAST = {"num_beams": 2, "max_length": 16, "batch_size": "4", "num_workers": 2}
@@ -110,6 +111,43 @@ def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "generate_captions", real)
     assert batch_caption(options(folder, model_dir)).values["new"] == 4
     assert output.read_bytes() == whole
+
+
+def test_an_image_that_is_replaced_while_it_is_read(
+    sample_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the old picture's bytes is the old picture's, whenever the new one came."""
+    (tmp_path / "pictures").mkdir()
+    path = tmp_path / "pictures" / "a.png"
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "old.png")
+    Image.new("RGB", (50, 60), "blue").save(tmp_path / "new.png")
+    shutil.copy(tmp_path / "old.png", path)
+    real = module.read_image
+
+    def late(source: Any) -> Any:
+        shutil.copy(tmp_path / "new.png", path)
+        return real(source)
+
+    monkeypatch.setattr(module, "read_image", late)
+    batch_caption(options(path.parent, model_dir))
+    monkeypatch.setattr(module, "read_image", real)
+    widths = []
+    for name in ("new.png", "old.png"):
+        shutil.copy(tmp_path / name, path)
+        batch_caption(options(path.parent, model_dir))
+        widths.append(rows_of(tmp_path / "out.jsonl")[0]["width"])
+    assert widths == [50, 40]
+
+
+def test_a_reason_that_passes_is_not_kept(folder: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Any) -> Any:
+        raise ImageError("out of memory")
+
+    real = module.read_image
+    monkeypatch.setattr(module, "read_image", full)
+    assert batch_caption(options(folder, model_dir)).values["errors"] == 12
+    monkeypatch.setattr(module, "read_image", real)
+    assert batch_caption(options(folder, model_dir)).values["errors"] == 3
 
 
 def test_the_gallery_is_escaped_and_self_contained(folder: Path, model_dir: Path) -> None:

@@ -12,8 +12,7 @@ from preprocessing import picture
 
 import toolkit.build
 import toolkit.pixels
-from toolkit.build import SplitWriter, pixel_hash, read_bytes
-from toolkit.errors import ImageError
+from toolkit.build import SplitWriter, pixel_hash
 from toolkit.images import read_image
 from toolkit.rows import open_file
 
@@ -111,10 +110,3 @@ def test_pixel_hash_tells_sizes_and_pixels_apart() -> None:
     assert len({pixel_hash(i) for i in (image, other, image.crop((0, 0, 39, 30)))}) == 3
     flat = [Image.new("RGB", size) for size in ((4, 6), (6, 4), (12, 2))]
     assert len({pixel_hash(i) for i in flat}) == 3
-
-
-def test_files_that_are_too_large_to_be_images(tmp_path: Path) -> None:
-    with open(tmp_path / "huge.jpg", "wb") as file:
-        file.truncate(2**30 + 1)
-    with pytest.raises(ImageError, match="too large: a file of 1073741825 bytes"):
-        read_bytes(tmp_path / "huge.jpg")

@@ -127,8 +127,8 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     (beside / "ab").mkdir(exist_ok=True)
     (beside / "ab" / "mine.jpg").write_text("mine")
     read: list[Path] = []
-    real = module.read_image
-    monkeypatch.setattr(module, "read_image", lambda path: read.append(path) or real(path))
+    real = module.read_file
+    monkeypatch.setattr(module, "read_file", lambda path: read.append(path) or real(path))
     os.utime(images[4].path, ns=(1, 1))
     write_caption_gallery(page, rows[2:6], images[2:6], 4, embed_limit=3)
     assert read == [images[4].path]
@@ -155,7 +155,7 @@ def test_an_image_that_is_gone_keeps_its_caption(folder: Path, tmp_path: Path) -
     (card,) = cards_of(tmp_path / "page.html")
     assert card == {
         "name": "gone.jpg", "caption": "a dog", "score": -0.5, "ended": True,
-        "error": "can't be shown: No such file or directory",
+        "error": "can't be shown: missing",
     }  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import images
 from toolkit.errors import ImageError, InputError
-from toolkit.images import check_file, find_images, resolve_image
+from toolkit.images import LARGEST_FILE, find_images, read_file, resolve_image
 
 # ---- finding --------------------------------------------------------------------------------------------------------
 
@@ -109,5 +110,47 @@ def test_names_that_become_none(tree: Path, name: str, why: str) -> None:
     assert str(error.value) == why
 
 
-def test_check_file(tree: Path) -> None:
-    assert check_file(tree / "b.jpg").st_size == 1
+def test_read_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tree / "b.jpg"
+    state = path.stat()
+    assert read_file(path) == (path.read_bytes(), (state.st_size, state.st_mtime_ns))
+    (tree / "empty.jpg").touch()
+    assert read_file(tree / "empty.jpg").data == b""
+    # What is read counts, not the size of a moment before: files grow and shrink while others write them.
+    real = os.fstat
+    for content in (b"longer than before", b"x", b""):
+
+        def changing(descriptor: int, content: bytes = content) -> os.stat_result:
+            state = real(descriptor)
+            path.write_bytes(content)
+            return state
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", changing)
+            assert read_file(path).data == content
+
+
+def test_what_is_no_regular_file_is_not_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it took the file's place between the look and the opening; a pipe would then wait for ever."""
+    os.mkfifo(tree / "pipe.jpg")
+    (tree / "zero.jpg").symlink_to("/dev/zero")
+    with open(tree / "huge.jpg", "wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    for look in (images.check_file, lambda path: None):
+        monkeypatch.setattr(images, "check_file", look)
+        for name, reason in (
+            ("pipe.jpg", "not a regular file"),
+            ("zero.jpg", "not a regular file"),
+            ("huge.jpg", "too large: a file of 1073741825 bytes"),
+            ("none.jpg", "missing"),
+            ("", "not a regular file"),
+        ):
+            with pytest.raises(ImageError, match=reason):
+                read_file(tree / name)
+
+
+def test_a_file_that_grows_without_end(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGEST_FILE", 100)
+    monkeypatch.setattr(os, "read", lambda descriptor, n: bytes(n))
+    with pytest.raises(ImageError, match="too large: a file of 101 bytes"):
+        read_file(tree / "b.jpg")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from toolkit import __version__, stores
+from toolkit import __version__
 from toolkit.attention import Attention
 from toolkit.caption_pieces import caption_in_pieces, gather
 from toolkit.captioners import load_captioner
@@ -32,7 +32,7 @@ from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.files import beside, file_state, lock_file
 from toolkit.gallery import check_gallery, write_caption_gallery
 from toolkit.hashing import Hasher
-from toolkit.images import FoundImage, find_images, read_image
+from toolkit.images import NO_HEIC, NOT_THE_IMAGES_FAULT, FoundImage, find_images, read_file, read_image
 from toolkit.journal import Journal
 from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
@@ -185,23 +185,17 @@ def _gallery(
 
 
 def _load(found: FoundImage, captioner: Captioner) -> Loaded:
-    stat = file_state(found.path)
     try:
-        data = stores.read(found.path)
-        if data is None:
-            with open(found.path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            content = hashlib.sha256(data).hexdigest()
-    except OSError as error:
-        return Loaded(found, None, None, f"can't be read ({error.strerror})", stat, None)
+        data, state = read_file(found.path)
     except ImageError as error:
-        return Loaded(found, None, None, f"can't be read ({error})", stat, None)
+        return Loaded(found, None, None, str(error), (-1, -1), None)
+    content = hashlib.sha256(data).hexdigest()
     try:
-        image = read_image(found.path if data is None else data)
-        return Loaded(found, captioner.transform(image), image.size, None, stat, content)
+        image = read_image(data)
+        return Loaded(found, captioner.transform(image), image.size, None, state, content)
     except ImageError as error:
-        return Loaded(found, None, None, str(error), stat, content)
+        passing = str(error) in (*NOT_THE_IMAGES_FAULT, NO_HEIC)  # to be tried again, as if it could not be opened
+        return Loaded(found, None, None, str(error), state, None if passing else content)
 
 
 def _loaded(images: Iterable[FoundImage], captioner: Captioner, workers: int, ahead: int) -> Iterator[Loaded]:

@@ -9,7 +9,6 @@ the pixel settings are the same, so another tokenizer, max length, caption, spli
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections import defaultdict
@@ -24,12 +23,11 @@ import pyarrow as pa
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from toolkit import stores
 from toolkit.cache import cache_features
 from toolkit.errors import ImageError, RunError
 from toolkit.files import file_state, unfinished
 from toolkit.hashing import Hasher, hash_hex
-from toolkit.images import check_file, read_image, resolve_image
+from toolkit.images import NOT_THE_IMAGES_FAULT, read_file, read_image, resolve_image
 from toolkit.index import (
     INDEX_SCHEMA,
     KnownPixels,
@@ -47,7 +45,6 @@ from toolkit.staging import read_records
 
 BATCH_ROWS = 64  # rows a record batch at most, far below the 14,266 that overflow 32-bit offsets ...
 BATCH_BYTES = 2**24  # ... and bytes of pixels, of which a worker holds one batch for each split
-LARGEST_FILE = 2**30  # an image file is read whole, once for its hash and its pixels; no photograph is 1 GiB
 
 
 class SplitWriter:
@@ -155,12 +152,10 @@ class PieceBuilder:
             if self.images is None:
                 raise ImageError("missing")
             file = resolve_image(self.images, record["path"])
-            entry["size"], entry["mtime_ns"] = file_state(
-                file
-            )  # before it is read: a change meanwhile is seen next time
+            entry["size"], entry["mtime_ns"] = file_state(file)
             place = self.known.find(record["path"], entry["size"], entry["mtime_ns"])
             if place is None:
-                data = read_bytes(file)
+                data, (entry["size"], entry["mtime_ns"]) = read_file(file)
         else:
             entry["size"], entry["mtime_ns"] = len(data), 0
         if place is None:
@@ -172,7 +167,7 @@ class PieceBuilder:
                 entry["content"], entry["pixel_hash"] = place.content, place.pixel_hash
                 return pixels
             if data is None:
-                data = read_bytes(file)
+                data, (entry["size"], entry["mtime_ns"]) = read_file(file)
                 entry["content"] = hash_hex(data)
         image = read_image(data)
         entry["pixel_hash"] = pixel_hash(image)
@@ -190,6 +185,7 @@ class PieceBuilder:
         try:
             pixels = self._pixels(record, entry)
         except ImageError as error:
+            # An image without fault would be lost from the cache for good, and the same command would give other bytes.
             if str(error) in NOT_THE_IMAGES_FAULT:
                 raise RunError(
                     f"{record['path']}: {error}; run the same command again to go on from the finished pieces, with a "
@@ -232,24 +228,6 @@ class PieceBuilder:
                 os.remove(self.directory / split / name)
         info = PieceInfo(task["key"], pixels_key(self.transform), self.root, files)
         write_index(self.directory, piece, dict(index), info)
-
-
-# An image without fault would be lost from the cache for good, and the same command would give other bytes.
-NOT_THE_IMAGES_FAULT = ("out of memory", *(os.strerror(n).lower() for n in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes; anything that can't be read, or would block, is an ImageError."""
-    size = check_file(path).st_size
-    if size > LARGEST_FILE:
-        raise ImageError(f"too large: a file of {size} bytes")
-    try:
-        data = stores.read(path)
-        return path.read_bytes() if data is None else data
-    except OSError as error:
-        raise ImageError((error.strerror or "unreadable").lower()) from None
-    except MemoryError:
-        raise ImageError("out of memory") from None
 
 
 def pixel_hash(image: Image.Image) -> str:

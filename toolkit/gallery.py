@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from toolkit.errors import ImageError, OutputError
-from toolkit.images import FoundImage, read_image
+from toolkit.files import file_state
+from toolkit.images import FoundImage, read_file, read_image
 from toolkit.options import default_workers
 from toolkit.pictures import Linked, heat_png
 from toolkit.progress import Progress
@@ -206,14 +206,17 @@ def _draw(row: dict[str, Any], found: FoundImage, linked: Linked | None, explain
     if row["error"] is not None:
         return _Drawn(row, (), None, None, row["error"])
     try:
-        state = os.stat(found.path)
-        key = (row["image"], state.st_size, state.st_mtime_ns)
+        key = (row["image"], *file_state(found.path))
         name, there = linked.name(".jpg", *key) if linked else ("", False)
         if there and not explainer:
             return _Drawn(row, key, name, None, None)
-        image = read_image(found.path)
-    except (OSError, ImageError) as error:  # it could be read when it was captioned
-        return _Drawn(row, (), None, None, f"can't be shown: {error.strerror if isinstance(error, OSError) else error}")
+        data, state = read_file(found.path)
+        image = read_image(data)
+        key = (row["image"], *state)  # of what is shown
+        if linked:
+            name, there = linked.name(".jpg", *key)
+    except ImageError as error:  # it could be read when it was captioned
+        return _Drawn(row, (), None, None, f"can't be shown: {error}")
     prepared = explainer.prepare(image) if explainer else None
     if there:
         return _Drawn(row, key, name, prepared, None)

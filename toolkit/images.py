@@ -17,6 +17,7 @@ Everything that can't be read is an `ImageError` with a short reason that is the
 
 from __future__ import annotations
 
+import errno
 import glob
 import importlib
 import io
@@ -25,6 +26,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -34,6 +36,11 @@ from toolkit.rgb import fix_transparency, to_rgb, upright
 
 if TYPE_CHECKING:
     from PIL import Image
+
+LARGEST_FILE = 2**30  # bytes; a larger file is rejected unread, for no photograph is 1 GiB
+# Reasons that pass, as the machine's memory and open files do, or when a package is installed.
+NOT_THE_IMAGES_FAULT = ("out of memory", *(os.strerror(n).lower() for n in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
+NO_HEIC = "HEIC can't be read here: install pillow-heif"
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -186,29 +193,80 @@ def resolve_image(root: Path, name: str) -> Path:
     raise ImageError("missing")
 
 
-def check_file(path: Path) -> os.stat_result:
-    """The state of a file that can be opened without blocking and has something in it.
-
-    Raises:
-        ImageError: 'missing', 'dangling link', 'permission denied', 'not a regular file', 'empty file', ...
+def check_file(path: Path) -> None:
     """
-    try:
+    Raises:
+        ImageError: the path leads to no regular file: 'missing', 'dangling link', 'permission denied',
+            'not a regular file', 'not a file name', ...
+    """
+    with _reasons(path):
         state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        readable = not stat.S_ISDIR(state.st_mode) or os.access(path, os.R_OK | os.X_OK)
+        raise ImageError("not a regular file" if readable else "permission denied")
+
+
+@contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """What goes wrong with a file as an ImageError with its short reason."""
+    try:
+        yield
     except FileNotFoundError:
         raise ImageError("dangling link" if os.path.islink(path) else "missing") from None
     except ValueError:  # NUL, or half of a surrogate pair
         raise ImageError("not a file name") from None
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise ImageError(_reason(error)) from None
-    if not stat.S_ISREG(state.st_mode):
-        readable = not stat.S_ISDIR(state.st_mode) or os.access(path, os.R_OK | os.X_OK)
-        raise ImageError("not a regular file" if readable else "permission denied")
-    if state.st_size == 0:
-        raise ImageError("empty file")
-    return state
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class ImageFile(NamedTuple):
+    """An image file as it was read, once: what is hashed is what is decoded.
+
+    Attributes:
+        data: its bytes; none of an empty file.
+        state: (size, mtime_ns) of the open file before it was read, so that a change meanwhile is seen later.
+    """
+
+    data: bytes
+    state: tuple[int, int]
+
+
+def read_file(path: Path) -> ImageFile:
+    """How every command reads an image's bytes: once, and only of a regular file of at most `LARGEST_FILE`.
+
+    Raises:
+        ImageError: the reason; of what is no regular file without opening it, and nothing ever waits for a pipe.
+    """
+    check_file(path)  # before it is opened: opening a device may do something
+    with _reasons(path):
+        # What took the file's place since then may be a pipe, where open() waits for a writer without O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode):
+                raise ImageError("not a regular file")
+            size, data = state.st_size, b""
+            if size <= LARGEST_FILE:
+                stored = stores.read(path)
+                data = read_up_to(descriptor, LARGEST_FILE + 1, size + 1) if stored is None else stored
+                size = max(size, len(data))  # it may be growing
+            if size > LARGEST_FILE:
+                raise ImageError(f"too large: a file of {size} bytes")
+            return ImageFile(data, (state.st_size, state.st_mtime_ns))
+        finally:
+            os.close(descriptor)
+
+
+def read_up_to(descriptor: int, limit: int, at_once: int = 2**20) -> bytes:
+    """What an open file gives until its end, or the first `limit` bytes of it."""
+    parts: list[bytes] = []
+    while limit > 0 and (part := os.read(descriptor, min(at_once, limit))):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
 
 
 def read_image(source: Path | bytes | Image.Image) -> Image.Image:
@@ -219,22 +277,13 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
         ImageError: with a short reason: 'missing', 'empty file', 'not an image', 'truncated', 'damaged: ...',
             'too large: 100000x100000 pixels', 'not a regular file', 'permission denied', ...
     """
-    if isinstance(source, bytes):
-        if not source:
-            raise ImageError("empty file")
-        return _read(io.BytesIO(source))
-    if not isinstance(source, Path):
+    if isinstance(source, Path):
+        source = read_file(source).data
+    if not isinstance(source, bytes):
         return _read(source)
-    check_file(source)
-    data = stores.read(source)
-    if data is not None:
-        return read_image(data)
-    try:
-        file = open(source, "rb")  # noqa: SIM115 - closed below; an error here is not one of the decoder's
-    except OSError as error:
-        raise ImageError(_reason(error)) from None
-    with file:
-        return _read(file)
+    if not source:
+        raise ImageError("empty file")
+    return _read(io.BytesIO(source))
 
 
 def _read(source: BinaryIO | Image.Image) -> Image.Image:
@@ -277,7 +326,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
 
             return AvifImageFile(file, "")
         except Exception:
-            raise ImageError("HEIC can't be read here: install pillow-heif") from None
+            raise ImageError(NO_HEIC) from None
     return pillow_heif.HeifImageFile(file)
 
 

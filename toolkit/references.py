@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.annotations import images_beside, read_annotations
 from toolkit.cache import MANIFEST, Cache, open_cache
 from toolkit.errors import ImageError, InputError
-from toolkit.images import read_image
+from toolkit.images import read_image, resolve_image
 from toolkit.records import SPLITS
 
 
@@ -49,7 +49,7 @@ class References:
             split, row = self.rows[image_id]
             return np.array(self.cache[split][row]["pixel_values"])
         try:
-            return None if self.images is None else read_image(self.images / self.paths[image_id])
+            return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
         except ImageError:
             return None
 

@@ -63,12 +63,11 @@ def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
 
 def _load_file(path: str) -> bytes:
     from toolkit.errors import ImageError
-    from toolkit.images import check_file
+    from toolkit.images import read_file
 
     try:
-        check_file(Path(path))
-        return Path(path).read_bytes()
-    except (ImageError, OSError):
+        return read_file(Path(path)).data
+    except ImageError:
         return b""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.annotations import AnnotationSet
-from toolkit.build import pixel_hash, read_bytes
+from toolkit.build import pixel_hash
 from toolkit.errors import ImageError, InputError
 from toolkit.facts.census import (
     SHEET_IMAGES,
@@ -23,7 +23,7 @@ from toolkit.facts.census import (
     rejected,
 )
 from toolkit.hashing import hash_hex, hash_int
-from toolkit.images import read_image, resolve_image
+from toolkit.images import read_file, read_image, resolve_image
 from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
 from toolkit.progress import Progress
@@ -97,7 +97,7 @@ def annotation_facts(
 
 def _look(record: ImageRecord, root: Path | None, decode: bool) -> Look:
     try:
-        data = record.data if record.data is not None else read_bytes(resolve_image(root or Path(), record.path))
+        data = record.data if record.data is not None else read_file(resolve_image(root or Path(), record.path)).data
         if not decode:
             return Look(len(data), hash_hex(data))
         image = read_image(data)
@@ -129,7 +129,9 @@ def _sheet(
         captions = [{"text": t, "tokens": n, "cut": 0} for t, n in zip(record.captions, lengths, strict=True)]
         shown: dict[str, Any] = {"thumbnail": None, "error": None}
         try:
-            data = record.data if record.data is not None else read_bytes(resolve_image(root or Path(), record.path))
+            data = (
+                record.data if record.data is not None else read_file(resolve_image(root or Path(), record.path)).data
+            )
             shown["thumbnail"] = data_uri(read_image(data))
         except ImageError as error:
             shown["error"] = str(error)
