@@ -161,7 +161,7 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     if checkpoint:
         say(f"going on from {checkpoint}")
     if rank() > 0:
-        set_seed(options.seed + rank())  # each rank draws its own dropout
+        set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

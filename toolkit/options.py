@@ -83,7 +83,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def check_at_least(options: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
-        check(value is None or value >= minimum, name, value, f"must be at least {minimum}")
+        finite = value is None or minimum <= value < float("inf")
+        check(finite, name, value, f"must be at least {minimum}" + (", and finite" if value == float("inf") else ""))
+
+
+def check_seed(options: Any) -> None:
+    check(0 <= options.seed < 2**32, "seed", options.seed, "is a number from 0 to 4294967295")
 
 
 def check_engine(options: Any) -> None:
@@ -141,6 +146,7 @@ class PreprocessOptions:
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, FORMATS)
+        check_seed(self)
         check_at_least(self, 1, "num_workers")
         check_at_least(self, 2, "max_length")
         check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected")
@@ -167,6 +173,7 @@ class GenerationOptions:
     seed: int = option(42, "Seed of --sample.")
 
     def __post_init__(self) -> None:
+        check_seed(self)
         check_at_least(self, 1, "num_beams", "num_captions")
         check_at_least(self, 2, "max_length")
         check_at_least(self, 0, "no_repeat_ngram_size", "top_k")
@@ -239,6 +246,7 @@ class FinetuneOptions:
     overwrite: bool = option(False, "Replace a finished model at --output-dir.", flag=True)
 
     def __post_init__(self) -> None:
+        check_seed(self)
         check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams")
         check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers", "no_repeat_ngram_size")
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
@@ -266,6 +274,8 @@ class FinetuneOptions:
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,
               "is all or a number from 1 on")  # fmt: skip
+        check(self.warmup_ratio is None or self.warmup_steps is None, "warmup_ratio", self.warmup_ratio,
+              f"--warmup-steps {self.warmup_steps} says it already; leave one of the two out")  # fmt: skip
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
               "is a share from 0 to below 1")  # fmt: skip
 
@@ -399,7 +409,8 @@ class EvaluateOptions:
         check_choice("format", self.format, FORMATS)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_at_least(self, 1, "resamples", "batch_size", "num_beams")
-        check_at_least(self, 0, "seed", "no_repeat_ngram_size")
+        check_seed(self)
+        check_at_least(self, 0, "no_repeat_ngram_size")
         check_at_least(self, 2, "max_length")
         check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,
               f"name some of {', '.join(METRICS)}, with commas between")  # fmt: skip
@@ -469,8 +480,8 @@ class SampleOptions:
     seed: int = option(42, "The same seed draws the same bytes.")
 
     def __post_init__(self) -> None:
+        check_seed(self)
         check_at_least(self, 1, "images")
-        check_at_least(self, 0, "seed")
 
 
 @dataclass(frozen=True)
@@ -482,5 +493,6 @@ class DemoOptions:
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
 
     def __post_init__(self) -> None:
+        check_seed(self)
         check_at_least(self, 10, "images")
         check_at_least(self, 1, "num_workers")
