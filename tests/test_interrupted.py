@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from preprocessing import PIECE_ROWS, DataSet, decoded, finish_alone, picture, s
 
 import toolkit.preprocess
 import toolkit.staging
-import toolkit.workspace
 from toolkit.errors import OutputError, RunError
 
 
@@ -168,39 +166,6 @@ def test_stopped_while_a_finished_cache_stands(data: DataSet, monkeypatch: pytes
     assert len(calls) == 8
     data.run(out=data.root / "undisturbed")
     assert tree(data.out) == tree(data.root / "undisturbed")
-
-
-@pytest.mark.parametrize("step", range(4))
-def test_killed_within_the_swap(data: DataSet, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Between any two steps of putting a new cache in the place of an old one."""
-    data.run()
-    data.run(out=data.root / "undisturbed", seed=5)
-    left = [step]
-
-    def counted(real: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if left[0] == 0:
-                raise SystemExit("killed")
-            left[0] -= 1
-            return real(*args, **kwargs)
-
-        return call
-
-    def swap(partial: Path, place: Path) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(toolkit.workspace.os, "rename", counted(os.rename))
-            patch.setattr(toolkit.workspace.shutil, "rmtree", counted(shutil.rmtree))
-            toolkit.workspace.swap(partial, place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(toolkit.preprocess, "swap", swap)
-        with suppress(SystemExit):
-            data.run(seed=5)
-    calls = decoded(monkeypatch)
-    data.run(seed=5)
-    assert calls == []
-    assert tree(data.out) == tree(data.root / "undisturbed")
-    assert data.beside() == ["dataset"]
 
 
 def children(pid: int) -> list[int]:

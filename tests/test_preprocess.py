@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(data: DataSet, tmp_path: P
 def test_out_that_is_something_else(data: DataSet) -> None:
     data.out.parent.mkdir()
     data.out.write_text("mine")
-    assert error_of(data, OutputError) == "--out cache/dataset: a file; name a folder for the cache."
+    assert error_of(data, OutputError) == "--out cache/dataset: is a file; name another folder."
     data.out.unlink()
     data.out.mkdir()
     (data.out / "thesis.tex").write_text("mine")

@@ -13,6 +13,7 @@ Each split is a row of Arrow stream files, one per piece of the source (toolkit/
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 COLUMNS = ("image_id", "path", "captions", "pixel_values", "labels")
+_FILES = re.compile(
+    rf"({'|'.join(SPLITS)})/(data-\d{{6,}}\.arrow|state\.json|dataset_info\.json)|index/\d{{6,}}\.arrow"
+    r"|(tokenizer|image_processor)/.+|dataset_dict\.json|rejected\.jsonl"
+)
 
 
 def cache_features(shape: tuple[int, int, int], max_length: int) -> Features:
@@ -45,6 +50,22 @@ def cache_features(shape: tuple[int, int, int], max_length: int) -> Features:
             "labels": List(List(Value("int32"), length=max_length)),
         }
     )
+
+
+def is_cache_file(name: str) -> bool:
+    """Whether a name, relative to the cache, is one that `preprocess` gives: no other file is its to replace.
+
+    The manifest is none of them; whoever replaces a cache treats it apart.
+    """
+    return _FILES.fullmatch(name) is not None and ".." not in name.split("/")
+
+
+def listed_files(manifest: bytes) -> set[str] | None:
+    """The files that a manifest says are the cache's, as far as they can be; None if it can't be read."""
+    try:
+        return {name for name in json.loads(manifest)["files"] if is_cache_file(name)}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

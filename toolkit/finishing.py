@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from toolkit import __version__
 from toolkit.annotations import AnnotationSet
 from toolkit.build import write_dataset
-from toolkit.cache import MANIFEST, SCHEMA_VERSION
+from toolkit.cache import MANIFEST, SCHEMA_VERSION, is_cache_file
 from toolkit.errors import InputError, RunError
 from toolkit.files import beside, finishing
 from toolkit.identity import content_options, processor_identity
@@ -114,7 +114,7 @@ def finish(
         raise leak_error(options, len(leaked), leaked[0])
     write_dataset(partial, transform, options.max_length)
     shutil.rmtree(partial / "records")
-    files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST)
+    names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "toolkit": __version__,
@@ -138,7 +138,7 @@ def finish(
             "processors": processor_identity(options),
         },
         "libraries": {name: version(name) for name in ("datasets", "pillow", "pyarrow", "tokenizers", "transformers")},
-        "files": {path.relative_to(partial).as_posix(): path.stat().st_size for path in files},
+        "files": {name: (partial / name).stat().st_size for name in names if is_cache_file(name)},
     }
     with finishing(partial / MANIFEST) as temporary:
         temporary.write_text(

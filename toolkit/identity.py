@@ -90,7 +90,7 @@ def _files_below(root: Path, place: Path) -> Iterator[tuple[str, os.stat_result]
             continue
         visited.add((state.st_dev, state.st_ino))
         if os.path.realpath(folder) == str(place.parent):
-            beside = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".old", ".lock"))}
+            beside = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
             names[:] = [name for name in names if name not in beside]
             files = [name for name in files if name not in beside]
         names.sort()

@@ -3,14 +3,13 @@
     annotations -> records (staging.py) -> pieces (build.py) -> manifest -> one rename
 
 Everything is built in `<out>.partial` beside the output (workspace.py); a finished cache is replaced only by a
-finished one.
+finished one, and whatever else lies in its folder stays there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from dataclasses import replace
 from importlib import import_module
@@ -28,6 +27,7 @@ from toolkit.hashing import hash_hex
 from toolkit.identity import content_options, is_current, source_fingerprint
 from toolkit.index import data_name, piece_name, pixels_key, read_index
 from toolkit.options import PreprocessOptions
+from toolkit.outputs import check_folder
 from toolkit.pixels import PixelTransform
 from toolkit.processors import fetch_processors
 from toolkit.progress import Progress, say
@@ -36,7 +36,7 @@ from toolkit.staging import Staged, stage
 from toolkit.stores import local_tree, url_of
 from toolkit.uploads import Outbox
 from toolkit.urls import local_annotations, localized, named, renamed_summary
-from toolkit.workspace import building, leftovers, link, swap, tidy
+from toolkit.workspace import building, clear, foreign, interrupted, leftovers, link, mend, set_aside, swap, tidy
 
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
 
@@ -66,12 +66,14 @@ def preprocess(options: PreprocessOptions) -> Summary:
 
 def _preprocess(options: PreprocessOptions) -> Summary:
     place = Path(os.path.realpath(options.out))  # a link to a folder on a larger disk stays a link
-    summary = _if_current(options, place)
-    if summary is not None and not any(path.exists() for path in leftovers(place)):
+    check_folder("--out", options.out, [options.annotations, options.images])
+    summary = None if interrupted(place) else _if_current(options, place)
+    if summary is not None and not leftovers(place):
         return summary
     with building(options.out, place) as partial:
-        if tidy(place):
+        if mend(place):
             summary = _if_current(options, place)
+        tidy(place)
         return summary or _build(options, place, partial)
 
 
@@ -93,10 +95,8 @@ def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
     out = options.out
     if not place.exists():
         return None
-    if not place.is_dir():
-        raise OutputError(f"--out {out}: a file; name a folder for the cache.")
     if place.is_mount():
-        raise OutputError(f"--out {out}: a mount point, which can't be replaced as a whole; name a folder in it.")
+        raise OutputError(f"--out {out}: a mount point, beside which nothing can be built; name a folder in it.")
     if not any(place.iterdir()):
         return None
     if not (place / MANIFEST).exists():
@@ -122,6 +122,7 @@ def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
 
 def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     fresh = not partial.exists()
+    (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was finished, but not yet put in its place
     try:
         source = source_fingerprint(options, place)  # before it is read: a change meanwhile is seen next time
         lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
@@ -138,7 +139,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
         if fresh:
-            shutil.rmtree(partial, ignore_errors=True)
+            clear(partial)
         raise
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
     labels = {**tokens, "max_length": options.max_length, "tokenizer": hash_hex(tokenizer_file.read_bytes())}
@@ -157,11 +158,11 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         val_fraction=options.val_fraction,
         test_fraction=options.test_fraction,
         own_splits=staged.own_splits,
-        known_directories=_reuse(place, partial, keys),
+        known_directories=_reuse(options.out, place, partial, keys),
     )
     _run(builder, keys, staged, options)
     manifest = finish(options, source, annotations, staged, transform, labels, partial)
-    swap(partial, place)
+    swap(partial, place, options.out)
     return summary_of(manifest, options.out, f"{options.out}: done.")
 
 
@@ -188,7 +189,7 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
         )
 
 
-def _reuse(place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
+def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
     """Takes over every finished piece with the right key; returns earlier caches that may hold pixels of others.
 
     An unfinished build with other keys (other options, other captions) is set aside: its pieces may not be replaced
@@ -197,8 +198,7 @@ def _reuse(place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
     stale = beside(place, ".stale")
     standing = {piece: info.key for piece, info, _ in read_index(partial)}
     if any(piece >= len(keys) or keys[piece] != key for piece, key in standing.items()):
-        shutil.rmtree(stale, ignore_errors=True)
-        os.rename(partial, stale)
+        set_aside(out, place)
         _make_folders(partial)
         for name in ("records", "tokenizer", "image_processor"):
             os.rename(stale / name, partial / name)
@@ -206,7 +206,8 @@ def _reuse(place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
     for path in (partial / "index").glob("*.arrow"):  # of pieces that are not whole
         if int(path.stem) not in standing:
             path.unlink()
-    known = tuple(directory for directory in (stale, place) if (directory / "index").is_dir())
+    earlier = (place,) if foreign(stale) else (stale, place)
+    known = tuple(directory for directory in earlier if (directory / "index").is_dir())
     for directory in known:
         for piece, info, _ in read_index(directory):
             if piece < len(keys) and piece not in standing and info.key == keys[piece]:
