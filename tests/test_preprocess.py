@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from preprocessing import PIECE_ROWS, DataSet, decoded, picture, states, stored_
 
 import toolkit.preprocess
 import toolkit.staging
+from toolkit.build import pixel_hash
 from toolkit.cache import open_cache
 from toolkit.errors import InputError, OutputError, RunError, ToolkitError
+from toolkit.hashing import hash_int
+from toolkit.images import read_image
 from toolkit.options import PreprocessOptions
 
 
@@ -394,6 +398,128 @@ def test_splits_of_the_source_are_kept(data: DataSet) -> None:
     data.run(**lists)
     assert splits_of(data)["005.png"] == "train"
     assert "001.png" not in splits_of(data)
+
+
+def test_a_list_for_test_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest is train, and validation is drawn from it by content: copies of a picture stay together."""
+    data = DataSet(tmp_path / "data", images=0)
+    for i in range(30):
+        for suffix in ("bmp", "png"):
+            data.add(f"{i}.{suffix}", picture(i))
+    data.write()
+    summary = data.run(**write_lists(data, test=["0.bmp", "0.png", "1.bmp"]))
+    said = capsys.readouterr().err
+    assert "images in no list, taken for train, which has no list: 57 (1.png, 2.bmp, 2.png, ...)" in said
+    assert "validation has no list: it is drawn from train by --val-fraction 0.25" in said
+    splits = splits_of(data)
+    assert {path for path, split in splits.items() if split == "test"} == {"0.bmp", "0.png", "1.bmp"}
+    drawn = {i for i in range(2, 30) if splits[f"{i}.bmp"] == "validation"}
+    assert 2 < len(drawn) < 14
+    assert {i for i in range(2, 30) if splits[f"{i}.png"] == "validation"} == drawn
+    # The same images as a split by content would draw: by hash and seed alone.
+    hashes = {i: pixel_hash(read_image(data.images / f"{i}.png")) for i in range(2, 30)}
+    assert drawn == {i for i, value in hashes.items() if hash_int(f"42:{value}") / 2**64 < 0.25}
+    # The copy of a listed test image is train's (or validation's), and a leak as ever.
+    assert summary.values["leaked"] == 1
+    assert f"1.png in {splits['1.png']}, 1.bmp in test" in summary.text
+    assert summary.values["splits"] == Counter(splits.values())
+    assert summary.values["warnings"] == []
+    assert "up to date" in data.run(test_list=data.root / "test.txt").text
+
+
+def test_a_list_for_train_alone(data: DataSet) -> None:
+    names = ["000.jpg", "001.png", "002.png", "004.png", "005.png", "006.jpg"]
+    summary = data.run(**write_lists(data, train=names), val_fraction=0.5)
+    splits = splits_of(data)
+    assert sorted(splits) == names
+    assert set(splits.values()) == {"train", "validation"}
+    assert summary.values["left_out"] == 6
+
+
+def test_a_list_for_validation_alone(data: DataSet) -> None:
+    data.run(**write_lists(data, val=["003.jpg", "007"]))
+    splits = splits_of(data)
+    assert {path for path, split in splits.items() if split == "validation"} == {"003.jpg", "007.png"}
+    assert set(splits.values()) == {"train", "validation"}
+    assert len(splits) == 12
+
+
+def test_lists_that_name_no_image(data: DataSet) -> None:
+    """They gave a split by content, or an empty one, and said nothing of it."""
+    lists = write_lists(data, train=["000.jpg"], test=["x/000000.jpg", "b.jpg"])
+    assert error_of(data, **lists) == (
+        "test.txt: none of the 2 names in it is an image of captions.txt, whose images are called 000.jpg, not "
+        "x/000000.jpg; name the list that belongs to these images."
+    )
+    assert "none of the 2 names in it" in error_of(data, test_list=lists["test_list"])
+    for content in ("", "\n  \n", "\ufeff"):
+        lists["test_list"].write_text(content)
+        assert error_of(data, **lists) == (
+            "test.txt: names no image, so that no image would be test; put the names there, one a line, or leave this "
+            "list out."
+        )
+    assert data.beside() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "lists", "warnings"),
+    [
+        ({}, {}, []),
+        (
+            {"val_fraction": 0.0},
+            {},
+            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+             "set --val-fraction above 0."],
+        ),
+        (
+            {"val_fraction": 0.0},
+            {"test": ["000.jpg"]},
+            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+             "name some with --val-list, or set --val-fraction above 0."],
+        ),
+        (
+            {"val_fraction": 1e-9},
+            {"test": ["000.jpg"]},
+            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+             "raise --val-fraction."],
+        ),
+        (
+            {"val_fraction": 0.0, "test_fraction": 0.99999},
+            {},
+            ["no training images, so that `toolkit finetune` can't train on this cache; "
+             "lower --val-fraction and --test-fraction.",
+             "no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+             "set --val-fraction above 0."],
+        ),
+        (
+            {},
+            {"val": [f"{i:03d}" for i in range(12)]},
+            ["no training images, so that `toolkit finetune` can't train on this cache; name some with --train-list."],
+        ),
+    ],
+)  # fmt: skip
+def test_splits_that_a_training_would_lack(
+    data: DataSet, options: dict[str, Any], lists: dict[str, list[str]], warnings: list[str]
+) -> None:
+    options = {**options, **write_lists(data, **lists)}
+    for _ in range(2):  # also when it is up to date
+        summary = data.run(**options)
+        assert summary.values["warnings"] == warnings
+        assert [line[11:] for line in summary.text.splitlines() if line.startswith("  warning: ")] == warnings
+
+
+def test_a_cache_of_an_earlier_reading(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens, and the next run reads the annotations anew, without decoding an image."""
+    data.run()
+    before = tree(data.out)
+    manifest = json.loads(before["manifest.json"])
+    del manifest["inputs"]["reading"], manifest["splits"]
+    (data.out / "manifest.json").write_text(json.dumps(manifest))
+    assert len(open_cache(data.out)["train"]) == manifest["counts"]["splits"]["train"]
+    calls = decoded(monkeypatch)
+    assert data.run().text.startswith(f"{data.out}: done.")
+    assert calls == []
+    assert tree(data.out) == before
 
 
 def test_leaks_of_the_source_are_reported(data: DataSet) -> None:

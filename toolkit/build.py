@@ -128,6 +128,7 @@ class PieceBuilder:
     val_fraction: float
     test_fraction: float
     own_splits: bool  # the source has splits: an image without one is left out
+    draw_validation: bool = False  # ... but not validation, which is drawn from train
     known_directories: tuple[Path, ...] = ()  # earlier caches, whose pixels serve again
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,6 +195,8 @@ class PieceBuilder:
             entry["reason"] = str(error)
             return False
         split = record["split"] or split_of(entry["pixel_hash"], self.seed, self.val_fraction, self.test_fraction)
+        if self.draw_validation and split == "train":
+            split = split_of(entry["pixel_hash"], self.seed, self.val_fraction, 0.0)
         if split not in writers:
             writers[split] = SplitWriter(self.directory / split / name, self.transform.shape, self.max_length)
         entry["row"] = writers[split].add(record, entry["pixel_hash"], pixels, labels)

@@ -15,14 +15,13 @@ import pyarrow.compute as pc
 
 from toolkit import __version__
 from toolkit.annotations import AnnotationSet
-from toolkit.build import write_dataset
+from toolkit.build import PieceBuilder, write_dataset
 from toolkit.cache import MANIFEST, SCHEMA_VERSION, is_cache_file
 from toolkit.errors import InputError, RunError
 from toolkit.files import beside, finishing
-from toolkit.identity import content_options, processor_identity
+from toolkit.identity import READING, content_options, processor_identity
 from toolkit.index import read_index
 from toolkit.options import PreprocessOptions
-from toolkit.pixels import PixelTransform
 from toolkit.progress import printable
 from toolkit.records import SPLITS, Summary
 from toolkit.splits import leaks
@@ -93,11 +92,11 @@ def finish(
     source: str,
     annotations: AnnotationSet,
     staged: Staged,
-    transform: PixelTransform,
+    builder: PieceBuilder,
     labels: dict[str, Any],
-    partial: Path,
 ) -> dict[str, Any]:
     """Checks the whole and writes what makes the pieces a data set; the manifest last, by rename."""
+    partial, transform = builder.directory, builder.transform
     tally = Tally.of(partial)
     considered = tally.kept + tally.rejected
     if not tally.kept or tally.rejected > options.max_rejected * considered:
@@ -132,8 +131,13 @@ def finish(
             "leaked": len(leaked),
         },
         "leaks": leaked[:100],
+        "splits": {
+            "by": "lists" if annotations.lists else "source" if staged.own_splits else "content",
+            "validation_drawn": builder.draw_validation,
+        },
         "inputs": {
             "annotations": source,
+            "reading": READING,
             "images": annotations.images.as_posix() if annotations.images else None,
             "processors": processor_identity(options),
         },
@@ -174,5 +178,28 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
         )
     if counts["rejected"]:
         lines.append(f"  {counts['rejected']} images could not be read, see {out / 'rejected.jsonl'}")
-    values = {"cache": str(out), "format": manifest["format"], **counts}
+    warnings = _warnings(manifest)
+    lines += [f"  warning: {warning}" for warning in warnings]
+    values = {"cache": str(out), "format": manifest["format"], **counts, "warnings": warnings}
     return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] else 0)
+
+
+def _warnings(manifest: dict[str, Any]) -> list[str]:
+    """What a training on the cache would lack, and the way out."""
+    counts, options = manifest["counts"]["splits"], manifest["options"]
+    splits = manifest.get("splits", {"by": None, "validation_drawn": False})  # older caches do not say
+    warnings = []
+    if not counts["train"]:
+        way = "lower --val-fraction and --test-fraction" if splits["by"] == "content" else "name some with --train-list"
+        warnings.append(f"no training images, so that `toolkit finetune` can't train on this cache; {way}.")
+    if not counts["validation"]:
+        if splits["by"] == "content" or splits["validation_drawn"]:
+            way = "raise --val-fraction" if options["val_fraction"] else "set --val-fraction above 0"
+        else:
+            way = "name some with --val-list"
+            if splits["by"] == "lists" and not options["val_list"] and not options["val_fraction"]:
+                way += ", or set --val-fraction above 0"
+        warnings.append(
+            f"no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; {way}."
+        )
+    return warnings

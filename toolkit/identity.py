@@ -25,6 +25,9 @@ PROCESSOR_FILES = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
     "spiece.model",
 )  # fmt: skip
+# Raised when the same annotations and images give other records than before (captions, names, splits): then a cache is
+# read anew, though no image is decoded again.
+READING = 2
 LARGEST_READ = 2**26  # annotations up to here are known by their bytes; a container of images by its size and time
 
 
@@ -41,6 +44,8 @@ def is_current(manifest: dict[str, Any], source: str, options: PreprocessOptions
         source: `source_fingerprint` of now.
     """
     if manifest["options"] != content_options(options) or manifest["inputs"]["annotations"] != source:
+        return False
+    if manifest["inputs"].get("reading") != READING:
         return False
     if manifest["inputs"]["processors"] != processor_identity(options):
         return False

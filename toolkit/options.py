@@ -129,11 +129,20 @@ class PreprocessOptions:
     decoder: str = option(DEFAULT_DECODER, "Text decoder: hub name or local folder. Its tokenizer makes the labels.")
     preset: str | None = option(None, "'tiny': a small ViT and GPT-2 from scratch, nothing downloaded.")
     max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
-    val_fraction: float = option(0.1, "Share of images for validation, where the source has no splits of its own.")
+    val_fraction: float = option(
+        0.1,
+        "Share of images for validation, where the source has no splits of its own or lists but none for validation.",
+    )
     test_fraction: float = option(0.1, "Share of images for test, likewise.")
-    train_list: Path | None = option(None, "File with the image names of train, one a line.")
-    val_list: Path | None = option(None, "File with the image names of validation.")
-    test_list: Path | None = option(None, "File with the image names of test.")
+    train_list: Path | None = option(
+        None, "File with the image names of train, one a line; without it train is what no list names."
+    )
+    val_list: Path | None = option(
+        None, "File with the image names of validation; without it validation is drawn from train."
+    )
+    test_list: Path | None = option(
+        None, "File with the image names of test; without it test has no images, if there are other lists."
+    )
     strict_splits: bool = option(False, "Stop if an image stands in two splits of the source's own.", flag=True)
     seed: int = option(42, "Seed of the splits.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)

@@ -143,7 +143,12 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         raise
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
     labels = {**tokens, "max_length": options.max_length, "tokenizer": hash_hex(tokenizer_file.read_bytes())}
-    fractions = (options.seed, options.val_fraction, options.test_fraction, staged.own_splits)
+    no_list = annotations.lists and "validation" not in annotations.lists | staged.splits
+    draw_validation = bool(no_list and options.val_fraction > 0)
+    if draw_validation:
+        say(f"  validation has no list: it is drawn from train by --val-fraction {options.val_fraction:g}")
+    fractions: list[float | str] = [options.seed, options.val_fraction, options.test_fraction, staged.own_splits]
+    fractions += ["validation from train"] if draw_validation else []
     root = annotations.images.as_posix() if annotations.images is not None else None
     common = json.dumps([root, pixels_key(transform), labels, fractions])
     keys = [hash_hex(common, digest) for digest in staged.digests]
@@ -158,10 +163,11 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         val_fraction=options.val_fraction,
         test_fraction=options.test_fraction,
         own_splits=staged.own_splits,
+        draw_validation=draw_validation,
         known_directories=_reuse(options.out, place, partial, keys),
     )
     _run(builder, keys, staged, options)
-    manifest = finish(options, source, annotations, staged, transform, labels, partial)
+    manifest = finish(options, source, annotations, staged, builder, labels)
     swap(partial, place, options.out)
     return summary_of(manifest, options.out, f"{options.out}: done.")
 

@@ -44,16 +44,21 @@ class Staged:
         digests: for each piece a hash of its records and of the state of its image files.
         rows: for each piece its number of records.
         captions: how many there are in all.
-        own_splits: whether the source names a split for any image.
+        splits: those that the source names for any image.
         missing: how many image files are not there; `examples` names the first of them.
     """
 
     digests: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     captions: int = 0
-    own_splits: bool = False
+    splits: set[str] = field(default_factory=set)
     missing: int = 0
     examples: list[str] = field(default_factory=list)
+
+    @property
+    def own_splits(self) -> bool:
+        """Whether the source names a split for any image."""
+        return bool(self.splits)
 
     @property
     def images(self) -> int:
@@ -125,7 +130,8 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
                 staged.examples += [record.path] if len(staged.examples) < 3 else []
         file.add(record, state)
         staged.captions += len(record.captions)
-        staged.own_splits |= record.split is not None
+        if record.split is not None:
+            staged.splits.add(record.split)
     if file is not None:
         _close(file, staged)
     return staged

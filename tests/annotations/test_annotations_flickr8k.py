@@ -162,7 +162,7 @@ def test_lists(reader: Reader, tmp_path: Path) -> None:
         ("o.jpg", None),
     ]
     assert reader.notes == [
-        "images in no list, left without a split: 1 (o.jpg)",
+        "images in no list, left out: 1 (o.jpg)",
         "names in a list that no image has: 1 (ghost.jpg)",
     ]
     lists["test"].write_text("t.jpg\nx.jpg\n")
@@ -181,5 +181,5 @@ def test_lists_beside_the_file(reader: Reader, tmp_path: Path) -> None:
     assert [r.split for r in records] == ["train", "validation", "test", None]
     assert reader.notes == [
         "splits taken from Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt, Flickr_8k.testImages.txt beside captions.txt",
-        "images in no list, left without a split: 1 (d.jpg)",
+        "images in no list, left out: 1 (d.jpg)",
     ]

@@ -13,9 +13,8 @@ A reader is a file here with two functions:
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -33,9 +32,10 @@ from toolkit.annotations import (
     webdataset,
 )
 from toolkit.annotations._gather import Notes
-from toolkit.annotations._text import open_file, read_lines
+from toolkit.annotations._text import open_file
+from toolkit.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.errors import InputError
-from toolkit.records import SPLITS, ImageRecord
+from toolkit.records import ImageRecord
 
 __all__ = ["READERS", "AnnotationSet", "Notes", "read_annotations"]
 
@@ -53,11 +53,6 @@ READERS: dict[str, ModuleType] = {
     "parquet": parquet,
     "sidecar": sidecar,
 }
-LIST_FILES = {
-    "train": ("*trainImages.txt",),
-    "validation": ("*devImages.txt", "*valImages.txt"),
-    "test": ("*testImages.txt",),
-}
 MANY_FILES = 64  # a folder with more text files than this holds sidecars, not an annotation file
 
 
@@ -70,12 +65,15 @@ class AnnotationSet:
         records: one per image, in the order of the source; read once. Mistakes far down in a file are raised here.
         images: the folder that `ImageRecord.path` is relative to; None where the images lie inside the source.
         notes: what was passed over or mended; complete once `records` has been read to the end.
+        lists: the splits that lists were given or found for; with some, but none for validation, validation is to be
+            drawn from train (lists.py).
     """
 
     format: str
     records: Iterator[ImageRecord]
     images: Path | None
     notes: Notes
+    lists: frozenset[str] = frozenset()
 
 
 def images_beside(path: Path, images: Path | None) -> Path:
@@ -103,7 +101,7 @@ def read_annotations(
             among them.
         format: one of `READERS`, or "auto".
         lists: for each split a file with image names, one a line; folder and suffix may be left out. They take the
-            place of the source's own splits. Images in none of them get split None and are counted in the notes.
+            place of the source's own splits (lists.py says where the images go that are in none of them).
 
     Raises:
         InputError: no such file, no such format, a broken one; where a file goes wrong later, `records` raises it.
@@ -121,19 +119,18 @@ def read_annotations(
         path = _only_file(path, [format])
     _check_content(path)
     reader = READERS[format]
+    found: Lists = {split: [file] for split, file in (lists or {}).items()}
     if lists is None and format in ("flickr8k", "flickr8k-token"):
-        found = _lists_beside(path)
+        found = lists_beside(path)
         if found:
             names = ", ".join(file.name for files in found.values() for file in files)
             notes.say(f"splits taken from {names} beside {path.name}")
-    else:
-        found = {split: [file] for split, file in (lists or {}).items()}
     records = reader.read(path, images, notes)
     if found:
-        records = _with_lists(records, _read_lists(found), notes)
+        records = with_lists(records, found, beside=lists is None, source=path, notes=notes)
     records = _at_least_one(path, records)
     root = getattr(reader, "images_root", lambda path, images: images)(path, images)
-    return AnnotationSet(format, records, root, notes)
+    return AnnotationSet(format, records, root, notes, frozenset(found))
 
 
 def _at_least_one(path: Path, records: Iterator[ImageRecord]) -> Iterator[ImageRecord]:
@@ -204,54 +201,3 @@ def _only_file(folder: Path, formats: list[str]) -> Path:
         )
         raise InputError(f"{folder}: {what}; name the one annotation file that you mean.")
     return files[0]
-
-
-# ---- lists of splits ------------------------------------------------------------------------------------------------
-
-
-def _lists_beside(path: Path) -> dict[str, list[Path]]:
-    found = {
-        split: sorted(file for pattern in patterns for file in path.parent.glob(pattern))
-        for split, patterns in LIST_FILES.items()
-    }
-    return {split: files for split, files in found.items() if files}
-
-
-def _read_lists(lists: dict[str, list[Path]]) -> dict[str, str]:
-    """Image name -> split."""
-    splits: dict[str, str] = {}
-    for split, files in lists.items():
-        if split not in SPLITS:
-            raise InputError(f"split {split}: unknown; lists are for {', '.join(SPLITS)}.")
-        for file in files:
-            if not file.is_file():
-                raise InputError(f"{file}: no such file; name a list of image names, one a line.")
-            for line in read_lines(file):
-                name = unicodedata.normalize("NFC", line.strip()).removeprefix("./")
-                if name and splits.setdefault(name, split) != split:
-                    raise InputError(f"{file}: {name} is in the {splits[name]} list too; leave it in one of them.")
-    return splits
-
-
-def _with_lists(records: Iterator[ImageRecord], splits: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
-    unseen = set(splits)
-    for record in records:
-        found: dict[str, str] = {}
-        for name in _short_names(record.path):
-            if name in splits:
-                found[name] = splits[name]
-                unseen.discard(name)
-        if len(set(found.values())) > 1:
-            raise InputError(f"{record.path} is in two lists, as {' and as '.join(found)}; leave it in one of them.")
-        if not found:
-            notes.count("images in no list, left without a split", record.path)
-        yield replace(record, split=next(iter(found.values()), None))
-    for name in sorted(unseen):
-        notes.count("names in a list that no image has", name)
-
-
-def _short_names(path: str) -> list[str]:
-    """The forms in which a list may name an image: with and without folder, with and without suffix."""
-    path = unicodedata.normalize("NFC", path)
-    names = [path, path.rsplit("/", 1)[-1]]
-    return list(dict.fromkeys(names + [os.path.splitext(name)[0] for name in names]))
