@@ -20,9 +20,9 @@ from PIL import Image
 
 from toolkit import gallery as module
 from toolkit.errors import OutputError
-from toolkit.gallery import Card, HeatMaps, check_gallery, write_caption_gallery, write_gallery
+from toolkit.gallery import Card, HeatMaps, gallery_output, write_caption_gallery, write_gallery
 from toolkit.images import FoundImage
-from toolkit.pictures import heat_png
+from toolkit.pictures import MARK, heat_png
 
 EVIL = "\"><script>document.title=1</script>\u2028<!--<script>\udcff'<img src=x onerror=document.title=2>.jpg"
 EVIL_CAPTION = "</script><script>document.title=3</script><img src=x onerror=document.title=4> \u2029 ]]>"
@@ -81,7 +81,7 @@ class Spotlights:
 def test_an_embedded_page(folder: Path, tmp_path: Path) -> None:
     rows, images = rows_of(folder)
     page = tmp_path / "page.html"
-    write_caption_gallery(page, rows, images, len(rows), explainer=Spotlights())
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights())
     cards = cards_of(page)
     assert [card["name"] for card in cards] == [row["image"] for row in rows]
     assert [card.get("caption") for card in cards] == [row["caption"] for row in rows]
@@ -113,14 +113,14 @@ def test_heat_maps_as_a_picture() -> None:
 def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, images = rows_of(folder)
     page, beside = tmp_path / "a page.html", tmp_path / "a page_files"
-    write_caption_gallery(page, rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
     cards = cards_of(page)
-    files = {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")}
+    files = {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} - {MARK}
     named = {card["image"] for card in cards[:-1]} | {card["heat"]["image"] for card in cards if "heat" in card}
     assert files == named
     assert 'id="folder">"a%20page_files/"<' in page.read_text()
     first = page.read_bytes()
-    write_caption_gallery(page, rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
     assert page.read_bytes() == first
     # a picture of a file as it was is not made again; those no longer shown go, the user's own files stay
     (beside / "mine.txt").write_text("mine")
@@ -130,28 +130,33 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     real = module.read_file
     monkeypatch.setattr(module, "read_file", lambda path: read.append(path) or real(path))
     os.utime(images[4].path, ns=(1, 1))
-    write_caption_gallery(page, rows[2:6], images[2:6], 4, embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows[2:6], images[2:6], 4, embed_limit=3)
     assert read == [images[4].path]
     shown = {card["image"] for card in cards_of(page)}
     assert {path.name for path in beside.iterdir() if path.is_dir()} == {"ab"} | {name[:2] for name in shown}
-    assert {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} == {*shown, "mine.txt", "ab/mine.jpg"}
+    assert {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} == {
+        *shown,
+        "mine.txt",
+        "ab/mine.jpg",
+        MARK,
+    }
 
 
 def test_a_page_that_shrinks_leaves_no_thumbnails(folder: Path, tmp_path: Path) -> None:
     rows, images = rows_of(folder)
-    write_caption_gallery(tmp_path / "page.html", rows, images, len(rows), embed_limit=3)
-    write_caption_gallery(tmp_path / "page.html", rows, images, len(rows))
+    write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images, len(rows), embed_limit=3)
+    write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images, len(rows))
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_a_score_that_is_no_number(tmp_path: Path) -> None:
-    write_gallery(tmp_path / "page.html", "Captions", [Card("a.jpg", None, "a", float("nan"))])
+    write_gallery(gallery_output(tmp_path / "page.html"), "Captions", [Card("a.jpg", None, "a", float("nan"))])
     assert cards_of(tmp_path / "page.html") == [{"name": "a.jpg", "caption": "a"}]
 
 
 def test_an_image_that_is_gone_keeps_its_caption(folder: Path, tmp_path: Path) -> None:
     row = {"image": "gone.jpg", "caption": "a dog", "score": -0.5, "ended": True, "error": None}
-    write_caption_gallery(tmp_path / "page.html", [row], [FoundImage(folder, "gone.jpg")], 1)
+    write_caption_gallery(gallery_output(tmp_path / "page.html"), [row], [FoundImage(folder, "gone.jpg")], 1)
     (card,) = cards_of(tmp_path / "page.html")
     assert card == {
         "name": "gone.jpg", "caption": "a dog", "score": -0.5, "ended": True,
@@ -165,10 +170,10 @@ def test_cards_are_written_as_they_come(tmp_path: Path) -> None:
 
     def cards() -> Iterator[Card]:
         for i in range(50):
-            sizes.append((tmp_path / "page.html.tmp").stat().st_size)
+            sizes.append(next(tmp_path.iterdir()).stat().st_size)
             yield Card(f"{i}.jpg", bytes(20_000), "a dog")
 
-    write_gallery(tmp_path / "page.html", "Captions", cards())
+    write_gallery(gallery_output(tmp_path / "page.html"), "Captions", cards())
     assert sizes == sorted(sizes)
     assert sizes[-1] > 48 * 26_000
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
@@ -194,21 +199,51 @@ def test_a_failed_page_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_gallery(tmp_path / "page.html", "Captions", cards())
+        write_gallery(gallery_output(tmp_path / "page.html"), "Captions", cards())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_may_be_written(tmp_path: Path) -> None:
-    write_gallery(tmp_path / "page.html", "Captions", [])
-    check_gallery(tmp_path / "page.html")  # an earlier page of ours
-    check_gallery(tmp_path / "new.htm")
+    write_gallery(gallery_output(tmp_path / "page.html"), "Captions", [])
+    gallery_output(tmp_path / "page.html")  # an earlier page of ours
+    gallery_output(tmp_path / "new.htm")
     (tmp_path / "mine.html").write_text("<html>my own</html>")
-    for name, reason in (("mine.html", "is not a gallery"), ("page.png", "ends in .html"), (".", "a folder")):
+    (tmp_path / "folder.html").mkdir()
+    for name, reason in (
+        ("mine.html", "exists and is not"),
+        ("page.png", "ends in .html"),
+        ("folder.html", "is a folder"),
+    ):
         with pytest.raises(OutputError, match=reason):
-            check_gallery(tmp_path / name)
+            gallery_output(tmp_path / name)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="can't be written"):
-        write_gallery(tmp_path / "file" / "page.html", "Captions", [])
+    with pytest.raises(OutputError, match="there is no folder"):
+        gallery_output(tmp_path / "file" / "page.html")
+
+
+def test_the_folder_beside_a_page(folder: Path, tmp_path: Path) -> None:
+    """A browser that saves a page makes `page_files` too, and names of 2 + 30 hex digits are many a store's."""
+    rows, images = rows_of(folder)
+    page, beside = tmp_path / "page.html", tmp_path / "page_files"
+    mine = beside / "ab" / f"{'c' * 30}.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match="needs the folder page_files beside it, where something else is"):
+        gallery_output(page, total=1001)
+    write_caption_gallery(gallery_output(page, total=1000), rows, images, len(rows))  # embeds its pictures
+    assert mine.read_text() == "mine"
+    mine.rename(tmp_path / "mine.jpg")
+    shutil.rmtree(beside)
+    beside.symlink_to(folder)
+    with pytest.raises(OutputError, match="needs the folder page_files"):
+        gallery_output(page, total=1001)
+    beside.unlink()
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), embed_limit=3)
+    pictures = sorted(path for path in beside.rglob("*.jpg"))
+    (beside / MARK).unlink()  # as an earlier version left it
+    gallery_output(page, total=1001)
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), embed_limit=3)
+    assert sorted(path for path in beside.rglob("*.jpg")) == pictures
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -233,7 +268,7 @@ def set_control(name: str, value: str, event: str) -> str:
 def test_in_a_browser(chromium: browser.Browser, folder: Path, tmp_path: Path, limit: int) -> None:
     rows, images = rows_of(folder)
     page = tmp_path / "#1 page%.html"
-    write_caption_gallery(page, rows, images, len(rows), explainer=Spotlights(), embed_limit=limit)
+    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=limit)
     chromium.asked.clear()
     chromium.messages.clear()
     chromium.screen(1300, 900)
@@ -316,7 +351,7 @@ def test_a_big_page_in_a_browser(chromium: browser.Browser, tmp_path: Path) -> N
     """20,000 cards: drawn as one scrolls, searched and sorted all."""
     page = tmp_path / "page.html"
     cards = (Card(f"folder/{i}.jpg", None, f"a dog number {i}", -(i * 7919 % 20_000) / 1000) for i in range(20_000))
-    write_gallery(page, "Captions", cards, [("model", "m<1>")])
+    write_gallery(gallery_output(page), "Captions", cards, [("model", "m<1>")])
     chromium.screen(1300, 900)
     chromium.open(page)
     assert chromium.run(COUNT) == "20,000 images"

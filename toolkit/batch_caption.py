@@ -30,12 +30,13 @@ from toolkit.captioners import load_captioner
 from toolkit.decoding import generate_captions
 from toolkit.errors import ImageError, InputError, OutputError, RunError
 from toolkit.files import beside, file_state, lock_file
-from toolkit.gallery import check_gallery, write_caption_gallery
+from toolkit.gallery import gallery_output, write_caption_gallery
 from toolkit.hashing import Hasher
 from toolkit.images import NO_HEIC, NOT_THE_IMAGES_FAULT, FoundImage, find_images, read_file, read_image
 from toolkit.journal import Journal
 from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions, to_json
+from toolkit.outputs import Output
 from toolkit.progress import Progress, say
 from toolkit.records import CaptionResult, Summary
 from toolkit.urls import caption_at_urls
@@ -73,15 +74,17 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     images = find_images(options.paths, options.recursive)
     _check_names(images)
     _check_output(output, options, format, [] if among_images else images)
-    if options.gallery:
-        check_gallery(options.gallery)
+    page = None
+    if options.gallery is not None:
+        inputs = [output, Path(options.model), *(image.path for image in images)]
+        page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
     silence_transformers()
     captioner = load_captioner(options.model, options.device, options.precision)
     attention = Attention(captioner, f"--model {options.model}") if options.attention else None
     with _held(output):
         journal = Journal(beside(output, ".state"), _maker(options, captioner), options.existing == "overwrite")
         try:
-            return _run(options, format, output, images, captioner, attention, journal)
+            return _run(options, format, output, images, captioner, attention, journal, page)
         except KeyboardInterrupt:
             raise RunError("stopped; run the same command again to go on from the rows that stand.") from None
         except (OSError, sqlite3.Error) as error:
@@ -93,7 +96,7 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
 
 def _run(
     options: BatchCaptionOptions, format: str, output: Path, images: Sequence[FoundImage], captioner: Captioner,
-    attention: Attention | None, journal: Journal,
+    attention: Attention | None, journal: Journal, page: Output | None,
 ) -> Summary:  # fmt: skip
     names = sidecar_names([image.name for image in images]) if format == "txt" else [output.name]
     root = output if format == "txt" else output.parent
@@ -141,8 +144,8 @@ def _run(
         temporary = beside(output, ".tmp")
         WRITERS[format](temporary, rows())
         replace_if_other(temporary, output)
-    if options.gallery:
-        _gallery(options, list(said()), images, attention)  # what the model said: its words have their heat maps
+    if page is not None:  # of what the model said: its words have their heat maps
+        write_caption_gallery(page, list(said()), images, len(images), explainer=attention, workers=options.num_workers)
     text = f"{output}: {len(images)} images, {new} captioned or tried now."
     if first:
         text += (
@@ -171,14 +174,6 @@ def polish(row: Row, options: BatchCaptionOptions) -> Row:
     if options.min_score is not None:
         row["weak"] = row["score"] is not None and row["score"] < options.min_score
     return row
-
-
-def _gallery(
-    options: BatchCaptionOptions, rows: list[dict[str, Any]], images: Sequence[FoundImage], attention: Attention | None
-) -> None:
-    if options.gallery:
-        workers = options.num_workers
-        write_caption_gallery(options.gallery, rows, images, len(rows), explainer=attention, workers=workers)
 
 
 # ---- captioning -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from toolkit.options import (
     PreprocessOptions,
     to_json,
 )
+from toolkit.outputs import Output, is_page
 from toolkit.progress import say
 from toolkit.records import Summary
 from toolkit.sample import draw_sample, judge
@@ -41,6 +42,7 @@ def demo(options: DemoOptions) -> Summary:
     local_only(options, "directory")
     root, started = options.directory, time.monotonic()
     _prepare(root, options)
+    page, gallery = _page(root, "evaluation").path, _page(root, "gallery").path
     if not (root / "data").exists():
         say(f"1/5 drawing {options.images} captioned scenes")
         draw_sample(root / "data", options.images, options.seed)
@@ -79,12 +81,11 @@ def demo(options: DemoOptions) -> Summary:
     from toolkit.evaluate import evaluate
 
     say("5/5 evaluate")
-    page = root / "evaluation.html"
     scores = evaluate(EvaluateOptions(hypotheses=output, references=cache, page=page, human=True)).values["metrics"]
     seconds = time.monotonic() - started
     values = {
         "directory": str(root),
-        "gallery": str(root / "gallery.html"),
+        "gallery": str(gallery),
         "test_images": len(right),
         "exactly_right": round(share, 4),
         "evaluation": str(page),
@@ -98,7 +99,7 @@ def demo(options: DemoOptions) -> Summary:
         f"{share:.1%} of {len(right)} captions of unseen test images are exactly right, {state['ended']:.0%} ended by "
         f"themselves, {state['loops']:.0%} loop ({seconds:.0f} s in all).\n"
         f"CIDEr {100 * scores['cider']['score']:.1f}, BLEU-4 {100 * scores['bleu_4']['score']:.1f}: {page}\n"
-        f"Look at them: {root / 'gallery.html'}\n\n{COMMANDS}"
+        f"Look at them: {gallery}\n\n{COMMANDS}"
     )
     return Summary(text, values)
 
@@ -116,6 +117,14 @@ def _prepare(root: Path, options: DemoOptions) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with finishing(root / MARK) as temporary:
         temporary.write_text(json.dumps(mark))
+
+
+def _page(root: Path, kind: str) -> Output:
+    path = root / f"{kind}.html"
+    try:
+        return Output("demo", path, ours=is_page(kind))
+    except OutputError:
+        raise OutputError(f"{path}: was not written by this demo; move it away, or name another folder.") from None
 
 
 def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], share: float) -> None:
@@ -138,4 +147,4 @@ def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], sha
         for row in sorted(rows, key=lambda row: (right[row["image"]], row["score"]))
     ]
     facts = [("unseen images", str(len(rows))), ("exactly right", f"{share:.1%}"), ("order", "the wrong ones first")]
-    write_gallery(root / "gallery.html", "Captions of images the model has never seen", cards, facts)
+    write_gallery(_page(root, "gallery"), "Captions of images the model has never seen", cards, facts)

@@ -14,12 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import InputError, ModelError, OutputError
+from toolkit.errors import InputError, ModelError
 from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, judge, label, percent
 from toolkit.evaluation_page import write_evaluation_page
-from toolkit.files import finishing
 from toolkit.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.options import EvaluateOptions
+from toolkit.outputs import Output, is_page
 from toolkit.pixels import PixelTransform
 from toolkit.progress import Progress, printable
 from toolkit.records import Summary
@@ -37,26 +37,31 @@ def evaluate(options: EvaluateOptions) -> Summary:
     Raises:
         InputError: captions or references that are not there, broken, or not of the same images.
         ModelError: `--model` is no captioner, or sees other pixels than the cache has.
-        OutputError: `--per-image` or `--page` can't be written.
+        OutputError: `--per-image` or `--page` can't be written, or would replace what is not ours.
         ToolkitError: METEOR or SPICE can't run here.
     """
     captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
     local_only(options, "per_image", "page")
+    outputs = _outputs(options)
     sources = {"references": local_source, "idf": local_source, "images": local_tree, "model": local_model}
     options, names = localized(options, {**captions, **sources})
     with named(names):
-        return renamed_summary(_evaluate(options), names)
+        return renamed_summary(_evaluate(options, outputs), names)
 
 
-def _evaluate(options: EvaluateOptions) -> Summary:
-    outputs = (
-        ("--per-image", options.per_image, write_per_image, "the figures of each image"),
-        ("--page", options.page, write_evaluation_page, "a page to judge by"),
+def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
+    """`--per-image` and `--page`, checked."""
+    hypotheses = DEFAULT_HYPOTHESES if options.hypotheses is None and options.model is None else options.hypotheses
+    idf = None if options.idf in ("evaluated", "train") else options.idf
+    inputs = (hypotheses, options.against, options.references, options.images, idf, options.model)
+    table, page = options.per_image, options.page
+    return (
+        None if table is None else Output("--per-image", table, inputs, options.overwrite),
+        None if page is None else Output("--page", page, inputs, options.overwrite, is_page("evaluation")),
     )
-    for name, path, _, _ in outputs:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            why = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise OutputError(f"{name} {path}: {why}; name another file.")
+
+
+def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
     references = read_references(options.references, options.split, options.images, options.format)
     given = [
         caption_split(options.model, references, options)
@@ -67,13 +72,13 @@ def _evaluate(options: EvaluateOptions) -> Summary:
         given.append(read_hypotheses(options.against, "--against"))
     found = judge(given, references, options)
     text = _text(found)
-    for name, path, write, what in outputs:
-        if path is not None:
-            try:
-                write(path, found)
-            except OSError as error:
-                raise OutputError(f"{name} {path}: can't be written ({error.strerror}); name another file.") from None
-            text += "\n" + printable(f"{path}: {what}")
+    table, page = outputs
+    if table is not None:
+        write_per_image(table, found)
+        text += "\n" + printable(f"{table.path}: the figures of each image")
+    if page is not None:
+        write_evaluation_page(page, found)
+        text += "\n" + printable(f"{page.path}: a page to judge by")
     return Summary(text, _values(found, options))
 
 
@@ -126,7 +131,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
 # ---- outputs --------------------------------------------------------------------------------------------------------
 
 
-def write_per_image(path: Path, found: Evaluation) -> None:
+def write_per_image(table: Output, found: Evaluation) -> None:
     """A row an image, in the order of the references: CSV or Parquet by the suffix. It may serve as hypotheses again."""
     columns: dict[str, list[Any]] = {"image_id": found.ids, "image": [found.references.paths[i] for i in found.ids]}
     for side, prefix in zip(found.sides, ("", "against_"), strict=False):
@@ -135,8 +140,8 @@ def write_per_image(path: Path, found: Evaluation) -> None:
         columns[f"{prefix}caption"] = [side.captions[i] for i in found.ids]
         columns |= {prefix + name: values[rows].tolist() for name, values in side.scores.per_image.items()}
     columns["signature"] = [found.signature] * len(found.ids)
-    with finishing(path) as temporary:
-        if path.suffix == ".parquet":
+    with table.writing() as temporary:
+        if table.path.suffix == ".parquet":
             import pyarrow as pa
             import pyarrow.parquet as pq
 

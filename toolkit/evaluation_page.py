@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, label, percent
+from toolkit.outputs import Output
 from toolkit.ptb import ptb_tokenize
 from toolkit.report import data_uri, write_page
 from toolkit.significance import LEVEL
@@ -28,15 +28,15 @@ SHOWN = (
 )  # by what cards are ranked
 
 
-def write_evaluation_page(path: Path, found: Evaluation) -> None:
+def write_evaluation_page(page: Output, found: Evaluation) -> None:
     """One HTML file without any network; captions and names are escaped by the template."""
     names = [label(side.name) for side in found.sides]
     if len(set(names)) < len(names):
         names = [side.name for side in found.sides]
     judged = [name for name in SHOWN if name in found.sides[0].scores.per_image]
     write_page(
-        path,
-        "evaluation.html",
+        page,
+        "evaluation",
         title=f"{' and '.join(names)}, judged",
         facts=_facts(found),
         names=names,

@@ -29,12 +29,12 @@ from toolkit.errors import ImageError, OutputError
 from toolkit.files import file_state
 from toolkit.images import FoundImage, read_file, read_image
 from toolkit.options import default_workers
+from toolkit.outputs import Output, is_page
 from toolkit.pictures import Linked, heat_png
 from toolkit.progress import Progress
 from toolkit.report import template_source, thumbnail, write_page
 
 EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
-MARK = '<meta name="generator" content="toolkit gallery">'
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,33 @@ def script_json(value: Any) -> Markup:
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
-def check_gallery(path: Path) -> None:
-    """Before any work is done: whether a page may be written there.
+def gallery_output(
+    path: Path, inputs: Iterable[Path | str | None] = (), overwrite: bool = False, total: int = 0
+) -> Output:
+    """The page that `write_gallery` writes, checked before any work is done.
+
+    Args:
+        total: how many images it will show; pictures of very many lie in a folder beside it.
 
     Raises:
-        OutputError: a folder, no HTML name, or a file that is not one of ours.
+        OutputError: no HTML name, or it, or that folder, may not be written.
     """
-    if path.is_dir():
-        raise OutputError(f"--gallery {path}: a folder; name a file that ends in .html.")
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"--gallery {path}: name a file that ends in .html.")
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            if MARK not in file.read(10_000):
-                raise OutputError(f"--gallery {path}: exists and is not a gallery of toolkit's; name another file.")
+    page = Output("--gallery", path, inputs, overwrite, is_page("gallery"))
+    if total > EMBED_LIMIT:
+        _beside(page)
+    return page
 
 
-def write_gallery(path: Path, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
+def _beside(page: Output) -> Linked:
+    linked = Linked(page.path)
+    if not linked.ours:
+        raise page.refused(f"needs the folder {linked.root.name} beside it, where something else is")
+    return linked
+
+
+def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
     """One page, finished by rename; the cards are written as they come, so that memory stays flat.
 
     Args:
@@ -145,24 +155,20 @@ def write_gallery(path: Path, title: str, cards: Iterable[Card], facts: Sequence
     """
     script = template_source("gallery.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    try:
-        write_page(
-            path,
-            "gallery.html",
-            title=title,
-            facts=facts,
-            folder=script_json(quote(path.stem + "_files/")),
-            cards=(script_json(card.to_json()) for card in cards),
-            script=Markup(script),
-            script_digest=digest,
-            mark=Markup(MARK),
-        )
-    except OSError as error:
-        raise OutputError(f"--gallery {path}: can't be written ({error.strerror}); name another file.") from None
+    write_page(
+        page,
+        "gallery",
+        title=title,
+        facts=facts,
+        folder=script_json(quote(page.path.stem + "_files/")),
+        cards=(script_json(card.to_json()) for card in cards),
+        script=Markup(script),
+        script_digest=digest,
+    )
 
 
 def write_caption_gallery(
-    path: Path,
+    page: Output,
     rows: Iterable[dict[str, Any]],
     images: Iterable[FoundImage],
     total: int,
@@ -185,11 +191,11 @@ def write_caption_gallery(
     Raises:
         OutputError: the page or its folder can't be written.
     """
-    beside = Linked(path)
-    linked = beside if total > embed_limit else None
+    linked = _beside(page) if total > embed_limit else None
+    beside = linked or Linked(page.path)
     with Progress("gallery", total) as progress:
         write_gallery(
-            path, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
+            page, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
         )
     beside.tidy()
 

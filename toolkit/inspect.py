@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.annotations import AnnotationSet, images_beside, read_annotations
 from toolkit.cache import MANIFEST, open_cache
-from toolkit.errors import InputError, ModelError, OutputError
+from toolkit.errors import InputError, ModelError
 from toolkit.facts.annotated import annotation_facts
 from toolkit.facts.caches import cache_facts
 from toolkit.facts.census import Sheet, bytes_below
@@ -15,6 +15,7 @@ from toolkit.facts.models import RUN_LOG, model_facts, run_facts
 from toolkit.facts.words import describe, table, title
 from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
+from toolkit.outputs import Output, is_page
 from toolkit.progress import printable
 from toolkit.records import Summary
 from toolkit.report import write_page
@@ -31,45 +32,45 @@ def inspect(options: InspectOptions) -> Summary:
     Raises:
         InputError: it is nothing that is known, or damaged.
         ModelError: `--decoder` has no tokenizer.
-        OutputError: `--sheet` can't be written.
+        OutputError: `--sheet` can't be written, or would replace what is not ours.
     """
     local_only(options, "sheet")
+    inputs, sheet = (options.path, options.images, options.decoder), None
+    if options.sheet is not None:
+        sheet = Output("--sheet", options.sheet, inputs, options.overwrite, is_page("inspect"))
     options, names = localized(options, {"path": local_source, "images": local_tree})
     with named(names):
-        return renamed_summary(_inspect(options), names)
+        return renamed_summary(_inspect(options, sheet), names)
 
 
-def _inspect(options: InspectOptions) -> Summary:
+def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     path = options.path
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
-        return _summary(options, values, sheet)
+        return _summary(page, values, sheet)
     model, run = (path / "config.json").is_file(), (path / RUN_LOG).is_file()
     if annotated or not (model or run):
         values, sheet = annotation_facts(options, _annotations(options), _tokenizer(options.decoder))
-        return _summary(options, values, sheet, exit_code=3 if values["rejected"]["count"] else 0)
+        return _summary(page, values, sheet, exit_code=3 if values["rejected"]["count"] else 0)
     kind = "model" if model else "run"
     for name in ("sheet", "split", "decoder", "images"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: is for images with captions, but {path} is a {kind}.")
     values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
-    return _summary(options, values, None)
+    return _summary(None, values, None)
 
 
-def _summary(options: InspectOptions, values: dict[str, Any], sheet: Sheet | None, exit_code: int = 0) -> Summary:
+def _summary(page: Output | None, values: dict[str, Any], sheet: Sheet | None, exit_code: int = 0) -> Summary:
     text = describe(values)
-    if options.sheet is not None and sheet is not None:
-        try:
-            shown = {"title": title(values), "rows": table(values), "sheet": sheet}
-            shown |= {"for_model": values["kind"] == "cache", "counted": values["captions"]["tokens"] is not None}
-            write_page(options.sheet, "inspect.html", **shown)
-        except OSError as error:
-            raise OutputError(f"--sheet {options.sheet}: can't be written ({error.strerror}); name another.") from None
-        values["sheet"] = str(options.sheet)
-        text += "\n" + printable(f"  {options.sheet}: a sample to look at")
+    if page is not None:
+        shown: dict[str, Any] = {"title": title(values), "rows": table(values), "sheet": sheet}
+        shown |= {"for_model": values["kind"] == "cache", "counted": values["captions"]["tokens"] is not None}
+        write_page(page, "inspect", **shown)
+        values["sheet"] = str(page.path)
+        text += "\n" + printable(f"  {page.path}: a sample to look at")
     return Summary(text, values, exit_code)
 
 

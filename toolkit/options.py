@@ -62,7 +62,8 @@ T = TypeVar("T")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its help text; `positional=True` makes it an argument of the command."""
+    """A dataclass field with its help text; `positional=True` makes it an argument of the command, `output=True`
+    says that it names what is written."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -121,7 +122,7 @@ class PreprocessOptions:
         Path("captions.txt"), "Annotation file or folder; inputs and outputs may be URLs: s3://..."
     )
     images: Path = option(Path("Images"), "Folder that the image names are relative to.")
-    out: Path = option(Path("cache/dataset"), "Where the cache is written.")
+    out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
     format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
     encoder: str = option(
         DEFAULT_ENCODER, "Vision encoder: hub name or local folder. Its processor decides the pixels."
@@ -199,7 +200,7 @@ GENERATION_FIELDS = tuple(f.name for f in fields(GenerationOptions))
 @dataclass(frozen=True)
 class FinetuneOptions:
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
-    output_dir: Path = option(Path("model"), "Where the model is written.")
+    output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
     epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
     max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(
@@ -318,7 +319,7 @@ class BatchCaptionOptions(GenerationOptions):
     )
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
     output: Path | None = option(
-        None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]"
+        None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
     )
     recursive: bool = option(True, "Look into folders below a folder.")
     batch_size: str = option("auto", "Images a batch: a number, or auto.")
@@ -331,7 +332,10 @@ class BatchCaptionOptions(GenerationOptions):
     strip_period: bool = option(False, "Leave out the full stop at a caption's end.", flag=True)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
-    gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.")
+    gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.", output=True)
+    overwrite: bool = option(
+        False, "Let --output and --gallery replace files that batch-caption did not write.", flag=True
+    )
     attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
     engine: str = option("local", "Where the work is done: local, on this machine, or ray.")
     ray_address: str | None = option(
@@ -402,8 +406,11 @@ class EvaluateOptions:
     format: str = option("auto", f"Of references that are annotations: {', '.join(FORMATS)}.")
     resamples: int = option(1000, "Of the images, for intervals and p-values.")
     seed: int = option(42, "Seed of the resamples.")
-    per_image: Path | None = option(None, "Also write the figures of each image: FILE.csv or FILE.parquet.")
-    page: Path | None = option(None, "Also write a page to judge by: one HTML file.")
+    per_image: Path | None = option(
+        None, "Also write the figures of each image: FILE.csv or FILE.parquet.", output=True
+    )
+    page: Path | None = option(None, "Also write a page to judge by: one HTML file.", output=True)
+    overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
     batch_size: int = option(32, "With --model: images a batch.")
     num_beams: int = option(4, "With --model: beams of the search; 1 is greedy.")
     max_length: int = option(50, "With --model: longest caption in tokens, start token and EOS included.")
@@ -462,7 +469,10 @@ class InspectOptions:
         f"on, off, or the bits of 64 in which two pictures may differ (on: {NEAR_DISTANCE}). Off, the images of "
         "annotations are not decoded, so that damaged ones aren't found either.",
     )
-    sheet: Path | None = option(None, "Also write a page with a sample of images and captions: one HTML file.")
+    sheet: Path | None = option(
+        None, "Also write a page with a sample of images and captions: one HTML file.", output=True
+    )
+    overwrite: bool = option(False, "Let --sheet replace a file that inspect did not write.", flag=True)
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
 
     def __post_init__(self) -> None:
@@ -484,7 +494,9 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    directory: Path = option(None, "The folder to write; must not exist or be empty.", positional=True, required=True)
+    directory: Path = option(
+        None, "The folder to write; must not exist or be empty.", positional=True, required=True, output=True
+    )
     images: int = option(2000, "How many images.")
     seed: int = option(42, "The same seed draws the same bytes.")
 
@@ -495,7 +507,9 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    directory: Path = option(Path("demo"), "The folder to write; must not exist or be empty.", positional=True)
+    directory: Path = option(
+        Path("demo"), "The folder to write; must not exist or be empty.", positional=True, output=True
+    )
     images: int = option(8000, "How many images are drawn; with fewer the model sees too little to be right.")
     epochs: float | None = option(None, "Passes over the images. [default: the tiny preset's]")
     seed: int = option(42, "Seed of everything.")

@@ -95,9 +95,8 @@ class Output:
         if (self.ours or listed)(path):
             return
         if not self.overwrite:
-            raise self.refused(
-                "exists and is not what this command wrote", "name another file, or add --overwrite to replace it"
-            )
+            remedy = "name another file, or add --overwrite to replace it"
+            raise self.refused("exists and is not what this command wrote", remedy)
         within = next((given for given in self.inputs if is_below(path, Path(given))), None)  # type: ignore[arg-type]
         if within is not None:
             raise self.refused(f"is a file of {within}, which this command reads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,9 @@ from PIL import Image
 
 from toolkit.files import finishing
 from toolkit.hashing import hash_hex
+from toolkit.outputs import is_page
 
+MARK = ".toolkit-gallery"  # a file in a folder of ours
 LINKED_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)")  # what we write below FILE_files, and may remove there
 # From a dark veil to a warm, clear light: red, green, blue, alpha.
 COLOURS = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
@@ -39,6 +42,19 @@ class Linked:
     def __init__(self, page: Path) -> None:
         self.root = page.with_name(page.stem + "_files")
         self.used: set[str] = set()
+        self.ours = self._is_ours(page)
+
+    def _is_ours(self, page: Path) -> bool:
+        """Whether the folder may be written: it is new, or it has our mark or lies beside a page of ours and holds
+        nothing but its pictures. A browser that saves a page makes a folder of the same name."""
+        if not os.path.lexists(self.root):
+            return True
+        if self.root.is_symlink() or not self.root.is_dir():
+            return False
+        if (self.root / MARK).is_file():
+            return True
+        files = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
+        return page.is_file() and is_page("gallery")(page) and all(LINKED_NAME.fullmatch(name) for name in files)
 
     def name(self, suffix: str, *key: object) -> tuple[str, bool]:
         """The name of a picture, and whether it lies there already."""
@@ -49,20 +65,26 @@ class Linked:
 
     def write(self, name: str, data: bytes) -> str:
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (self.root / MARK).touch()
         with finishing(path) as temporary:
             temporary.write_bytes(data)
         return name
 
     def tidy(self) -> None:
         """Removes pictures of an earlier page that this one does not show."""
+        if not self.ours:
+            return
         for folder in self.root.glob("[0-9a-f][0-9a-f]"):
             for path in folder.iterdir():
                 name = path.relative_to(self.root).as_posix()
                 if name not in self.used and LINKED_NAME.fullmatch(name.removesuffix(".tmp")):
                     path.unlink()
             _remove_if_empty(folder)
-        _remove_if_empty(self.root)
+        if [path.name for path in self.root.glob("*")] == [MARK]:
+            (self.root / MARK).unlink()
+            _remove_if_empty(self.root)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from toolkit import __version__
 from toolkit.files import finishing
+from toolkit.outputs import Output, page_mark
 
 THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
 
@@ -54,11 +56,16 @@ def template_source(name: str) -> str:
     return str(environment.loader.get_source(environment, name)[0])
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Renders a template to a file, finished by rename; what an iterator brings is written as it comes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with finishing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        _templates().get_template(template).stream(version=__version__, **values).dump(file)
+def write_page(output: Output | Path, kind: str, **values: Any) -> None:
+    """Renders templates/<kind>.html, with the mark that it is known by; what an iterator brings is written as it comes.
+
+    Args:
+        output: a plain path is within a folder of ours.
+    """
+    page = _templates().get_template(f"{kind}.html")
+    place = output.writing() if isinstance(output, Output) else finishing(output)
+    with place as temporary, open(temporary, "w", encoding="utf-8") as file:
+        page.stream(version=__version__, mark=Markup(page_mark(kind)), **values).dump(file)
 
 
 def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:
@@ -113,7 +120,7 @@ def write_training_report(
     curves = [c for name, title in CURVES if (c := curve(rows, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]
     warnings: list[str] = next((row["warnings"] for row in reversed(rows) if "warnings" in row), [])
-    write_page(path, "report.html", curves=curves, samples=shown, split=time_split(rows), warnings=warnings, **values)
+    write_page(path, "report", curves=curves, samples=shown, split=time_split(rows), warnings=warnings, **values)
 
 
 def write_model_card(path: Path, **values: Any) -> None:
