@@ -240,6 +240,59 @@ def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
     assert rows_of(local_cache("memory://c")) == rows_of(cache_dir)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_not_of_a_cache_in_a_store_stays(
+    memory: Any, sample_dir: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, stopped: bool
+) -> None:
+    upload(memory, cache_dir, "/c")
+    foreign = {"/c/notes.txt": b"mine", "/c/model/model.safetensors": b"weights", "/c/train/cache-1.arrow": b"result",
+               "/c/features/a/b.bin": b"states", "/c/index/README": b"mine too"}  # fmt: skip
+    memory.pipe(foreign)
+    times = {name: memory.info(name)["created"] for name in foreign}
+
+    def run(**more: Any) -> Any:
+        return preprocess(
+            PreprocessOptions(annotations=sample_dir / "captions.txt", images=sample_dir / "Images", preset="tiny",
+                              out=Path("memory://c"), num_workers=1, **more)
+        )  # fmt: skip
+
+    assert "up to date" in run().text
+    fetched = {path.name for path in Path("cache/stores").rglob("*") if path.is_file()}
+    assert not fetched & {name.rpartition("/")[2] for name in foreign}
+    if stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), "put_file", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("reset")))
+            with pytest.raises(OutputError, match="reset"):
+                run(max_length=30)
+        assert not memory.exists("/c/manifest.json")
+    if elsewhere and not stopped:
+        shutil.rmtree("cache")
+    run(max_length=30)
+    assert {name: memory.info(name)["created"] for name in foreign} == times
+    there = {name.removeprefix("/c/") for name in memory.find("/c") if name not in foreign}
+    manifest = json.loads(memory.cat_file("/c/manifest.json"))
+    assert there == {*manifest["files"], "manifest.json"}
+    assert manifest["options"]["max_length"] == 30
+
+
+def test_an_object_in_a_caches_way_is_refused(memory: Any, sample_dir: Path) -> None:
+    memory.pipe({"/c/rejected.jsonl": b"mine", "/d/notes.txt": b"mine"})
+    for url in ("memory://c", "memory://d"):
+        with pytest.raises(OutputError, match=rf"^--out {url}: holds files that are no finished cache; name another"):
+            preprocess(PreprocessOptions(annotations=sample_dir / "captions.txt", images=sample_dir / "Images",
+                                         preset="tiny", out=Path(url), num_workers=1))  # fmt: skip
+    assert memory.cat_file("/c/rejected.jsonl") == memory.cat_file("/d/notes.txt") == b"mine"
+    with Outbox("memory://e") as outbox:
+        outbox.file.mkdir()
+        (outbox.file / "rejected.jsonl").write_bytes(b"ours")
+        (outbox.file / "manifest.json").write_text('{"files": {"rejected.jsonl": 4}}')
+        memory.pipe({"/e/rejected.jsonl": b"mine"})
+        with pytest.raises(OutputError, match=r"^--out memory://e: rejected\.jsonl is there, and is not of a cache"):
+            outbox.put_cache()
+    assert memory.cat_file("/e/rejected.jsonl") == b"mine"
+
+
 def test_one_run_at_a_time_writes_an_output(memory: Any) -> None:
     with Outbox("memory://o/captions.jsonl"), pytest.raises(OutputError, match="another run is writing it"):
         Outbox("memory://o/captions.jsonl")

@@ -2,7 +2,8 @@
 
 Outputs are made in `cache/stores/<hash>.out/`, as anywhere, and put into the store when they are finished. `put.json`
 in it says what was put, so that only what is new or different goes again. A store's put of one object is atomic; of a
-cache the manifest is put last and taken away first, and without it there is no cache.
+cache the manifest is put last and taken away first, and without it there is no cache. What is not of the cache, by the
+manifest there or by `put.json`, is neither fetched nor replaced nor removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from toolkit.cache import MANIFEST
+from toolkit.cache import MANIFEST, listed_files
 from toolkit.errors import InputError, OutputError
 from toolkit.files import write_json
 from toolkit.hashing import hash_hex
@@ -37,7 +38,6 @@ from toolkit.stores import (
 RECORD = "put.json"
 # Stores of files rather than objects: a put shows a file that grows, so it goes under another name and is renamed.
 WITH_RENAME = {"file", "local", "dir", "sftp", "ssh", "smb", "hdfs", "webhdfs", "arrow_hdfs"}
-NOT_THE_CACHE = "features/"  # what finetune keeps beside the rows
 
 
 class Outbox:
@@ -164,7 +164,7 @@ class Outbox:
             there = self._objects()
             if "" in there:
                 raise OutputError(f"--out {self.url}: a file; name a folder for the cache.")
-            if there and MANIFEST not in there and not set(there) <= set(self.record):
+            if there and MANIFEST not in there and not set(there) & set(self.record):  # else we were cut short there
                 raise OutputError(f"--out {self.url}: holds files that are no finished cache; name another folder.")
             if MANIFEST in there and not (self.file.is_dir() and self._is_as_put(MANIFEST, there[MANIFEST])):
                 shutil.rmtree(self.file, ignore_errors=True)
@@ -178,8 +178,16 @@ class Outbox:
         """Sends what is new or different, removes what is no more; the manifest last."""
         with speaking(self.url, OutputError):
             there = self._objects()
-            here = {p.relative_to(self.file).as_posix(): p for p in self.file.rglob("*") if p.is_file()}
-            here = {name: path for name, path in here.items() if not name.startswith(NOT_THE_CACHE)}
+            names = _names((self.file / MANIFEST).read_bytes(), str(self.file))
+            here = {name: self.file / name for name in names}
+            owned = {MANIFEST, *self.record}
+            if MANIFEST in there:
+                owned |= listed_files(self.fs.cat_file(f"{self.path}/{MANIFEST}")) or set()
+            foreign = sorted(name for name in names if name in there and name not in owned)
+            if foreign:
+                raise OutputError(
+                    f"--out {self.url}: {foreign[0]} is there, and is not of a cache of ours; name another folder."
+                )
             todo = [
                 name
                 for name, path in sorted(here.items())
@@ -187,7 +195,7 @@ class Outbox:
                 or not self._is_as_put(name, there[name])
                 or self.record[name]["here"] != _state(path)
             ]
-            gone = [name for name in there if name not in here]
+            gone = [name for name in there if name in owned and name not in here]
             if not todo and not gone:
                 return
             if MANIFEST in there:
@@ -240,21 +248,31 @@ def local_cache(url: str) -> Path:
     with speaking(url), alone(place.parent):
         if place.is_dir():  # another process has fetched it meanwhile
             return place
-        objects = {name: found for name, found in listed.items() if not name.startswith(NOT_THE_CACHE)}
-        missing = []
-        for name, found in objects.items():
+        for name in listed:
             if not lies_below(name):
                 raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
+        names = _names(manifest, url)
+        objects = {name: found for name, found in listed.items() if name in names}
+        missing = []
+        for name, found in objects.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             if not found.stands_at(partial / name):
                 missing.append((partial / name, found))
         fetch(fs, url, missing)
-        files = json.loads(manifest)["files"]
-        whole = all(name in objects and objects[name].size == size for name, size in files.items())
+        sizes = json.loads(manifest)["files"]
+        whole = all(name in objects and objects[name].size == sizes.get(name, objects[name].size) for name in names)
         if not whole or (partial / MANIFEST).read_bytes() != manifest or fs.cat_file(f"{path}/{MANIFEST}") != manifest:
             raise InputError(f"{url}: the cache is changing or not whole; try again when it is finished.")
         os.rename(partial, place)
         return place
+
+
+def _names(manifest: bytes, place: str) -> set[str]:
+    """The files of a finished cache."""
+    listed = listed_files(manifest)
+    if listed is None:
+        raise InputError(f"{place}: not a cache (no readable {MANIFEST}); `toolkit preprocess` writes one.")
+    return {*listed, MANIFEST}
 
 
 def _state(path: Path) -> list[int]:
