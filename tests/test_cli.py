@@ -8,8 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import typing
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from preprocessing import picture
@@ -75,6 +78,12 @@ def test_usage_errors_are_2(tmp_path: Path) -> None:
         (["preprocess", "--val-fraction", "0.9", "--test-fraction", "0.2"], "nothing is left to train on"),
         (["preprocess", "--format", "csv"], "--format csv: choose one of auto, flickr8k"),
         (["preprocess", "--preset", "huge"], "--preset huge: the only preset is tiny"),
+        (
+            ["preprocess", "--preset", "tiny", "--decoder", "gpt2"],
+            "--decoder gpt2: --preset tiny has its own; leave one",
+        ),
+        (["preprocess", "--preset", "tiny", "--encoder", "google/vit-base-patch16-224"], "--preset tiny has its own"),
+        (["preprocess", "--preset", "tiny", "--max-length", "65"], "--max-length 65: the decoder of --preset tiny has"),
         (["finetune"], "cache/dataset: no such folder; run `toolkit preprocess` first"),
         (["finetune", "--lr", "-1"], "--lr -1.0: must be at least 0"),
         (["finetune", "--captions-per-image", "some"], "is all or a number"),
@@ -98,6 +107,49 @@ def test_environment_sets_options(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["images"] == 3
     wrong = toolkit("preprocess", cwd=tmp_path, NUM_WORKERS="0")
     assert "--num-workers 0: must be at least 1" in wrong.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_tilde_is_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every option that names files or folders, and in no other."""
+    import toolkit.cli as cli
+
+    class Seen(Exception):
+        pass
+
+    def module(name: str) -> Any:
+        def run(options: Any) -> None:
+            seen.append(options)
+            raise Seen
+
+        return SimpleNamespace(**{name.removeprefix("toolkit."): run})
+
+    monkeypatch.setattr(cli, "import_module", module)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    options_class, seen = COMMANDS[command][0], list[Any]()
+    paths = {"encoder", "decoder", "init_from", "model", "paths", "images", "idf"}
+    # What a value must look like, where not everything will do; and what can't be given together.
+    endings = {"per_image": ".csv", "page": ".html", "sheet": ".html", "gallery": ".html"}
+    hints = typing.get_type_hints(options_class)
+    tried = 0
+    for field in fields(options_class):
+        is_path = "Path" in str(hints[field.name]) or (field.name in paths and "str" in str(hints[field.name]))
+        if not (is_path or field.name in ("prefix", "suffix", "report_to", "ray_address")):
+            continue
+        value = f"~/a b{endings.get(field.name, '')}"
+        arguments = [] if field.metadata.get("positional") else [f"--{field.name.replace('_', '-')}"]
+        required = ["x" for f in fields(options_class) if f.metadata.get("required") and f.name != field.name]
+        more = ["--engine", "ray"] if field.name == "ray_address" else []
+        seen.clear()
+        result = CliRunner().invoke(app, [command, *required, *more, *arguments, value])
+        if field.name == "ray_address" and not seen:
+            continue  # Ray is not installed
+        assert isinstance(result.exception, Seen), (field.name, result.output)
+        found = getattr(seen[0], field.name)
+        found = str(found[0] if isinstance(found, tuple) else found)
+        assert found == (value.replace("~", "/home/somebody") if is_path else value), field.name
+        tried += 1
+    assert tried >= 1
 
 
 def test_json_alone_on_stdout(tmp_path: Path) -> None:

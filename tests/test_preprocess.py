@@ -614,7 +614,7 @@ def test_another_image_size_decodes_everything(data: DataSet, monkeypatch: pytes
         return {**settings, "size": {"height": 24, "width": 40}}, tokens
 
     monkeypatch.setattr(toolkit.preprocess, "fetch_processors", other)
-    data.run(decoder="another")
+    data.run(preset=None, decoder="another")
     assert open_cache(data.out).shape == (3, 24, 40)
     assert open_cache(data.out)["train"][0]["pixel_values"].shape == (3, 24, 40)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import signal
 import sys
@@ -11,6 +12,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,12 +57,21 @@ def _parameter(command: str, name: str, kind: Any, default: Any, metadata: Any) 
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=parameter_default)
 
 
+def _at_home(value: Any, metadata: Any) -> Any:
+    """A path with the home folder for its `~`, which a shell leaves alone in `--out=~/x`, quotes and variables."""
+    if isinstance(value, list):
+        return tuple(_at_home(each, metadata) for each in value)
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if isinstance(value, str) and metadata.get("path") else value
+
+
 def _command(command: str, options_class: type, help: str) -> Callable[..., None]:
     module = command.replace("-", "_")
 
     def run(json_output: bool, quiet: bool, **given: Any) -> None:
         progress.quiet = quiet
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        given = {f.name: _at_home(given[f.name], f.metadata) for f in fields(options_class)}
         options = options_class(**given)  # before the import: a wrong value answers at once
         summary = getattr(import_module(f"toolkit.{module}"), module)(options)
         if summary.said_elsewhere:

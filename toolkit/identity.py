@@ -11,7 +11,7 @@ from toolkit import __version__
 from toolkit.files import file_state
 from toolkit.hashing import Hasher
 from toolkit.index import read_index
-from toolkit.options import PreprocessOptions, to_json
+from toolkit.options import DEFAULT_DECODER, DEFAULT_ENCODER, PreprocessOptions, to_json
 from toolkit.staging import image_state
 
 # Options that decide what is in a cache. The others (where it goes, how many workers) leave no trace in it, so that
@@ -31,9 +31,15 @@ READING = 2
 LARGEST_READ = 2**26  # annotations up to here are known by their bytes; a container of images by its size and time
 
 
+def models(options: PreprocessOptions) -> tuple[str, str]:
+    """Encoder and decoder, named or by default; where a preset takes their place they say nothing."""
+    return options.encoder or DEFAULT_ENCODER, options.decoder or DEFAULT_DECODER
+
+
 def content_options(options: PreprocessOptions) -> dict[str, Any]:
     """The options that decide what is in the cache, as its manifest has them."""
-    values = to_json(options)
+    encoder, decoder = models(options)
+    values = {**to_json(options), "encoder": encoder, "decoder": decoder}
     return {name: values[name] for name in CONTENT_OPTIONS}
 
 
@@ -109,7 +115,7 @@ def processor_identity(options: PreprocessOptions) -> str:
     if options.preset is not None:
         return f"preset {options.preset} of toolkit {__version__}"
     digest = Hasher()
-    for model in (options.encoder, options.decoder):
+    for model in models(options):
         digest.update(f"{model}\0")
         for name in PROCESSOR_FILES:
             file = Path(model) / name if Path(model).is_dir() else _hub_file(model, name)

@@ -38,7 +38,7 @@ from transformers import (
 from toolkit.errors import ModelError
 from toolkit.freezing import freeze_unused
 from toolkit.lora import is_adapter, read_base, with_adapter
-from toolkit.options import GenerationOptions
+from toolkit.options import TINY_POSITIONS, GenerationOptions
 from toolkit.pixels import PixelTransform, ProcessorTransform, transform_of
 
 # The tiny preset: learns toolkit's own drawn scenes from scratch in minutes on two cores (tests/test_demo.py).
@@ -51,7 +51,7 @@ TINY_ENCODER = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 TINY_DECODER = {
-    "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.07,
+    "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": TINY_POSITIONS, "initializer_range": 0.07,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ FORMATS = (
 ENGINES = ("local", "ray")
 DEFAULT_ENCODER = "google/vit-base-patch16-224"
 DEFAULT_DECODER = "gpt2"
+TINY_POSITIONS = 64  # tokens that the tiny preset's decoder has positions for
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
@@ -63,7 +64,7 @@ T = TypeVar("T")
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field with its help text; `positional=True` makes it an argument of the command, `output=True`
-    says that it names what is written."""
+    says that it names what is written, `path=True` that a string may be the name of a file or folder."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -124,11 +125,19 @@ class PreprocessOptions:
     images: Path = option(Path("Images"), "Folder that the image names are relative to.")
     out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
     format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
-    encoder: str = option(
-        DEFAULT_ENCODER, "Vision encoder: hub name or local folder. Its processor decides the pixels."
+    encoder: str | None = option(
+        None,
+        f"Vision encoder: hub name or local folder. Its processor decides the pixels. [default: {DEFAULT_ENCODER}]",
+        path=True,
     )
-    decoder: str = option(DEFAULT_DECODER, "Text decoder: hub name or local folder. Its tokenizer makes the labels.")
-    preset: str | None = option(None, "'tiny': a small ViT and GPT-2 from scratch, nothing downloaded.")
+    decoder: str | None = option(
+        None,
+        f"Text decoder: hub name or local folder. Its tokenizer makes the labels. [default: {DEFAULT_DECODER}]",
+        path=True,
+    )
+    preset: str | None = option(
+        None, "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded."
+    )
     max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
     val_fraction: float = option(
         0.1,
@@ -163,6 +172,11 @@ class PreprocessOptions:
         check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,
               f"with --test-fraction {self.test_fraction} nothing is left to train on")  # fmt: skip
         check(self.preset in (None, "tiny"), "preset", self.preset, "the only preset is tiny")
+        for name in ("encoder", "decoder"):
+            check(self.preset is None or getattr(self, name) is None, name, getattr(self, name),
+                  f"--preset {self.preset} has its own; leave one of the two out")  # fmt: skip
+        check(self.preset is None or self.max_length <= TINY_POSITIONS, "max_length", self.max_length,
+              f"the decoder of --preset {self.preset} has positions for {TINY_POSITIONS} tokens; take that or less")  # fmt: skip
         check_engine(self)
 
 
@@ -218,7 +232,7 @@ class FinetuneOptions:
     )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     init_from: str | None = option(
-        None, "Go on from this captioner, a folder or hub name, instead of the cache's encoder and decoder."
+        None, "Go on from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
     )
     freeze_encoder: bool = option(False, "Train the decoder alone.", flag=True)
     unfreeze_last: int | None = option(None, "Of the encoder, train the last so many layers alone.")
@@ -315,9 +329,9 @@ _FINETUNE_GENERATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "
 @dataclass(frozen=True)
 class BatchCaptionOptions(GenerationOptions):
     paths: tuple[str, ...] = option(
-        (), "Images, folders or globs; here or at URLs such as s3://...", positional=True, required=True
+        (), "Images, folders or globs; here or at URLs such as s3://...", path=True, positional=True, required=True
     )
-    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
+    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
     output: Path | None = option(
         None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
     )
@@ -361,8 +375,8 @@ class BatchCaptionOptions(GenerationOptions):
 
 @dataclass(frozen=True)
 class CaptionOptions(GenerationOptions):
-    images: tuple[str, ...] = option((), "Images; - is standard input.", positional=True, required=True)
-    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.")
+    images: tuple[str, ...] = option((), "Images; - is standard input.", path=True, positional=True, required=True)
+    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
 
@@ -388,7 +402,9 @@ class EvaluateOptions:
     )
     split: str = option("test", "Split of the references: train, validation, test or all.")
     model: str | None = option(
-        None, "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses."
+        None,
+        "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses.",
+        path=True,
     )
     against: Path | None = option(None, "Other captions of the same images: differences and whether they are chance.")
     human: bool = option(False, "Also judge each reference by the others: what a person would get.", flag=True)
@@ -396,6 +412,7 @@ class EvaluateOptions:
     idf: str = option(
         "evaluated",
         "Where CIDEr's word weights come from: evaluated, train (of the references), a cache or annotations.",
+        path=True,
     )
     missing: str = option(
         "skip", "An image without a caption, or with an error for one: skip it, or count it as empty."
@@ -463,6 +480,7 @@ class InspectOptions:
         None,
         "Whose tokenizer counts tokens: hub name or local folder. [default: the cache's own; of annotations "
         f"{DEFAULT_DECODER}'s, if it is on this machine]",
+        path=True,
     )
     near_duplicates: str = option(
         "on",

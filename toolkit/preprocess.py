@@ -24,7 +24,7 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.files import beside
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
-from toolkit.identity import content_options, is_current, source_fingerprint
+from toolkit.identity import content_options, is_current, models, source_fingerprint
 from toolkit.index import data_name, piece_name, pixels_key, read_index
 from toolkit.options import PreprocessOptions
 from toolkit.outputs import check_folder
@@ -135,7 +135,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         _check_missing(options, annotations, staged)
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
-        settings, tokens = fetch_processors(options.encoder, options.decoder, options.preset, partial)
+        settings, tokens = fetch_processors(*models(options), options.preset, partial)
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
         if fresh:
