@@ -11,24 +11,15 @@ Which is told from the file itself; the columns may go by any of the names above
 
 from __future__ import annotations
 
-import csv
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.annotations._text import (
-    files_below,
-    first_line,
-    head,
-    open_file,
-    read_csv,
-    read_json,
-    read_json_lines,
-    read_text,
-)
+from toolkit.annotations._csv import read_csv, table_delimiter
+from toolkit.annotations._json import json_shape, read_json, read_json_lines
+from toolkit.annotations._text import files_below, open_file, read_text, split_lines
 from toolkit.errors import InputError
 
 ID_KEYS = ("image_id",)
@@ -104,7 +95,7 @@ def _prefix(file: Path, root: Path) -> str:
 
 def _text(file: Path, root: Path) -> Hypothesis:
     """`a.txt` is called `a` and `a.jpg.txt` `a.jpg`; of several captions the first is the best one."""
-    lines = read_text(file).strip().splitlines()
+    lines = split_lines(read_text(file).strip())
     return Hypothesis((clean_name(file.relative_to(root).as_posix()[: -len(".txt")]),), lines[0] if lines else "")
 
 
@@ -115,12 +106,12 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
         format, rows = "parquet", _parquet(path)
     elif not start:
         raise InputError(f"{path}: the file is empty; name one with captions.")
-    elif head(path).lstrip().startswith("["):
-        format, rows = "coco", (row for _, row in read_json(path))
-    elif _is_object(first_line(path)):
-        format, rows = "jsonl", (row for _, row in read_json_lines(path))
-    elif not head(path).lstrip().startswith("{"):
+    elif (shape := json_shape(path)) is None:
         format, rows = "csv", _csv(path)
+    elif shape.kind == "lines":
+        format, rows = "jsonl", (row for _, row in read_json_lines(path))
+    elif shape.kind == "list":
+        format, rows = "coco", (row for _, _, row in read_json(path))
     else:
         raise InputError(f"{path}: not captions: expected a list or a line for each image, with {SHAPE}.")
     if path.name.lower() in METADATA:
@@ -128,20 +119,10 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
     return format, (_row(path, row, prefix) for row in rows)
 
 
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        delimiter = csv.Sniffer().sniff(first_line(path), ",\t;").delimiter
-    except csv.Error:
-        delimiter = ","
-    rows = read_csv(path, delimiter)
-    header = [name.strip() for name in next(rows)[1]]
+    delimiter, skip = table_delimiter(path)
+    rows = read_csv(path, delimiter, skip)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
     if not set(header) & {*ID_KEYS, *NAME_KEYS} or not set(header) & set(CAPTION_KEYS):
         raise bad_header(path, header)
     for line, row in rows:

@@ -299,6 +299,11 @@ def _read(source: BinaryIO | Image.Image) -> Image.Image:
         raise ImageError(_reason(error)) from None
 
 
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins so is of a format that is read here."""
+    return any(signature.match(start) for signature, _, _ in _SIGNATURES)
+
+
 def _open(file: BinaryIO) -> Image.Image:
     """`Image.open` without its tries of every plugin and without its warnings: the plugin that the signature names."""
     from PIL import Image

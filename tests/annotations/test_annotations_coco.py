@@ -57,10 +57,10 @@ def test_mistakes(reader: Reader) -> None:
     assert error({"annotations": SAID}).startswith("captions.json: no list of images in it; expected")
     boxes = [{"image_id": 7, "id": 1, "bbox": [0, 0, 1, 1]}]
     assert error({"images": IMAGES, "annotations": boxes}).startswith(
-        "captions.json: an annotation is {'image_id': 7, "
+        "captions.json: names no image with a caption (line 1: no image_id or no caption: its keys are image_id, id, "
     )
     assert error({"images": [{"id": 1}], "annotations": []}).startswith(
-        "captions.json: an image is {'id': 1}; expected"
+        "captions.json: names no image with a caption (line 1: an image without id or file_name: its keys are id); "
     )
     twice = [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]
     assert error({"images": twice, "annotations": []}) == (

@@ -31,9 +31,8 @@ def test_the_original_file(reader: Reader) -> None:
 
 
 def test_mistakes(reader: Reader) -> None:
-    assert reader.error("results.csv", HEADER + "a.jpg no bars\n") == (
-        "results.csv: line 2 is not `name| number| caption`; mend or remove it."
-    )
+    assert reader.captions("results.csv", HEADER + "a.jpg no bars\nb.jpg| 0| x\n") == {"b.jpg": ["x"]}
+    assert list(reader.set.notes.unusable) == [(2, "not `name| number| caption`", None)]
     assert reader.error("results.csv", "a.jpg| 0| x\n", format="flickr30k").startswith(
         "results.csv: its first line is not"
     )

@@ -60,12 +60,13 @@ def test_what_is_counted(reader: Reader) -> None:
         "b c.jpg": ["x"],
     }
     assert reader.notes == [
-        "blank captions dropped: 3 (a.jpg, b.jpg, d.jpg)",
+        "rows that can't be used: 2 (line 8: no image name; line 10: 1 field for 2 columns)",
+        "blank captions dropped: 2 (a.jpg, b.jpg)",
         "captions that an image has twice kept: 1 (a.jpg)",
         "rows with unquoted commas repaired: 1 (line 7)",
-        "rows without an image name dropped: 1",
-        "images without a caption left out: 2 (b.jpg, d.jpg)",
+        "images without a caption left out: 1 (b.jpg)",
     ]
+    assert list(reader.set.notes.unusable) == [(8, "no image name", None), (10, "1 field for 2 columns", "d.jpg")]
 
 
 def test_other_columns_and_delimiters(reader: Reader) -> None:
@@ -90,11 +91,11 @@ def test_mistakes(reader: Reader) -> None:
         "captions.txt: not recognised as annotations"
     )
     assert reader.error("captions.txt", "a.jpg,x\n", format="flickr8k") == (
-        "captions.txt: its first line has no columns image and caption (but a.jpg, x); write `image,caption` above "
-        "the rows."
+        "captions.txt: its first line has no columns image and caption (but a.jpg, x); write them above the rows, or "
+        "name those it has with --image-column and --caption-column."
     )
     assert reader.error("c.csv", "image,caption,n\na.jpg,x,y,0\n") == (
-        "c.csv: line 2 has 4 fields for 3 columns; quote its captions."
+        "c.csv: names no image with a caption (line 2: 4 fields for 3 columns); give an annotation file with at least one."
     )
     broken = reader.error("captions.txt", 'image,caption\na.jpg,x\nb.jpg,"never closed\nc.jpg,y\n')
     assert broken.startswith("captions.txt: the row at line 3 has a broken quotation (unexpected end of data); ")

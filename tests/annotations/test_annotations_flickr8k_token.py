@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from reading import Reader
 
+from toolkit.annotations import Columns
+
 
 def test_the_original_file(reader: Reader, touch: Callable[..., None]) -> None:
     touch("Images/1000268201_693b08cb0e.jpg")
@@ -53,7 +55,9 @@ def test_lists_beside_the_file(reader: Reader, touch: Callable[..., None]) -> No
 
 
 def test_mistakes(reader: Reader) -> None:
-    assert reader.error("t.txt", "a.jpg#0\tx\nno number\n") == (
-        "t.txt: line 2 is not `name.jpg#0<tab>caption`; mend it or name another --format."
+    assert reader.captions("t.txt", "no number\na.jpg#0\tx\n") == {"a.jpg": ["x"]}
+    assert list(reader.set.notes.unusable) == [(1, "not `name.jpg#0<tab>caption`", None)]
+    assert reader.error("t.txt", format="flickr8k-token", columns=Columns(captions=("x",))) == (
+        "--caption-column x: t.txt has the format flickr8k-token, which has no columns; leave the option out."
     )
     assert "line 2 is not UTF-8 (byte 0xe9)" in reader.error("t.txt", "a.jpg#0\tx\na.jpg#1\t\u00e9\n".encode("cp1252"))

@@ -66,12 +66,17 @@ def test_parquet(reader: Reader, tmp_path: Path) -> None:
 
 def test_mistakes(reader: Reader, tmp_path: Path) -> None:
     assert reader.error("metadata.csv", "file_name,label\na.jpg,3\n").startswith(
-        "metadata.csv: a row is {'file_name': "
+        "metadata.csv: its first line has no columns file_name and caption (but file_name, label); "
     )
-    assert reader.error("metadata.csv", "file_name,text\na.jpg,x,y\n") == (
-        "metadata.csv: line 2 has 3 fields for 2 columns; quote captions with commas."
-    )
-    assert reader.error("metadata.jsonl", '{"file_name": "a.jpg", "text": 7}\n').startswith("metadata.jsonl: a row is")
+    assert reader.captions("metadata.csv", "file_name,text,n\na.jpg,x,y,1\nb.jpg,y,2\n") == {"b.jpg": ["y"]}
+    assert list(reader.set.notes.unusable) == [(2, "4 fields for 3 columns", "a.jpg")]
+    rows = '{"file_name": "a.jpg", "text": 7}\n{"text": "x"}\n{"file_name"\n{"file_name": "b.jpg", "text": "y"}\n'
+    assert reader.captions("metadata.jsonl", rows) == {"b.jpg": ["y"]}
+    assert list(reader.set.notes.unusable) == [
+        (1, "no caption: its keys are file_name, text", "a.jpg"),
+        (2, "no file_name: its keys are text", None),
+        (3, "broken JSON (Expecting ':' delimiter)", None),
+    ]
     (tmp_path / "bare").mkdir()
     assert reader.error("bare", format="imagefolder").startswith("bare: no metadata.csv, metadata.jsonl or ")
     (tmp_path / "broken").mkdir()

@@ -43,8 +43,10 @@ def test_mistakes(reader: Reader) -> None:
     text = json.dumps({"images": [image("a.jpg", "train", "x")]})
     assert reader.error("d.json", text[:-1]).startswith("d.json: broken JSON at line 1, column ")
     assert reader.error("d.json", text + "x").startswith("d.json: broken JSON at line 1, column ")
-    assert reader.error("d.json", text.replace('"x"', "7", 1)).startswith("d.json: an image is {'filename': 'a.jpg'")
-    assert reader.error("d.json", '{"images": {}}', format="karpathy").startswith("d.json: an image is {}; expected")
+    assert reader.error("d.json", text.replace('"x"', "7", 1)).startswith(
+        "d.json: names no image with a caption (line 1: no filename or no sentences: its keys are filename, split, "
+    )
+    assert reader.error("d.json", '{"images": {}}', format="karpathy").startswith("d.json: names no image with a cap")
     assert reader.error("d.json", "[]", format="karpathy").startswith("d.json: no images in it; expected ")
     assert "split 'minival', which is unknown" in reader.error("d.json", text.replace('"train"', '"minival"'))
     assert "split 3, which is unknown" in reader.error("d.json", text.replace('"train"', "3"))

@@ -32,17 +32,31 @@ def test_strings_and_lists(reader: Reader) -> None:
 
 
 def test_mistakes(reader: Reader) -> None:
-    assert reader.error("l.json", '[{"image": "a.jpg", "caption": 7}]').startswith(
-        "l.json: an entry is {'image': 'a.jpg'"
+    text = (
+        '[{"image": "a.jpg", "caption": 7},\n"a",\n{"caption": "x"},\n{"image": "b.jpg"},\n{"image": "c", "text": "y"}]'
     )
-    assert reader.error("l.json", '["a"]', format="lavis").startswith("l.json: an entry is a; expected")
-    assert reader.error("l.json", '{"a": [1]}', format="lavis").startswith("l.json: its JSON is no list; expected")
-    assert reader.error("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image"\n').startswith(
-        "l.jsonl: line 2 is broken JSON ("
+    assert reader.captions("l.json", text) == {"c": ["y"]}
+    assert list(reader.set.notes.unusable) == [
+        (1, "no caption: its keys are image, caption", "a.jpg"),
+        (2, "no JSON object", None),
+        (3, "no image name: its keys are caption", None),
+        (4, "no caption: its keys are image", "b.jpg"),
+    ]
+    assert reader.notes[0] == (
+        "rows that can't be used: 4 (line 1: no caption: its keys are image, caption; line 2: no JSON object; line 3: no "
+        "image name: its keys are caption; ...)"
     )
-    assert reader.error("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n[]\n').startswith(
-        "l.jsonl: line 2 is no JSON object; "
+    assert reader.error("l.json", '["a"]', format="lavis").startswith(
+        "l.json: names no image with a caption (line 1: no "
     )
+    assert reader.error("l.json", '{"a": [1]}', format="lavis") == (
+        'l.json: a JSON object with the keys a; expected [{"image", "caption"}] (or name another --format).'
+    )
+    assert reader.captions("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image"\n[]\n') == {"a.jpg": ["x"]}
+    assert list(reader.set.notes.unusable) == [
+        (2, "broken JSON (Expecting ':' delimiter)", None),
+        (3, "no JSON object", None),
+    ]
     rows = [{"image": "a.jpg", "caption": "x", "split": s} for s in ("train", "test")]
     assert reader.error("l.json", json.dumps(rows)) == (
         "l.json: a.jpg is in two splits (train and test); leave it in one."

@@ -91,8 +91,9 @@ def test_mistakes(reader: Reader, tmp_path: Path) -> None:
     assert reader.error("t.tar", b"no tar at all" * 99).startswith("t.tar: not a whole tar (")
     pack(tmp_path / "s.tar.gz", [("0.jpg", b"x" * 2000), ("0.txt", "x")], "w:gz")
     assert reader.error("s.tar.gz", (tmp_path / "s.tar.gz").read_bytes()[:60]).startswith("s.tar.gz: not a whole tar (")
-    pack(tmp_path / "s.tar", [("0.jpg", b"x"), ("0.json", '{"caption"')])
-    assert reader.error("s.tar").startswith("s.tar:0.json: broken JSON (")
+    pack(tmp_path / "s.tar", [("0.jpg", b"x"), ("0.json", '{"caption"'), ("1.jpg", b"y"), ("1.txt", "z")])
+    assert rows(reader, "s.tar") == [("1.jpg", ("z",), None, b"y")]
+    assert list(reader.set.notes.unusable) == [(None, "broken JSON (Expecting ':' delimiter)", "s.tar:0.json")]
     pack(tmp_path / "s.tar", [("0.jpg", b"x"), ("0.txt", b"ok\ncaf\xe9")])
     assert reader.error("s.tar").startswith("s.tar:0.txt: line 2 is not UTF-8 (byte 0xe9);")
     (tmp_path / "e").mkdir()

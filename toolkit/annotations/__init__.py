@@ -6,8 +6,8 @@
 
 A reader is a file here with two functions:
 
-    detect(path) -> bool                             looks at names and first bytes only, never raises
-    read(path, images, notes) -> Iterator[ImageRecord]
+    detect(path) -> bool                                         never raises
+    read(path, images, notes, columns) -> Iterator[ImageRecord]
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ from toolkit.annotations import (
     sidecar,
     webdataset,
 )
+from toolkit.annotations._columns import Columns
+from toolkit.annotations._csv import table_header
 from toolkit.annotations._gather import Notes
+from toolkit.annotations._json import json_shape
 from toolkit.annotations._text import open_file
+from toolkit.annotations._unknown import named_for_what_it_is
 from toolkit.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
-__all__ = ["READERS", "AnnotationSet", "Notes", "read_annotations"]
+__all__ = ["READERS", "AnnotationSet", "Columns", "Notes", "read_annotations"]
 
 # In order of detection: what is told by a line of its own first, what takes any folder last.
 READERS: dict[str, ModuleType] = {
@@ -91,7 +95,11 @@ def images_beside(path: Path, images: Path | None) -> Path:
 
 
 def read_annotations(
-    annotations: Path | str, images: Path | str, format: str = "auto", lists: dict[str, Path] | None = None
+    annotations: Path | str,
+    images: Path | str,
+    format: str = "auto",
+    lists: dict[str, Path] | None = None,
+    columns: Columns | None = None,
 ) -> AnnotationSet:
     """Opens an annotation set.
 
@@ -102,11 +110,12 @@ def read_annotations(
         format: one of `READERS`, or "auto".
         lists: for each split a file with image names, one a line; folder and suffix may be left out. They take the
             place of the source's own splits (lists.py says where the images go that are in none of them).
+        columns: where the source calls its columns, keys or splits otherwise than is usual.
 
     Raises:
         InputError: no such file, no such format, a broken one; where a file goes wrong later, `records` raises it.
     """
-    path, images, notes = Path(annotations), Path(images), Notes()
+    path, images, notes, columns = Path(annotations), Path(images), Notes(), columns or Columns()
     if format not in ("auto", *READERS):
         raise InputError(f"--format {format}: no such format; choose one of auto, {', '.join(READERS)}.")
     if format != "hub" and not path.exists():
@@ -114,7 +123,7 @@ def read_annotations(
     if not images.is_dir() and path.is_dir() and (path / images.name).is_dir():
         images = path / images.name  # a folder with captions.txt and Images/ was given
     if format == "auto":
-        path, format = _detect(path)
+        path, format = _detect(path, columns)
     elif path.is_dir() and format not in FOLDER_FORMATS:
         path = _only_file(path, [format])
     _check_content(path)
@@ -125,28 +134,37 @@ def read_annotations(
         if found:
             names = ", ".join(file.name for files in found.values() for file in files)
             notes.say(f"splits taken from {names} beside {path.name}")
-    records = reader.read(path, images, notes)
+    if columns.given and format in NO_COLUMNS:
+        option, name = columns.given[0]
+        raise InputError(
+            f"{option} {name}: {path} has the format {format}, which has no columns; leave the option out."
+        )
+    records = reader.read(path, images, notes, columns)
     if found:
         records = with_lists(records, found, beside=lists is None, source=path, notes=notes)
-    records = _at_least_one(path, records)
-    root = getattr(reader, "images_root", lambda path, images: images)(path, images)
+    records = _checked(path, records, notes, columns)
+    root = getattr(reader, "images_root", lambda path, images, columns: images)(path, images, columns)
     return AnnotationSet(format, records, root, notes, frozenset(found))
 
 
-def _at_least_one(path: Path, records: Iterator[ImageRecord]) -> Iterator[ImageRecord]:
+def _checked(path: Path, records: Iterator[ImageRecord], notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    """The records; when all are read, an error if there was none, or nothing of what the user named."""
     record = None
     for record in records:
         yield record
+    columns.check(path)
     if record is None:
-        raise InputError(f"{path}: names no image with a caption; give an annotation file with at least one.")
+        reason = f" ({notes.unusable})" if notes.unusable.count else ""
+        raise InputError(f"{path}: names no image with a caption{reason}; give an annotation file with at least one.")
 
 
 # ---- which format ---------------------------------------------------------------------------------------------------
 
+NO_COLUMNS = ("flickr8k-token", "sidecar")
 FOLDER_FORMATS = ("imagefolder", "sidecar", "parquet", "webdataset", "hub")
 
 
-def _detect(path: Path) -> tuple[Path, str]:
+def _detect(path: Path, columns: Columns) -> tuple[Path, str]:
     """The file or folder to read and the format it has."""
     if path.is_dir():
         # A set saved by `datasets` and one with metadata.csv say so by file names; an annotation file in the folder
@@ -164,9 +182,15 @@ def _detect(path: Path) -> tuple[Path, str]:
             return path, format
     if path.is_dir():
         raise InputError(f"{path}: nothing in this folder is a known set of captions; see docs/formats.md or --format.")
+    if columns.given and json_shape(path) is not None:
+        return path, "imagefolder" if path.name.lower() == "metadata.jsonl" else "lavis"
+    if columns.given and len(table_header(path)) > 1:
+        return path, "imagefolder" if path.name.lower() == "metadata.csv" else "flickr8k"
+    if (known := named_for_what_it_is(path)) is not None:
+        raise InputError(f"{path}: {known}.")
     raise InputError(
-        f"{path}: not recognised as annotations: a table needs a first line `image,caption`, other formats are in "
-        "docs/formats.md and can be named with --format."
+        f"{path}: not recognised as annotations: a table needs a first line `image,caption` (other names are told with "
+        "--image-column and --caption-column), other formats are in docs/formats.md and can be named with --format."
     )
 
 

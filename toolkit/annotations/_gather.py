@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from toolkit.annotations._columns import Columns
 from toolkit.errors import InputError
 from toolkit.images import IMAGE_SUFFIXES
 from toolkit.records import ImageRecord
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "restval": "train",  # Karpathy: the part of COCO's validation images that is trained on
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-CAPTION_KEYS = ("captions", "caption", "text", "sentences", "sentence", "raw")
+
+class UnusableRow(NamedTuple):
+    """A row of a source that gave no caption.
+
+    Attributes:
+        line: where it stands in its file, from 1 on; None in a container.
+        reason: what is wrong with it, the same on every run.
+        path: the image it speaks of, where that can be told.
+    """
+
+    line: int | None
+    reason: str
+    path: str | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" if self.line is not None else self.path
+        return f"{where}: {self.reason}" if where else self.reason
+
+
+class UnusableRows:
+    """Rows that can't be used, in their order; above 1 MB they are kept in a temporary file."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[UnusableRow] = []  # the first three
+        self._file = tempfile.SpooledTemporaryFile(max_size=1 << 20)  # noqa: SIM115 - as long-lived as this
+
+    def add(self, row: UnusableRow) -> None:
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(row)
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[UnusableRow]:
+        self._file.seek(0)
+        yield from (UnusableRow(*json.loads(line)) for line in self._file)
+        self._file.seek(0, os.SEEK_END)
+
+    def __str__(self) -> str:
+        more = "; ..." if self.count > len(self.first) else ""
+        return f"{'; '.join(map(str, self.first))}{more}"
 
 
 @dataclass
@@ -36,11 +69,15 @@ class Notes:
         counts: by what happened, in words ("blank captions dropped").
         examples: the first few names for each of them.
         remarks: whole sentences for people.
+        unusable: rows that gave no caption, though they should have.
+        file: which of the source's files is being read, where there are several.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    unusable: UnusableRows = field(default_factory=UnusableRows)
+    file: str = ""
 
     def count(self, what: str, example: str = "", number: int = 1) -> None:
         self.counts[what] += number
@@ -48,12 +85,18 @@ class Notes:
         if example and len(examples) < 3 and example not in examples:
             examples.append(example)
 
+    def reject(self, line: int | None, reason: str, path: str | None = None) -> None:
+        """A row that can't be used: counted, listed in a cache's `rejected.jsonl`, and weighed by --max-rejected."""
+        self.unusable.add(UnusableRow(line, f"{reason} ({self.file})" if self.file else reason, path))
+
     def say(self, remark: str) -> None:
         self.remarks.append(remark)
 
     def sentences(self) -> list[str]:
         """All of it for people, one line each."""
         lines = list(self.remarks)
+        if self.unusable.count:
+            lines.append(f"rows that can't be used: {self.unusable.count} ({self.unusable})")
         for what, number in self.counts.items():
             some = self.examples.get(what, [])
             more = ", ..." if number > len(some) else ""
@@ -61,37 +104,12 @@ class Notes:
         return lines
 
 
-def split_name(path: Path, value: Any, image: str) -> str | None:
-    """One of SPLITS for what a source calls a split."""
-    if value is None or value == "":
-        return None
-    split = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
-    if split is None:
-        raise InputError(
-            f"{path}: {image} is in split {value!r}, which is unknown; use train, val or test (or restval, dev)."
-        )
-    return split
-
-
-def splits_of_names(names: Iterable[str], files: bool = False) -> dict[str, str]:
-    """name -> split, for names that speak of one: by their first folder (`train/a.jpg`), and with `files` by the first
-    word of the file name (`data/train-00001.tar`). Only where one of them is train: a lone `test` is just a name."""
-    splits = {}
-    for name in names:
-        *folders, last = name.split("/")
-        for word in folders[:1] + ([re.split(r"[-_.]", last)[0]] if files else []):
-            if word.lower() in SPLIT_NAMES:
-                splits[name] = SPLIT_NAMES[word.lower()]
-                break
-    return splits if "train" in splits.values() else {}
-
-
 def captions_in(value: Any) -> list[str] | None:
     """The captions in a JSON or Arrow value: a string, {"raw": ...}, or a list of either; None for another shape."""
     if value is None:
         return []
     if isinstance(value, str):
-        return [value]
+        return _list_in_text(value)
     if isinstance(value, dict):
         for key in ("raw", "caption", "text"):
             if key in value:
@@ -104,14 +122,25 @@ def captions_in(value: Any) -> list[str] | None:
     return None
 
 
-def caption_columns(names: Iterable[str]) -> list[str]:
-    """The columns that hold captions: the first of CAPTION_KEYS, else caption_0, caption_1, ... in their order."""
-    by_lower = {name.strip().lower(): name for name in reversed(list(names))}
-    for key in CAPTION_KEYS:
-        if key in by_lower:
-            return [by_lower[key]]
-    numbered = [(int(m[1]), name) for key, name in by_lower.items() if (m := re.fullmatch(r"caption_?(\d+)", key))]
-    return [name for _, name in sorted(numbered)]
+_LITERAL = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LITERALS = re.compile(rf"\[\s*(?:{_LITERAL}(?:\s*,\s*|\s+|(?=\s*\])))*\s*\]", re.DOTALL)
+
+
+def _list_in_text(text: str) -> list[str]:
+    """The captions that somebody's export wrote into one cell, else the text itself.
+
+    JSON: ["A dog.", "A cat."]     pandas: ['A dog.', 'A cat.']     numpy: ['A dog.' 'A cat.']
+    """
+    cell = text.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [text]
+    try:
+        values = json.loads(cell)
+    except (ValueError, RecursionError):
+        if not _LITERALS.fullmatch(cell):
+            return [text]
+        values = [ast.literal_eval(literal) for literal in re.findall(_LITERAL, cell, re.DOTALL)]
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else [text]
 
 
 def clean_captions(captions: Iterable[str], image: str, notes: Notes) -> list[str]:
@@ -141,21 +170,28 @@ def clean_name(name: str) -> str:
 class Gathered:
     """Rows of a source, gathered by image in order of first appearance."""
 
-    def __init__(self, path: Path, notes: Notes) -> None:
+    def __init__(self, path: Path, notes: Notes, columns: Columns) -> None:
         self.path = path
         self.notes = notes
+        self.columns = columns
         # name -> (id, split, captions, numbers of the captions)
         self.rows: dict[str, tuple[str | None, str | None, list[str], list[str]]] = {}
 
     def add(
-        self, name: str, captions: Iterable[str], image_id: str | None = None, split: Any = None, number: str = ""
+        self,
+        name: str,
+        captions: Iterable[str],
+        image_id: str | None = None,
+        split: Any = None,
+        number: str = "",
+        line: int | None = None,
     ) -> None:
-        """`number`: the row's own index within the image, where the format has one."""
+        """`number`: the row's own index within the image, where the format has one; `line`: where the row stands."""
         name = clean_name(name)
         if not name:
-            self.notes.count("rows without an image name dropped")
+            self.notes.reject(line, "no image name")
             return
-        split = split_name(self.path, split, name)
+        split = self.columns.split_name(self.path, split, name)
         captions = clean_captions(captions, name, self.notes)
         row = self.rows.get(name)
         if row is None:

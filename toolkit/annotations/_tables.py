@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.annotations._gather import Gathered, Notes, caption_columns, captions_in, clean_name
+from toolkit.annotations._columns import IMAGE_KEYS as NAME_KEYS
+from toolkit.annotations._columns import Columns, find_column
+from toolkit.annotations._gather import Gathered, Notes, captions_in, clean_name
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
@@ -39,18 +41,32 @@ class Table:
     batches: Callable[[list[str], int], Iterator[pa.RecordBatch | pa.Table]]
 
 
-def image_column(schema: pa.Schema) -> pa.Field | None:
-    """The column with the images: a struct of bytes and path, bytes, or file names."""
+def image_column(schema: pa.Schema, columns: Columns, source: Path) -> pa.Field | None:
+    """The column with the images: a struct of bytes and path, bytes, or file names.
+
+    Raises:
+        InputError: the one that the user names isn't there, or is none of these.
+    """
     import pyarrow as pa
 
-    structs, others = [], []
+    structs, others, names = [], [], []
     for field in schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             structs.append(field)
         elif field.name.lower() in IMAGE_KEYS and (is_bytes(field.type) or is_text(field.type)):
             others.append(field)
+        elif field.name.lower() in NAME_KEYS and is_text(field.type):
+            names.append(field)
+    if columns.image is not None:
+        field = schema.field(find_column("--image-column", columns.image, schema.names, source))
+        if field not in structs and not is_bytes(field.type) and not is_text(field.type):
+            raise InputError(
+                f"--image-column {columns.image}: in {source} it is of type {field.type}; name a column of images or of "
+                "their names."
+            )
+        return field
     named = [field for field in structs if field.name.lower() in IMAGE_KEYS]
-    return next(iter(named + structs + others), None)
+    return next(iter(named + structs + others + names), None)
 
 
 def is_bytes(type: pa.DataType) -> bool:
@@ -77,7 +93,11 @@ def _values(batch: Any, column: str) -> list[Any]:
 
 
 def read_tables(
-    path: Path, tables: list[Table], notes: Notes, load: Callable[[str], bytes] | None = None
+    path: Path,
+    tables: list[Table],
+    notes: Notes,
+    named: Columns,
+    load: Callable[[str], bytes] | None = None,
 ) -> Iterator[ImageRecord]:
     """The records of all tables: names and captions are read first, then the images of the first row of each.
 
@@ -85,19 +105,22 @@ def read_tables(
     keep no folders in their names, so that equal names prove nothing. `load` opens an image that a table only names.
     """
     for table in tables:
-        gathered = Gathered(table.source, notes)
+        gathered = Gathered(table.source, notes, named)
         first_row: dict[int, str] = {}  # row -> name, of the rows that bring an image
-        image, path_column, data_column = _columns(table)
+        names_of_all = table.schema.names
+        named.meet(names_of_all)
+        image, path_column, data_column = _columns(table, named)
         names = list(_names(table, path_column, notes))
         twice = {name for name, count in Counter(names).items() if count > 1}
         hashes = _hashes(table, data_column, names, twice) if data_column else {}
         known: dict[tuple[str, bytes], str] = {}
         row = 0
-        captions = caption_columns(table.schema.names)
-        columns = captions + (["split"] if "split" in table.schema.names else [])
+        captions = named.find_captions(names_of_all, table.source)
+        split = named.find_split(names_of_all, table.source)
+        columns = captions + ([split] if split is not None else [])
         for batch in table.batches(columns, 4096):
             said = [_values(batch, column) for column in captions]
-            splits = _values(batch, "split") if len(columns) > len(captions) else [None] * batch.num_rows
+            splits = _values(batch, split) if split is not None else [None] * batch.num_rows
             for offset in range(batch.num_rows):
                 name = names[row]
                 if row in hashes:
@@ -112,10 +135,10 @@ def read_tables(
                 texts = captions_in([column[offset] for column in said])
                 if texts is None:
                     raise InputError(
-                        f"{table.source}: the captions of row {row} are neither text nor a list of it; "
-                        f"name the text column `caption` ({', '.join(captions)} was read)."
+                        f"{table.source}: the captions of row {row} are neither text nor a list of it; name the column "
+                        f"that holds text with --caption-column ({', '.join(captions)} was read)."
                     )
-                gathered.add(name, texts, split=splits[offset] or table.split)
+                gathered.add(name, texts, split=splits[offset] or table.split, line=row + 1)
                 row += 1
         records = {record.path: record for record in gathered.records()}
         if data_column is None:
@@ -124,24 +147,25 @@ def read_tables(
             yield from _with_data(table, image, path_column, data_column, first_row, records, load)
 
 
-def _columns(table: Table) -> tuple[str, str | None, str | None]:
+def _columns(table: Table, named: Columns) -> tuple[str, str | None, str | None]:
     """(image column, column of names, column of bytes), the last two None where there are none."""
     import pyarrow as pa
 
-    image = image_column(table.schema)
-    captions = caption_columns(table.schema.names)
+    image = image_column(table.schema, named, table.source)
+    captions = named.find_captions(table.schema.names, table.source)
     if image is None or not captions:
         lacking = "no column of images (`image`)" if image is None else "no column of captions (`caption`)"
         raise InputError(
-            f"{table.source}: {lacking} among its columns {', '.join(table.schema.names[:12])}; rename the one meant."
+            f"{table.source}: {lacking} among its columns {', '.join(table.schema.names[:12])}; name the one meant with "
+            f"--{'image' if image is None else 'caption'}-column."
         )
     if pa.types.is_struct(image.type):
         has_path = image.type.get_field_index("path") >= 0
         return image.name, f"{image.name}.path" if has_path else None, f"{image.name}.bytes"
     if is_text(image.type):
         return image.name, image.name, None
-    named = next((name for name in ("file_name", "filename", "path") if name in table.schema.names), None)
-    return image.name, named, image.name
+    beside = next((name for name in ("file_name", "filename", "path") if name in table.schema.names), None)
+    return image.name, beside, image.name
 
 
 def _names(table: Table, column: str | None, notes: Notes) -> Iterator[str]:

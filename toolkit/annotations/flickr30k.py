@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Gathered, Notes
 from toolkit.annotations._text import first_line, read_lines
 from toolkit.errors import InputError
@@ -30,8 +31,11 @@ def detect(path: Path) -> bool:
     return [field.lower() for field in _fields(first_line(path))] == _HEADER
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
-    gathered = Gathered(path, notes)
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    gathered = Gathered(path, notes, columns)
+    columns.meet(_HEADER)
+    image, captions = columns.find_image(_HEADER, path, _HEADER[:1]), columns.find_captions(_HEADER, path)
+    split = columns.find_split(_HEADER, path)
     header = False
     for line, text in enumerate(read_lines(path), 1):
         if not text.strip():
@@ -50,8 +54,11 @@ def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
         elif len(fields) == 2 and fields[1].isdigit():
             fields.append("")
         if len(fields) != 3:
-            raise InputError(f"{path}: line {line} is not `name| number| caption`; mend or remove it.")
-        gathered.add(fields[0], [fields[2]], number=fields[1])
+            notes.reject(line, "not `name| number| caption`", fields[0] if len(fields) > 1 else None)
+            continue
+        row = dict(zip(_HEADER, fields, strict=True))
+        said = [row[name] for name in captions]
+        gathered.add(row[image or ""], said, split=row.get(split or ""), number=row["comment_number"], line=line)
     if not header:
         raise InputError(f"{path}: the file is empty; give an annotation file with at least one image.")
     yield from gathered.records()

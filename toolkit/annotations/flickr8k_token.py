@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Gathered, Notes, add_suffix
-from toolkit.annotations._text import first_line, read_lines
-from toolkit.errors import InputError
+from toolkit.annotations._text import first_lines, read_lines
 from toolkit.records import ImageRecord
 
 # The last "#" before the tab divides; names may hold others. Some copies have spaces for the tab.
@@ -22,22 +22,24 @@ _ROW = re.compile(r"(?P<name>[^\t]*)#(?P<number>\d+)(?:\t|\s{2,})(?P<caption>.*)
 
 
 def detect(path: Path) -> bool:
-    return _ROW.match(first_line(path)) is not None
+    lines = first_lines(path, 20)  # some may be broken
+    return 2 * sum(_ROW.match(line) is not None for line in lines) >= max(1, len(lines))
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
-    gathered = Gathered(path, notes)
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    gathered = Gathered(path, notes, columns)
     names: dict[str, str] = {}
     for line, text in enumerate(read_lines(path), 1):
         if not text.strip():
             continue
         row = _ROW.match(text.rstrip("\r\n"))
         if row is None:
-            raise InputError(f"{path}: line {line} is not `name.jpg#0<tab>caption`; mend it or name another --format.")
+            notes.reject(line, "not `name.jpg#0<tab>caption`")
+            continue
         name = row["name"].strip()
         if name not in names:
             names[name] = add_suffix(images, name)
             if names[name] != name:
                 notes.count("names without a suffix completed", names[name])
-        gathered.add(names[name], [row["caption"]], number=row["number"])
+        gathered.add(names[name], [row["caption"]], number=row["number"], line=line)
     yield from gathered.records()

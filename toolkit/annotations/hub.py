@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Notes
 from toolkit.annotations._tables import Table, read_tables
 from toolkit.errors import InputError
@@ -28,7 +29,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def images_root(path: Path, images: Path) -> None:
+def images_root(path: Path, images: Path, columns: Columns) -> None:
     return None
 
 
@@ -49,7 +50,7 @@ def _load(path: Path) -> dict[str | None, Any]:
     return dict(found) if isinstance(found, DatasetDict) else {None: found}
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     tables = []
     for split, dataset in _load(path).items():
         if "pixel_values" in dataset.column_names:
@@ -58,7 +59,7 @@ def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
     if [table.split for table in tables] == ["train"]:
         # load_dataset calls whatever has no splits "train"
         tables = [Table(tables[0].source, tables[0].schema, None, tables[0].batches)]
-    yield from read_tables(path, tables, notes, load=_load_file)
+    yield from read_tables(path, tables, notes, columns, load=_load_file)
 
 
 def _load_file(path: str) -> bytes:

@@ -9,18 +9,20 @@ so is a column `split`.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.annotations._gather import Gathered, Notes, caption_columns, captions_in, splits_of_names
-from toolkit.annotations._text import bad_shape, files_below, first_line, read_csv, read_json_lines
+from toolkit.annotations._columns import Columns
+from toolkit.annotations._csv import read_table, table_header
+from toolkit.annotations._gather import Gathered, Notes
+from toolkit.annotations._json import Keys, json_shape, read_json_lines, what_keys
+from toolkit.annotations._text import files_below
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_SHAPE = "a column file_name and one of captions, caption, text or caption_0, caption_1, ..."
+NAME_KEYS = ("file_name",)
 
 
 def detect(path: Path) -> bool:
@@ -28,16 +30,13 @@ def detect(path: Path) -> bool:
         return bool(_metadata_files(path, depth=2))
     if path.name.lower() == METADATA[2]:
         return path.is_file()
-    line = first_line(path)
-    if path.suffix.lower() == ".jsonl":
-        return line.lstrip().startswith("{") and '"file_name"' in line
-    try:
-        return "file_name" in next(csv.reader([line]), [])
-    except csv.Error:
-        return False
+    shape = json_shape(path)
+    if shape is not None:
+        return shape.kind == "lines" and any("file_name" in row for row in shape.objects(None))
+    return "file_name" in table_header(path)
 
 
-def images_root(path: Path, images: Path) -> Path:
+def images_root(path: Path, images: Path, columns: Columns) -> Path:
     return path if path.is_dir() else path.parent
 
 
@@ -45,46 +44,43 @@ def _metadata_files(path: Path, depth: int = 64) -> list[Path]:
     return [file for file in files_below(path, METADATA, depth) if file.name.lower() in METADATA]
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     files = _metadata_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: no metadata.csv, metadata.jsonl or metadata.parquet in it; add one.")
-    root = images_root(path, images)
+    root = images_root(path, images, columns)
     folders = {file: file.parent.relative_to(root).as_posix().removeprefix(".") for file in files}
-    gathered = Gathered(path, notes)
-    columns_of: dict[tuple[str, ...], list[str]] = {}  # the rows of a file mostly have the same keys
+    gathered = Gathered(path, notes, columns)
     for file in files:
-        for row in _rows(file):
-            name = row.get("file_name")
-            keys = tuple(row)
-            columns = columns_of.get(keys) or columns_of.setdefault(keys, caption_columns(keys))
-            captions = captions_in([row[column] for column in columns])
-            if not isinstance(name, str) or not columns or captions is None:
-                raise bad_shape(file, f"a row is {str(row)[:80]}", _SHAPE)
-            name = f"{folders[file]}/{name}" if folders[file] else name
-            gathered.add(name, captions, split=row.get("split"))
-    splits = splits_of_names(name for name in gathered.rows if "/" in name)
+        notes.file = file.relative_to(root).as_posix() if len(files) > 1 else ""
+        for line, name, captions, split in _rows(file, columns, notes):
+            gathered.add(
+                f"{folders[file]}/{name}" if folders[file] and name else name, captions, split=split, line=line
+            )
+    splits = columns.splits_of_names(name for name in gathered.rows if "/" in name)
     for record in gathered.records():
         split = record.split or splits.get(record.path)
         yield ImageRecord(record.image_id, record.path, record.captions, split)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, columns: Columns, notes: Notes) -> Iterator[tuple[int, str, list[str], Any]]:
+    """(line, name, captions, split) of each row that can be used."""
     suffix = file.suffix.lower()
-    if suffix == ".jsonl":
-        yield from (row for _, row in read_json_lines(file))
-    elif suffix == ".parquet":
-        from toolkit.annotations.parquet import open_parquet
+    if suffix not in (".jsonl", ".parquet") and json_shape(file) is None:
+        yield from read_table(file, notes, columns, NAME_KEYS)
+        return
+    keys = Keys(file, columns, NAME_KEYS)
+    for line, row in _parquet(file) if suffix == ".parquet" else read_json_lines(file, notes):
+        said = keys.read(row)
+        if said.name is None or said.captions is None:
+            lacking = "no file_name" if said.name is None else "no caption"
+            notes.reject(line, f"{lacking}: {what_keys(row)}", said.name)
+        else:
+            yield line, said.name, said.captions, said.split
 
-        for batch in open_parquet(file).iter_batches(4096):
-            yield from batch.to_pylist()
-    else:
-        rows = read_csv(file)
-        _, header = next(rows, (0, []))
-        header = [name.strip() for name in header]
-        for line, row in rows:
-            if len(row) != len(header):
-                raise InputError(
-                    f"{file}: line {line} has {len(row)} fields for {len(header)} columns; quote captions with commas."
-                )
-            yield dict(zip(header, row, strict=True))
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    from toolkit.annotations.parquet import open_parquet
+
+    batches = open_parquet(file).iter_batches(4096)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)

@@ -8,36 +8,45 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Gathered, Notes, captions_in
-from toolkit.annotations._text import bad_shape, head, read_json
+from toolkit.annotations._json import json_shape, read_json, what_keys
+from toolkit.annotations._text import bad_shape
 from toolkit.records import ImageRecord
 
 _SHAPE = '{"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 
 
 def detect(path: Path) -> bool:
-    text = head(path)
-    return text.lstrip().startswith("{") and all(re.search(rf'"{key}"\s*:', text) for key in ("sentences", "filename"))
+    shape = json_shape(path)
+    return shape is not None and any({"sentences", "filename"} <= set(image) for image in shape.objects("images"))
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
-    gathered = Gathered(path, notes)
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    gathered = Gathered(path, notes, columns)
     seen = False
-    for key, image in read_json(path):
+    name_key, caption_keys = columns.image or "filename", columns.captions or ("sentences",)
+    for line, key, image in read_json(path):
         if key != "images":
             continue
         seen = True
-        captions = captions_in(image.get("sentences")) if isinstance(image, dict) else None
-        if captions is None or not isinstance(image.get("filename"), str):
-            raise bad_shape(path, f"an image is {str(image)[:60]}", _SHAPE)
-        folder = image.get("filepath")
-        name = f"{folder}/{image['filename']}" if isinstance(folder, str) and folder else image["filename"]
+        if not isinstance(image, dict):
+            notes.reject(line, "no JSON object")
+            continue
+        columns.meet(image)
+        name, found = image.get(name_key), [image[key] for key in caption_keys if key in image]
+        captions = captions_in(found) if found else None
+        if captions is None or not isinstance(name, str):
+            notes.reject(line, f"no {name_key} or no {caption_keys[0]}: {what_keys(image)}")
+            continue
+        folder = image.get("filepath") if columns.image is None else None
+        name = f"{folder}/{name}" if isinstance(folder, str) and folder else name
         image_id = image.get("cocoid")
-        gathered.add(name, captions, None if image_id is None else str(image_id), image.get("split"))
+        split = image.get(columns.split or "split")
+        gathered.add(name, captions, None if image_id is None else str(image_id), split, line=line)
     if not seen:
         raise bad_shape(path, "no images in it", _SHAPE)
     yield from gathered.records()

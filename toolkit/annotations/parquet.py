@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.annotations._gather import Notes, splits_of_names
+from toolkit.annotations._columns import Columns
+from toolkit.annotations._gather import Notes
 from toolkit.annotations._tables import Table, image_column, is_text, read_tables
 from toolkit.annotations._text import files_below
 from toolkit.errors import InputError
@@ -35,10 +36,10 @@ def detect(path: Path) -> bool:
         return False
 
 
-def images_root(path: Path, images: Path) -> Path | None:
+def images_root(path: Path, images: Path, columns: Columns) -> Path | None:
     """None, unless the image column holds file names."""
     files = _files(path)
-    column = image_column(open_parquet(files[0]).schema_arrow) if files else None
+    column = image_column(open_parquet(files[0]).schema_arrow, columns, files[0]) if files else None
     return images if column is not None and is_text(column.type) else None
 
 
@@ -59,16 +60,17 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         ) from None
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     if not (files := _files(path)):
         raise InputError(f"{path}: no .parquet file in it; name a Parquet file or a folder of them.")
-    splits = splits_of_names((file.relative_to(path).as_posix() for file in files), files=True) if path.is_dir() else {}
+    names = [file.relative_to(path).as_posix() for file in files]
+    splits = columns.splits_of_names(names, files=True) if path.is_dir() else {}
     # Several files are one set, as if they were one file; those of one split are one table.
     parts: dict[str | None, list[Path]] = {}
     for file in files:
         parts.setdefault(splits.get(file.relative_to(path).as_posix()), []).append(file)
     tables = [_table(group, split) for split, group in parts.items()]
-    yield from read_tables(path, tables, notes)
+    yield from read_tables(path, tables, notes, columns)
 
 
 def _table(files: list[Path], split: str | None) -> Table:

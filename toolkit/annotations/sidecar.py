@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-from toolkit.annotations._gather import Notes, clean_captions, splits_of_names
-from toolkit.annotations._text import read_text
+from toolkit.annotations._columns import Columns
+from toolkit.annotations._gather import Notes, clean_captions
+from toolkit.annotations._text import read_text, split_lines
 from toolkit.errors import InputError
 from toolkit.images import IMAGE_SUFFIXES, find_images
 from toolkit.records import ImageRecord
@@ -25,11 +25,10 @@ def detect(path: Path) -> bool:
     """Whether there is an image or a text somewhere near the top of a folder; the last format to be asked."""
     if not path.is_dir():
         return False
-    texts = (os.path.splitext(name)[1].lower() in TEXT_SUFFIXES for name in _files(path))
-    return any(islice(texts, 10_000))
+    return any(os.path.splitext(name)[1].lower() in TEXT_SUFFIXES for name in _files(path))
 
 
-def images_root(path: Path, images: Path) -> Path:
+def images_root(path: Path, images: Path, columns: Columns) -> Path:
     """Images beside their texts, else the folder of images with the same tree."""
     return path if any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in _files(path)) else images
 
@@ -40,7 +39,7 @@ def _files(path: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/") for name in names)
 
 
-def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
+def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     if not path.is_dir():
         raise InputError(f"{path}: is no folder; name the folder that holds images and their texts.")
     # Composed form for comparing: one system's copy may have decomposed what another's composed.
@@ -52,14 +51,14 @@ def read(path: Path, images: Path, notes: Notes) -> Iterator[ImageRecord]:
     by_stem: dict[str, list[str]] = {}
     for name in sorted(texts):
         by_stem.setdefault(os.path.splitext(name)[0], []).append(texts[name])
-    found = find_images([images_root(path, images)])
-    splits = splits_of_names(image.name for image in found if "/" in image.name)
+    found = find_images([images_root(path, images, columns)])
+    splits = columns.splits_of_names(image.name for image in found if "/" in image.name)
     used = set()
     for image in found:
         name = unicodedata.normalize("NFC", image.name)
         files = by_stem.get(name) or by_stem.get(os.path.splitext(name)[0], [])
         used.update(files)
-        lines = [line for file in files for line in read_text(path / file).splitlines() if line.strip()]
+        lines = [line for file in files for line in split_lines(read_text(path / file)) if line.strip()]
         captions = clean_captions(lines, image.name, notes)
         if captions:
             yield ImageRecord(image.name, image.name, tuple(captions), splits.get(image.name))
