@@ -99,6 +99,7 @@ def test_a_cache(odd_cache: Path) -> None:
         "duplicates": SAME,
         "leaks": LEAKS,
         "rejected": REJECTED,
+        "unusable_rows": {"count": 0, "examples": []},
     }
     assert (near["pairs"], near["images"], near["across_splits"]) == (1, 2, 0)
     assert near["nearest"][0]["images"] == ["a.png", "c.jpg"]
@@ -127,6 +128,29 @@ def test_annotations_say_the_same_as_their_cache(odd: DataSet, odd_cache: Path) 
     assert (values["format"], values["images"], values["same_by"]) == ("flickr8k", 7, "pixels")
     assert values["bytes"] == sum(p.stat().st_size for p in odd.images.iterdir() if p.name != "broken.png")
     assert summary.exit_code == 3
+
+
+def test_rows_that_cant_be_used(odd: DataSet, tmp_path: Path) -> None:
+    text = odd.annotations.read_text().replace("broken.png,nothing to see", "only.png")
+    (tmp_path / "captions.txt").write_text(text)
+    summary = look(tmp_path / "captions.txt", images=odd.images)
+    assert summary.values["rejected"]["count"] == 0
+    row = {
+        "line": text[: text.index("only.png")].count("\n") + 1,
+        "path": "only.png",
+        "reason": "1 field for 2 columns",
+    }
+    assert summary.values["unusable_rows"] == {"count": 1, "examples": [row]}
+    assert summary.exit_code == 3
+    assert f"unusable rows     1; first: line {row['line']} (1 field for 2 columns)" in summary.text
+    data = DataSet(tmp_path / "cached", images=40)
+    with open(data.annotations, "a") as file:
+        file.write("only.png\r\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.preprocess.fetch_processors", stored_processors)
+        data.run()
+    row["line"] = 82
+    assert look(data.out).values["unusable_rows"] == {"count": 1, "examples": [row]}
 
 
 def test_without_decoding(odd: DataSet, odd_cache: Path) -> None:

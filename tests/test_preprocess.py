@@ -168,13 +168,42 @@ def test_a_bad_image_is_a_row_with_a_reason(data: DataSet) -> None:
     summary = data.run(max_rejected=0.2)
     lines = [json.loads(line) for line in (data.out / "rejected.jsonl").read_text().splitlines()]
     assert lines == [
-        {"image_id": "001.png", "path": "001.png", "reason": "not an image"},
-        {"image_id": "002.png", "path": "002.png", "reason": "truncated"},
+        {"image_id": "001.png", "path": "001.png", "reason": "not an image", "line": None},
+        {"image_id": "002.png", "path": "002.png", "reason": "truncated", "line": None},
     ]
     assert summary.exit_code == 3
     assert summary.values["rejected"] == 2
     assert "rejected.jsonl" in summary.text
     again = data.run(max_rejected=0.2)
+    assert again.exit_code == 3
+    assert "up to date" in again.text
+
+
+def test_a_row_that_cant_be_used_is_listed_and_weighed(data: DataSet) -> None:
+    """Of 12 images and 2 rows, one image and both rows: 3 of 14, 0.214."""
+    (data.images / "001.png").write_bytes(b"no image at all")
+    with open(data.annotations, "a") as file:
+        file.write("lonely.png\r\n,said of nothing\r\n")
+    assert error_of(data).startswith(
+        "captions.txt: 2 rows can't be used beside 12 images (line 26: 1 field for 2 columns; line 27: no image name), "
+        "more than --max-rejected 0.05; mend them, or accept the loss with --max-rejected."
+    )
+    assert data.beside() == []
+    assert error_of(data, RunError, max_rejected=0.2).startswith(
+        "1 of 12 images can't be read (1 not an image; first: 001.png), 2 rows of the annotations can not be used, more "
+        "than --max-rejected 0.2; "
+    )
+    summary = data.run(max_rejected=0.22)
+    assert summary.exit_code == 3
+    assert (summary.values["rejected"], summary.values["unusable_rows"]) == (1, 2)
+    assert "2 rows of the annotations could not be used, see" in summary.text
+    lines = [json.loads(line) for line in (data.out / "rejected.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"image_id": "001.png", "path": "001.png", "reason": "not an image", "line": None},
+        {"image_id": None, "path": "lonely.png", "reason": "1 field for 2 columns", "line": 26},
+        {"image_id": None, "path": None, "reason": "no image name", "line": 27},
+    ]
+    again = data.run(max_rejected=0.22)
     assert again.exit_code == 3
     assert "up to date" in again.text
 

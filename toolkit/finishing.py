@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from toolkit import __version__
-from toolkit.annotations import AnnotationSet
+from toolkit.annotations import AnnotationSet, UnusableRows
 from toolkit.build import PieceBuilder, write_dataset
 from toolkit.cache import MANIFEST, SCHEMA_VERSION, is_cache_file
 from toolkit.errors import InputError, RunError
@@ -36,6 +36,7 @@ class Tally:
     captions: int = 0
     truncated: int = 0
     rejected: int = 0
+    unusable: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first_rejected: str = ""
@@ -45,9 +46,10 @@ class Tally:
         return sum(self.splits.values())
 
     @classmethod
-    def of(cls, directory: Path) -> Tally:
-        """Counts, and writes `rejected.jsonl`: {"image_id", "path", "reason"} a line."""
-        tally = cls()
+    def of(cls, directory: Path, unusable: UnusableRows) -> Tally:
+        """Counts, and writes `rejected.jsonl`: {"image_id", "path", "reason", "line"} for each image that can't be read,
+        then for each row that can't be used: there is no image_id, and the line is where it stands."""
+        tally = cls(unusable=unusable.count)
         with open(directory / "rejected.jsonl", "w", encoding="utf-8") as file:
             for _, _, table in read_index(directory):
                 tally.images += len(table)
@@ -60,7 +62,10 @@ class Tally:
                     tally.first_rejected = tally.first_rejected or row["path"]
                     tally.rejected += 1
                     tally.reasons[row["reason"].split(":")[0]] += 1
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({**row, "line": None}, ensure_ascii=False) + "\n")
+            for line, reason, path in unusable:
+                values = {"image_id": None, "path": path, "reason": reason, "line": line}
+                file.write(json.dumps(values, ensure_ascii=False) + "\n")
         return tally
 
 
@@ -97,13 +102,15 @@ def finish(
 ) -> dict[str, Any]:
     """Checks the whole and writes what makes the pieces a data set; the manifest last, by rename."""
     partial, transform = builder.directory, builder.transform
-    tally = Tally.of(partial)
+    tally = Tally.of(partial, annotations.notes.unusable)
     considered = tally.kept + tally.rejected
-    if not tally.kept or tally.rejected > options.max_rejected * considered:
+    lost = tally.rejected + tally.unusable
+    if not tally.kept or lost > options.max_rejected * (considered + tally.unusable):
         reasons = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
         what = f"more than --max-rejected {options.max_rejected:g}" if tally.kept else "which leaves none"
         raise RunError(
-            f"{tally.rejected} of {considered} images can't be read ({reasons}; first: {tally.first_rejected}), {what}; "
+            f"{tally.rejected} of {considered} images can't be read ({reasons}; first: {tally.first_rejected})"
+            f"{f', {tally.unusable} rows of the annotations can not be used' if tally.unusable else ''}, {what}; "
             f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was made, a rerun decodes only what has "
             "changed since."
         )
@@ -127,6 +134,7 @@ def finish(
             "captions": tally.captions,
             "truncated": tally.truncated,
             "rejected": tally.rejected,
+            "unusable_rows": tally.unusable,
             "left_out": tally.images - considered,
             "leaked": len(leaked),
         },
@@ -163,7 +171,7 @@ def _leak_text(leak: dict[str, list[str]]) -> str:
 
 
 def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
-    """What the command says of a finished cache; exit code 3 where images could not be read."""
+    """What the command says of a finished cache; exit code 3 where images could not be read or rows not used."""
     counts = manifest["counts"]
     splits = ", ".join(f"{split} {counts['splits'][split]}" for split in SPLITS)
     max_length = manifest["options"]["max_length"]
@@ -176,12 +184,15 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
         lines.append(
             f"  {counts['leaked']} images stand in two splits of the source: {_leak_text(manifest['leaks'][0])}"
         )
+    unusable = counts.get("unusable_rows", 0)  # older caches do not count them
     if counts["rejected"]:
         lines.append(f"  {counts['rejected']} images could not be read, see {out / 'rejected.jsonl'}")
+    if unusable:
+        lines.append(f"  {unusable} rows of the annotations could not be used, see {out / 'rejected.jsonl'}")
     warnings = _warnings(manifest)
     lines += [f"  warning: {warning}" for warning in warnings]
     values = {"cache": str(out), "format": manifest["format"], **counts, "warnings": warnings}
-    return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] else 0)
+    return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] or unusable else 0)
 
 
 def _warnings(manifest: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def inspect(options: InspectOptions) -> Summary:
     """Looks at whatever `options.path` is.
 
     Returns:
-        Its exit code is 3 where images of raw annotations can't be read.
+        Its exit code is 3 where images of raw annotations can't be read or rows not used.
 
     Raises:
         InputError: it is nothing that is known, or damaged.
@@ -53,7 +53,8 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     model, run = (path / "config.json").is_file(), (path / RUN_LOG).is_file()
     if annotated or not (model or run):
         values, sheet = annotation_facts(options, _annotations(options), _tokenizer(options.decoder))
-        return _summary(page, values, sheet, exit_code=3 if values["rejected"]["count"] else 0)
+        lost = values["rejected"]["count"] or values["unusable_rows"]["count"]
+        return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
     for name in ("sheet", "split", "decoder", "images"):
         if getattr(options, name) is not None:

@@ -132,6 +132,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
         for note in annotations.notes.sentences():
             say(f"  {note}")
+        _check_rows(options, annotations, staged)
         _check_missing(options, annotations, staged)
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
@@ -177,6 +178,17 @@ def _make_folders(partial: Path) -> None:
         (partial / name).mkdir(parents=True, exist_ok=True)
         for unfinished in (partial / name).glob("*.tmp"):
             unfinished.unlink()
+
+
+def _check_rows(options: PreprocessOptions, annotations: AnnotationSet, staged: Staged) -> None:
+    """Too many rows that can't be used are an error, before anything is decoded."""
+    considered = staged.images + staged.unusable
+    if staged.unusable > options.max_rejected * considered:
+        raise InputError(
+            f"{options.annotations}: {staged.unusable} rows can't be used beside {staged.images} images "
+            f"({annotations.notes.unusable}), more than --max-rejected {options.max_rejected:g}; mend them, or accept "
+            "the loss with --max-rejected."
+        )
 
 
 def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, staged: Staged) -> None:

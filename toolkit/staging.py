@@ -46,6 +46,7 @@ class Staged:
         captions: how many there are in all.
         splits: those that the source names for any image.
         missing: how many image files are not there; `examples` names the first of them.
+        unusable: how many rows of the source gave no caption, though they should have.
     """
 
     digests: list[str] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Staged:
     splits: set[str] = field(default_factory=set)
     missing: int = 0
     examples: list[str] = field(default_factory=list)
+    unusable: int = 0
 
     @property
     def own_splits(self) -> bool:
@@ -134,6 +136,7 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
             staged.splits.add(record.split)
     if file is not None:
         _close(file, staged)
+    staged.unusable = annotations.notes.unusable.count
     return staged
 
 

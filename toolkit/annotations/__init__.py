@@ -33,7 +33,7 @@ from toolkit.annotations import (
 )
 from toolkit.annotations._columns import Columns
 from toolkit.annotations._csv import table_header
-from toolkit.annotations._gather import Notes
+from toolkit.annotations._gather import Notes, UnusableRows
 from toolkit.annotations._json import json_shape
 from toolkit.annotations._text import open_file
 from toolkit.annotations._unknown import named_for_what_it_is
@@ -41,7 +41,7 @@ from toolkit.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
-__all__ = ["READERS", "AnnotationSet", "Columns", "Notes", "read_annotations"]
+__all__ = ["READERS", "AnnotationSet", "Columns", "Notes", "UnusableRows", "read_annotations"]
 
 # In order of detection: what is told by a line of its own first, what takes any folder last.
 READERS: dict[str, ModuleType] = {

@@ -21,6 +21,7 @@ from toolkit.facts.census import (
     Sheet,
     perceptual_hash,
     rejected,
+    unusable_rows,
 )
 from toolkit.hashing import hash_hex, hash_int
 from toolkit.images import read_file, read_image, resolve_image
@@ -89,6 +90,9 @@ def annotation_facts(
         "same_by": "pixels" if decode else "bytes",
         **alike,
         "rejected": rejected(unreadable),
+        "unusable_rows": unusable_rows(
+            {"path": path, "reason": reason, "line": line} for line, reason, path in annotations.notes.unusable
+        ),
         "bytes": size,
         "notes": annotations.notes.sentences(),
     }

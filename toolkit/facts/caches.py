@@ -18,6 +18,7 @@ from toolkit.facts.census import (
     bytes_below,
     perceptual_hash,
     rejected,
+    unusable_rows,
 )
 from toolkit.hashing import hash_int
 from toolkit.index import read_index
@@ -50,7 +51,8 @@ def cache_facts(
         for chunk in cache[split].rows.table["captions"].chunks:  # some 64 rows at a time
             census.add(chunk.to_pylist())
     alike, pairs = pictures.alike(options.distance)
-    lines = (cache.directory / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    with open(cache.directory / "rejected.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     values = {
         "kind": "cache",
         "path": str(options.path),
@@ -66,7 +68,8 @@ def cache_facts(
         "captions": census.values(sorted({*MAX_LENGTHS, max_length})),
         "same_by": "pixels",
         **alike,
-        "rejected": rejected([json.loads(line) for line in lines]),
+        "rejected": rejected([row for row in rows if row["image_id"] is not None]),
+        "unusable_rows": unusable_rows(row for row in rows if row["image_id"] is None),
         "bytes": bytes_below(cache.directory),
     }
     return values, _sheet(options.split, cache, pictures, pairs, own) if options.sheet else None

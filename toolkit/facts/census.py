@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -245,7 +245,18 @@ SHEET_IMAGES, SHEET_PAIRS = 24, 8
 def rejected(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
     """Images that can't be read, by reason: rows of {"image_id", "path", "reason"}."""
     reasons = Counter(row["reason"].split(":")[0] for row in rows)
-    return {"count": len(rows), "reasons": dict(reasons.most_common()), "examples": list(rows[:EXAMPLES])}
+    examples = [{name: row[name] for name in ("image_id", "path", "reason")} for row in rows[:EXAMPLES]]
+    return {"count": len(rows), "reasons": dict(reasons.most_common()), "examples": examples}
+
+
+def unusable_rows(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of annotations that can't be used: {"path", "reason", "line"}."""
+    count, examples = 0, list[dict[str, Any]]()
+    for row in rows:
+        count += 1
+        if len(examples) < EXAMPLES:
+            examples.append({name: row.get(name) for name in ("line", "path", "reason")})
+    return {"count": count, "examples": examples}
 
 
 def bytes_below(folder: Path) -> int:

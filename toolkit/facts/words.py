@@ -103,6 +103,10 @@ def _pictures(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("can't be read", "none" if near is not None or values["kind"] == "cache" else "none (not decoded)")
         )
+    if values["unusable_rows"]["count"]:
+        first = values["unusable_rows"]["examples"][0]
+        where = first["path"] if first["line"] is None else f"line {first['line']}"
+        rows.append(("unusable rows", f"{values['unusable_rows']['count']}; first: {where} ({first['reason']})"))
     return rows
 
 
