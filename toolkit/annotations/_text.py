@@ -9,9 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from toolkit.annotations._encodings import SAMPLE_BYTES, likely_encoding
 from toolkit.errors import InputError
 
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 HEAD_BYTES = 1 << 16
+LARGEST_LOOK = 1 << 26  # of a file that is not UTF-8
 
 
 def head(path: Path) -> str:
@@ -67,12 +70,40 @@ def decode(path: Path, data: bytes, line: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line += data[: error.start].count(b"\n")
-        code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
+        line += len(_LINE_END.findall(data, 0, error.start))
+        wrong, others = _lines_apart(path, data)
+        code = likely_encoding(wrong)
+        what = f"{path}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x})"
+        if others:
+            raise InputError(
+                f"{what}, though other lines are; write that line anew in UTF-8 (by itself it looks like {code})."
+            ) from None
         raise InputError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); convert the file with "
-            f"`iconv -f {code} -t utf-8 {path.name} > new-{path.name}`, if that is its encoding, and name the new one."
+            f"{what}; convert the file with `iconv -f {code} -t utf-8 {path.name} > new-{path.name}`, if that is its "
+            "encoding, and name the new one."
         ) from None
+
+
+def _lines_apart(path: Path, data: bytes) -> tuple[bytes, bool]:
+    """The lines that are not UTF-8, up to a sample of them, and whether others are and hold more than ASCII.
+
+    Looked for in the whole file, for a line alone is little to tell an encoding by; in `data` if it is in a container.
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_LOOK)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data[:SAMPLE_BYTES], False
+    wrong, others, size = [], False, 0
+    for line in data.splitlines(keepends=True):
+        try:
+            others |= not line.decode("utf-8").isascii()
+        except UnicodeDecodeError:
+            wrong.append(line)
+            size += len(line)
+            if size >= SAMPLE_BYTES:
+                break
+    return b"".join(wrong)[:SAMPLE_BYTES], others
 
 
 def read_lines(path: Path) -> Iterator[str]:
