@@ -497,3 +497,14 @@ def test_other_mistakes(small: tuple[Path, Path], tmp_path: Path, cache_dir: Pat
 
 def test_options_know_the_metrics() -> None:
     assert options.METRICS == metrics.METRICS
+
+
+def test_references_by_named_columns(cache_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text('{"image": "a.jpg", "caption": "a dog runs"}\n')
+    (tmp_path / "r.csv").write_text("pic,words\na.jpg,a dog runs\na.jpg,a dog is running\n")
+    values = run(tmp_path / "h.jsonl", tmp_path / "r.csv", image_column="pic", caption_column=("words",), split="all")
+    assert values["metrics"]["bleu_1"]["score"] == pytest.approx(1)
+    with pytest.raises(
+        InputError, match=r"^--caption-column words: .* is a cache, whose columns are known; leave the "
+    ):
+        run(tmp_path / "h.jsonl", cache_dir, caption_column=("words",))

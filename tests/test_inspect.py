@@ -153,6 +153,18 @@ def test_rows_that_cant_be_used(odd: DataSet, tmp_path: Path) -> None:
     assert look(data.out).values["unusable_rows"] == {"count": 1, "examples": [row]}
 
 
+def test_named_columns(odd_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("pic,words,fold\nghost.png,a dog,eval\n")
+    named = {"image_column": "pic", "caption_column": ("words",), "split_column": "fold", "split_map": ("eval=test",)}
+    values = look(tmp_path / "c.csv", **named).values
+    assert (values["captions"]["count"], values["splits"]["test"]) == (1, 1)
+    for option, value in named.items():
+        with pytest.raises(
+            InputError, match=f"--{option.replace('_', '-')} .*is a cache, whose columns are known; leave"
+        ):
+            look(odd_cache, **{option: value})
+
+
 def test_without_decoding(odd: DataSet, odd_cache: Path) -> None:
     summary = look(odd.root, near_duplicates="off")  # the folder stands for the captions.txt and Images/ in it
     assert summary.values["near_duplicates"] is None

@@ -208,6 +208,34 @@ def test_a_row_that_cant_be_used_is_listed_and_weighed(data: DataSet) -> None:
     assert "up to date" in again.text
 
 
+def test_another_column_is_another_cache(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        f"{name},{caption.partition(',')[0]},other {i},{'eval' if i < 4 else 'train'}"
+        for i, (name, caption) in enumerate(data.rows)
+    ]
+    data.annotations.write_text("\n".join(["image,caption,second,fold", *rows]))
+    data.run()
+    assert open_cache(data.out)["train"].column("captions")[0][0].startswith("a picture called")
+    calls = decoded(monkeypatch)
+    named = {"caption_column": ("second",), "split_column": "fold", "split_map": ("eval=val",)}
+    summary = data.run(**named)
+    assert "done" in summary.text
+    assert calls == []  # pixels are those of before
+    cache = open_cache(data.out)
+    assert cache["validation"].column("captions") == [["other 0", "other 1"], ["other 2", "other 3"]]
+    assert summary.values["splits"] == {"train": 10, "validation": 2, "test": 0}
+    assert cache.manifest["options"]["split_map"] == ["eval=val"]
+    assert "up to date" in data.run(**named).text
+    for wrong in ("eval", "=val", "eval=vlad", "eval="):
+        assert error_of(data, split_map=(wrong,)).startswith(
+            f"--split-map {wrong}: is the source's name, =, and one of "
+        )
+    assert error_of(data, split_map=("a=val", "a=test")) == "--split-map a=val: a is given 2 times; give it once."
+    assert error_of(data, **{**named, "caption_column": ("second", "third")}) == (
+        "--caption-column third: captions.txt has no such column, but image, caption, second, fold; name one of these."
+    )
+
+
 def test_too_many_bad_images_stop_without_a_cache(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("001.png", "002.png"):
         (data.images / name).write_bytes(b"")

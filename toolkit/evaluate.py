@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from toolkit.annotations import Columns
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, judge, label, percent
 from toolkit.evaluation_page import write_evaluation_page
@@ -62,7 +63,9 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 
 
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
-    references = read_references(options.references, options.split, options.images, options.format)
+    references = read_references(
+        options.references, options.split, options.images, options.format, columns=Columns.of(options)
+    )
     given = [
         caption_split(options.model, references, options)
         if options.model is not None

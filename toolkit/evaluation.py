@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
+from toolkit.annotations import Columns
 from toolkit.errors import InputError
 from toolkit.hashing import hash_hex
 from toolkit.hypotheses import Hypotheses
@@ -91,7 +92,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         )
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
-        corpus, idf_name = read_idf(options.idf, references, options.images, options.format)
+        corpus, idf_name = read_idf(options.idf, references, options.images, options.format, Columns.of(options))
     said = tokenized({i: references.captions[i] for i in ids})
     idf = None if corpus is None else tokenized(corpus)
     prepared = prepare(said, idf, words)

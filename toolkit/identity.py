@@ -19,6 +19,7 @@ from toolkit.staging import image_state
 CONTENT_OPTIONS = (
     "annotations", "images", "format", "encoder", "decoder", "preset", "max_length", "val_fraction", "test_fraction",
     "train_list", "val_list", "test_list", "seed",
+    "image_column", "caption_column", "split_column", "split_map",
 )  # fmt: skip
 PROCESSOR_FILES = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toolkit.annotations import AnnotationSet, images_beside, read_annotations
+from toolkit.annotations import AnnotationSet, Columns, images_beside, read_annotations
 from toolkit.cache import MANIFEST, open_cache
 from toolkit.errors import InputError, ModelError
 from toolkit.facts.annotated import annotation_facts
@@ -47,6 +47,7 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     path = options.path
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():
+        Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
         return _summary(page, values, sheet)
@@ -56,6 +57,7 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         lost = values["rejected"]["count"] or values["unusable_rows"]["count"]
         return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
+    Columns.of(options).refuse(f"is for images with captions, but {path} is a {kind}")
     for name in ("sheet", "split", "decoder", "images"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {getattr(options, name)}: is for images with captions, but {path} is a {kind}.")
@@ -78,7 +80,7 @@ def _summary(page: Output | None, values: dict[str, Any], sheet: Sheet | None, e
 def _annotations(options: InspectOptions) -> AnnotationSet:
     path, images = options.path, images_beside(options.path, options.images)
     try:
-        return read_annotations(path, images, options.format)
+        return read_annotations(path, images, options.format, columns=Columns.of(options))
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         if not path.exists() and options.format == "auto":

@@ -93,6 +93,18 @@ def check_seed(options: Any) -> None:
     check(0 <= options.seed < 2**32, "seed", options.seed, "is a number from 0 to 4294967295")
 
 
+SPLIT_TARGETS = ("train", "validation", "val", "test")
+
+
+def check_split_map(options: Any) -> None:
+    for given in options.split_map:
+        name, _, split = given.partition("=")
+        check(bool(name.strip()) and split in SPLIT_TARGETS, "split_map", given,
+              f"is the source's name, =, and one of {', '.join(SPLIT_TARGETS)}, as eval=validation")  # fmt: skip
+        twice = sum(other.partition("=")[0] == name for other in options.split_map)
+        check(twice == 1, "split_map", given, f"{name} is given {twice} times; give it once")
+
+
 def check_engine(options: Any) -> None:
     check_choice("engine", options.engine, ENGINES)
     check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
@@ -125,6 +137,16 @@ class PreprocessOptions:
     images: Path = option(Path("Images"), "Folder that the image names are relative to.")
     out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
     format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None, "Column or key with the images or their names, where it isn't found by itself."
+    )
+    caption_column: tuple[str, ...] = option(
+        (), "Column or key with captions; give the option once for each of several.", show_default=False
+    )
+    split_column: str | None = option(None, "Column or key with the split of an image.")
+    split_map: tuple[str, ...] = option(
+        (), "Call a split by another name: eval=validation; give the option once for each.", show_default=False
+    )
     encoder: str | None = option(
         None,
         f"Vision encoder: hub name or local folder. Its processor decides the pixels. [default: {DEFAULT_ENCODER}]",
@@ -164,6 +186,7 @@ class PreprocessOptions:
     )
 
     def __post_init__(self) -> None:
+        check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_seed(self)
         check_at_least(self, 1, "num_workers")
@@ -421,6 +444,23 @@ class EvaluateOptions:
         None, "Of references that are annotations: the folder of the images. [default: Images beside them]"
     )
     format: str = option("auto", f"Of references that are annotations: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None,
+        "Of references that are annotations: column or key with the images or their names, where it isn't found by itself.",
+    )
+    caption_column: tuple[str, ...] = option(
+        (),
+        "Of references that are annotations: column or key with captions; give the option once for each of several.",
+        show_default=False,
+    )
+    split_column: str | None = option(
+        None, "Of references that are annotations: column or key with the split of an image."
+    )
+    split_map: tuple[str, ...] = option(
+        (),
+        "Of references that are annotations: call a split by another name: eval=validation; give the option once for each.",
+        show_default=False,
+    )
     resamples: int = option(1000, "Of the images, for intervals and p-values.")
     seed: int = option(42, "Seed of the resamples.")
     per_image: Path | None = option(
@@ -437,6 +477,7 @@ class EvaluateOptions:
     precision: str = option("auto", "With --model: auto, fp32, bf16 or fp16.")
 
     def __post_init__(self) -> None:
+        check_split_map(self)
         check_choice("split", self.split, ("train", "validation", "test", "all"))
         check_choice("missing", self.missing, ("skip", "empty"))
         check_choice("format", self.format, FORMATS)
@@ -475,6 +516,18 @@ class InspectOptions:
         None, "Of annotations: the folder that the image names are relative to. [default: Images beside them]"
     )
     format: str = option("auto", f"Of annotations: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None, "Of annotations: column or key with the images or their names, where it isn't found by itself."
+    )
+    caption_column: tuple[str, ...] = option(
+        (), "Of annotations: column or key with captions; give the option once for each of several.", show_default=False
+    )
+    split_column: str | None = option(None, "Of annotations: column or key with the split of an image.")
+    split_map: tuple[str, ...] = option(
+        (),
+        "Of annotations: call a split by another name: eval=validation; give the option once for each.",
+        show_default=False,
+    )
     split: str | None = option(None, "Count the captions of this split alone, and show it: train, validation or test.")
     decoder: str | None = option(
         None,
@@ -494,6 +547,7 @@ class InspectOptions:
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
 
     def __post_init__(self) -> None:
+        check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_at_least(self, 1, "num_workers")
         check_choice("split", self.split or "train", ("train", "validation", "test"))

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from toolkit.annotations import AnnotationSet, read_annotations
+from toolkit.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.build import PieceBuilder
 from toolkit.cache import MANIFEST, read_manifest
 from toolkit.engines import run
@@ -126,7 +126,8 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     try:
         source = source_fingerprint(options, place)  # before it is read: a change meanwhile is seen next time
         lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
-        annotations = read_annotations(options.annotations, options.images, options.format, lists or None)
+        columns = Columns.of(options)
+        annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
         _make_folders(partial)
         staged = stage(annotations, partial)
         say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")

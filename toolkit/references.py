@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.annotations import images_beside, read_annotations
+from toolkit.annotations import Columns, images_beside, read_annotations
 from toolkit.cache import MANIFEST, Cache, open_cache
 from toolkit.errors import ImageError, InputError
 from toolkit.images import read_image, resolve_image
@@ -55,13 +55,18 @@ class References:
 
 
 def read_references(
-    path: Path, split: str, images: Path | None = None, format: str = "auto", option: str = "--references"
+    path: Path,
+    split: str,
+    images: Path | None = None,
+    format: str = "auto",
+    option: str = "--references",
+    columns: Columns | None = None,
 ) -> References:
     """The references of a split.
 
     Args:
         split: one of `SPLITS`, or "all".
-        images, format: of annotations, as `read_annotations` takes them.
+        images, format, columns: of annotations, as `read_annotations` takes them.
         option: what the user named the source with.
 
     Raises:
@@ -72,8 +77,10 @@ def read_references(
             f"{option} {path}: no such file or folder; name a cache (`toolkit preprocess` writes one) or annotations."
         )
     if (path / MANIFEST).is_file():
+        if columns is not None:
+            columns.refuse(f"{path} is a cache, whose columns are known")
         return _of_cache(path, split, option)
-    return _of_annotations(path, split, images, format, option)
+    return _of_annotations(path, split, images, format, option, columns)
 
 
 def _of_cache(path: Path, split: str, option: str) -> References:
@@ -99,10 +106,12 @@ def _of_cache(path: Path, split: str, option: str) -> References:
     return References(path.as_posix(), split, captions, paths, train or None, notes, cache=cache, rows=rows)
 
 
-def _of_annotations(path: Path, split: str, images: Path | None, format: str, option: str) -> References:
+def _of_annotations(
+    path: Path, split: str, images: Path | None, format: str, option: str, columns: Columns | None
+) -> References:
     images = images_beside(path, images)
     try:
-        found = read_annotations(path, images, format)
+        found = read_annotations(path, images, format, columns=columns)
         records = list(found.records)
     except InputError as error:
         if not str(error).startswith(f"{path}: "):
@@ -123,7 +132,9 @@ def _of_annotations(path: Path, split: str, images: Path | None, format: str, op
     return References(path.as_posix(), split, wanted, paths, train or None, notes, images=found.images)
 
 
-def read_idf(idf: str, references: References, images: Path | None, format: str) -> tuple[dict[str, list[str]], str]:
+def read_idf(
+    idf: str, references: References, images: Path | None, format: str, columns: Columns | None = None
+) -> tuple[dict[str, list[str]], str]:
     """The corpus that CIDEr's word weights come from, and its name.
 
     `train` is the train split of the references; a path is a cache or annotations: their train split if they have
@@ -133,6 +144,6 @@ def read_idf(idf: str, references: References, images: Path | None, format: str)
     if idf == "train" and references.train is None:
         raise InputError(f"--idf train: {references.source} has no train split; name a cache or annotations instead.")
     if idf != "train":
-        images, format = None, "auto"
-    corpus = read_references(path, "train", images, format, "--idf")
+        images, format, columns = None, "auto", None
+    corpus = read_references(path, "train", images, format, "--idf", columns)
     return corpus.captions, corpus.name

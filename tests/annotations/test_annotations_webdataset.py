@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import json
 import tarfile
@@ -7,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from reading import Reader
+
+from toolkit.annotations import Columns, webdataset
+from toolkit.errors import RunError
 
 
 def pack(file: Path, members: list[tuple[str, bytes | str]], mode: str = "w") -> None:
@@ -53,6 +58,79 @@ def test_a_tar(name: str, mode: str, reader: Reader, tmp_path: Path) -> None:
         "images without a caption left out: 1 (alone.jpg)",
         "texts without an image: 1 (readme.txt)",
     ]
+
+
+def test_numbered_captions(reader: Reader, tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | str]] = [
+        ("a.jpg", b"A"), ("a.caption_10.txt", "k\n"), ("a.caption_2.txt", "c"), ("a.caption_0.txt", "one\u2028two"),
+        ("b.jpg", b"B"), ("b.caption.txt", "x\ny"), ("c.1.jpg", b"C"), ("c.1.caption_0.txt", "z"),
+        ("d.jpg", b"D"), ("d.caption_0.txt", "not this"), ("d.txt", "this"),
+    ]  # fmt: skip
+    pack(tmp_path / "s.tar", members)
+    assert rows(reader, "s.tar") == [
+        ("a.jpg", ("one\u2028two", "c", "k"), None, b"A"),
+        ("b.jpg", ("x", "y"), None, b"B"),
+        ("c.1.jpg", ("z",), None, b"C"),
+        ("d.jpg", ("this",), None, b"D"),
+    ]
+    assert reader.notes == []
+
+
+def test_named_members_and_keys(reader: Reader, tmp_path: Path) -> None:
+    said = json.dumps({"caption": "no", "long": "L", "fold": "eval"})
+    pack(
+        tmp_path / "s.tar",
+        [("a.in.jpg", b"A"), ("a.out.jpg", b"no"), ("a.json", said), ("a.alt.txt", "T"), ("a.txt", "no")],
+    )
+    columns = Columns("in.jpg", ("long", "alt.txt"), "fold", (("eval", "test"),))
+    records = list(reader("s.tar", columns=columns))
+    assert [(r.path, r.captions, r.split, r.data) for r in records] == [("a.in.jpg", ("L", "T"), "test", b"A")]
+    assert reader.error("s.tar", columns=Columns("in.jpg", ("ghost",))) == (
+        "--caption-column ghost: s.tar has no such column, but in.jpg, jpg, json, txt, caption, long, fold; name one of "
+        "these."
+    )
+
+
+def test_a_compressed_tar_is_read_once(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies between an image and its text, the records are those of the plain tar, of one pass over it."""
+    members = [(f"{i}.jpg", bytes([i]) * 5000) for i in range(20)] + [
+        (f"{i}.txt", f"said {i}") for i in reversed(range(20))
+    ]
+    members.insert(0, ("7.json", '{"caption": "first"}'))
+    for name, mode in (("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tar.bz2", "w:bz2"), ("s.tar.xz", "w:xz")):
+        pack(tmp_path / name, members, mode)
+    want = rows(reader, "s.tar")
+    assert [row[:2] for row in want] == [(f"{i}.jpg", ("first" if i == 7 else f"said {i}",)) for i in range(20)]
+    reads: list[int] = []
+
+    class Counting(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            reads.append(len(data))
+            return data
+
+    for limit in (webdataset.IN_MEMORY, 1000):  # in memory, in a temporary file
+        monkeypatch.setattr(webdataset, "IN_MEMORY", limit)
+        monkeypatch.setattr(webdataset, "_COMPRESSED", ((b"\x1f\x8b", Counting), *webdataset._COMPRESSED[1:]))
+        reads.clear()
+        assert rows(reader, "s.tar.gz") == want
+        assert sum(reads) == (tmp_path / "s.tar").stat().st_size
+    (tmp_path / "s.tar.bz2").rename(tmp_path / "b.tar")
+    (tmp_path / "s.tar.xz").rename(tmp_path / "x.tar")
+    assert rows(reader, "b.tar") == rows(reader, "x.tar") == want
+
+
+def test_no_room_to_unpack(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    pack(tmp_path / "s.tar.gz", MEMBERS, "w:gz")
+    monkeypatch.setattr(webdataset.tempfile, "SpooledTemporaryFile", lambda max_size: Full())
+    with pytest.raises(
+        RunError, match=r"s\.tar\.gz: can't be unpacked in .* \(no space left on device\); name a folder"
+    ):
+        reader("s.tar.gz")
 
 
 def test_a_folder_of_tars(reader: Reader, tmp_path: Path) -> None:

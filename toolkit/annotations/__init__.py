@@ -36,7 +36,7 @@ from toolkit.annotations._csv import table_header
 from toolkit.annotations._gather import Notes, UnusableRows
 from toolkit.annotations._json import json_shape
 from toolkit.annotations._text import open_file
-from toolkit.annotations._unknown import named_for_what_it_is
+from toolkit.annotations._unknown import named_for_what_it_is, no_text
 from toolkit.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
@@ -127,6 +127,8 @@ def read_annotations(
     elif path.is_dir() and format not in FOLDER_FORMATS:
         path = _only_file(path, [format])
     _check_content(path)
+    if format not in FOLDER_FORMATS and (known := no_text(path)) is not None:
+        raise InputError(f"{path}: {known}.")
     reader = READERS[format]
     found: Lists = {split: [file] for split, file in (lists or {}).items()}
     if lists is None and format in ("flickr8k", "flickr8k-token"):
@@ -135,10 +137,7 @@ def read_annotations(
             names = ", ".join(file.name for files in found.values() for file in files)
             notes.say(f"splits taken from {names} beside {path.name}")
     if columns.given and format in NO_COLUMNS:
-        option, name = columns.given[0]
-        raise InputError(
-            f"{option} {name}: {path} has the format {format}, which has no columns; leave the option out."
-        )
+        columns.refuse(f"{path} has the format {format}, which has no columns")
     records = reader.read(path, images, notes, columns)
     if found:
         records = with_lists(records, found, beside=lists is None, source=path, notes=notes)

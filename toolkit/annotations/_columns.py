@@ -60,6 +60,18 @@ class Columns:
     met: dict[str, None] = field(default_factory=dict, compare=False)
     mapped: set[str] = field(default_factory=set, compare=False)
 
+    @classmethod
+    def of(cls, options: Any) -> Columns:
+        """As the options of a command have them."""
+        pairs = (given.partition("=") for given in options.split_map)
+        split_map = tuple((name.strip(), SPLIT_NAMES[split]) for name, _, split in pairs)
+        return cls(options.image_column, tuple(options.caption_column), options.split_column, split_map)
+
+    def refuse(self, why: str) -> None:
+        """Raises InputError if the user names anything: what is read has no columns."""
+        for option, name in [*self.given, *(("--split-map", f"{a}={b}") for a, b in self.split_map)]:
+            raise InputError(f"{option} {name}: {why}; leave the option out.")
+
     @property
     def given(self) -> list[tuple[str, str]]:
         """(option, name) of each column that is named."""

@@ -111,7 +111,7 @@ def captions_in(value: Any) -> list[str] | None:
     if isinstance(value, str):
         return _list_in_text(value)
     if isinstance(value, dict):
-        for key in ("raw", "caption", "text"):
+        for key in ("raw", "captions", "caption", "text"):
             if key in value:
                 return captions_in(value[key])
         tokens = value.get("tokens")

@@ -33,7 +33,8 @@ def head(path: Path) -> str:
 
 def split_lines(text: str) -> list[str]:
     """Lines without their ends. `str.splitlines` would also end one at characters that a caption may hold."""
-    return re.split(r"\r\n|\n|\r", text)
+    lines = re.split(r"\r\n|\n|\r", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def first_lines(path: Path, count: int) -> list[str]:

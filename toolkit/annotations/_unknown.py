@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from pathlib import Path
 
 from toolkit.annotations._json import json_shape, read_json
@@ -28,7 +29,20 @@ _OFFICE = re.compile(rb"(xl|word|ppt)/|\[Content_Types\]\.xml")
 
 
 def named_for_what_it_is(path: Path) -> str | None:
-    """'is an HTML page; download the file itself' and the like; None for what can't be told."""
+    """'is an HTML page; download the file itself' and the like; None for what can't be told.
+
+    Raises:
+        InputError: it is JSON, but broken.
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(262)[257:] == b"ustar":
+                return "is a tar that isn't called .tar; rename it, or name it with --format webdataset"
+    return no_text(path) or _json(path)
+
+
+def no_text(path: Path) -> str | None:
+    """The same for what is neither a table nor JSON."""
     if not path.is_file():
         return None
     with open(path, "rb") as file:
@@ -45,19 +59,16 @@ def named_for_what_it_is(path: Path) -> str | None:
     for magic, what, remedy in _BINARY:
         if start.startswith(magic):
             return f"is {what}; {remedy}"
-    if start[257:262] == b"ustar":
-        return "is a tar that isn't called .tar; rename it, or name it with --format webdataset"
     if is_image(start) and b"\0" in start:
         return "is a picture; name the file that holds the captions, or the folder of pictures and texts"
-    return _json(path)
+    return None
 
 
 def _json(path: Path) -> str | None:
     shape = json_shape(path)
+    if head(path).lstrip()[:1] in ("[", "{") and (shape is None or shape.kind != "lines"):
+        deque(read_json(path), maxlen=0)  # says what is broken
     if shape is None:
-        if head(path).lstrip()[:1] in ("[", "{"):
-            for _ in read_json(path):  # says what is broken
-                break
         return None
     remedy = "name those of image and captions with --image-column and --caption-column, or see docs/formats.md"
     keys = [key for key in shape.samples if key is not None]

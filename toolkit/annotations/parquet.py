@@ -16,6 +16,7 @@ from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Notes
 from toolkit.annotations._tables import Table, image_column, is_text, read_tables
 from toolkit.annotations._text import files_below
+from toolkit.annotations._unknown import no_text
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
@@ -55,6 +56,8 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowException) as error:
+        if file.is_file() and (known := no_text(file)) is not None:
+            raise InputError(f"{file}: {known}.") from None
         raise InputError(
             f"{file}: not a readable Parquet file ({' '.join(str(error).split())[:80]}); download or export it again."
         ) from None

@@ -24,6 +24,7 @@ from typing import IO, Any
 from toolkit.annotations._columns import Columns, caption_columns
 from toolkit.annotations._gather import Notes, captions_in, clean_captions
 from toolkit.annotations._text import decode, files_below, split_lines
+from toolkit.annotations._unknown import no_text
 from toolkit.errors import InputError, RunError
 from toolkit.images import IMAGE_SUFFIXES
 from toolkit.records import ImageRecord
@@ -100,6 +101,8 @@ def _read_tar(file: Path, prefix: str, split: str | None, notes: Notes, columns:
                 if name not in texts and os.path.splitext(name)[1].lower() in (".txt", ".caption"):
                     notes.count("texts without an image", prefix + name)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if (known := no_text(file)) is not None and "archive" not in known:
+            raise InputError(f"{file}: {known}.") from None
         reason = str(error).split("\n")[0][:60]
         raise InputError(f"{file}: not a whole tar ({reason}); download or pack it again.") from None
 
