@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from toolkit import batch_caption as module
+from toolkit import pipeline
 from toolkit.batch_caption import batch_caption
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError
 from toolkit.options import BatchCaptionOptions
@@ -76,8 +77,8 @@ def test_a_rerun_captions_only_what_is_new_or_changed(
     assert batch_caption(options(folder, model_dir)).values["new"] == 0
     assert output.stat().st_mtime_ns == before
     seen: list[str] = []
-    real = module._load
-    monkeypatch.setattr(module, "_load", lambda found, captioner: seen.append(found.name) or real(found, captioner))
+    real = pipeline.read_file
+    monkeypatch.setattr(pipeline, "read_file", lambda path: seen.append(path.name) or real(path))
     images = sorted(folder.glob("*.jpg"))
     shutil.copy(images[0], folder / "new.jpg")
     os.utime(images[1], ns=(1, 1))
@@ -96,7 +97,7 @@ def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest
     whole = output.read_bytes()
     output.unlink()
     (folder.parent / "out.jsonl.state").unlink()
-    real, calls = module.generate_captions, []
+    real, calls = pipeline.generate_captions, []
 
     def stop(*arguments: object) -> object:
         calls.append(1)
@@ -104,11 +105,11 @@ def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "generate_captions", stop)
-    with pytest.raises(RunError, match="run the same command again"):
+    monkeypatch.setattr(pipeline, "generate_captions", stop)
+    with pytest.raises(KeyboardInterrupt):
         batch_caption(options(folder, model_dir))
     assert not output.exists()
-    monkeypatch.setattr(module, "generate_captions", real)
+    monkeypatch.setattr(pipeline, "generate_captions", real)
     assert batch_caption(options(folder, model_dir)).values["new"] == 4
     assert output.read_bytes() == whole
 
@@ -122,15 +123,15 @@ def test_an_image_that_is_replaced_while_it_is_read(
     Image.new("RGB", (40, 30), "red").save(tmp_path / "old.png")
     Image.new("RGB", (50, 60), "blue").save(tmp_path / "new.png")
     shutil.copy(tmp_path / "old.png", path)
-    real = module.read_image
+    real = pipeline.read_image
 
     def late(source: Any) -> Any:
         shutil.copy(tmp_path / "new.png", path)
         return real(source)
 
-    monkeypatch.setattr(module, "read_image", late)
+    monkeypatch.setattr(pipeline, "read_image", late)
     batch_caption(options(path.parent, model_dir))
-    monkeypatch.setattr(module, "read_image", real)
+    monkeypatch.setattr(pipeline, "read_image", real)
     widths = []
     for name in ("new.png", "old.png"):
         shutil.copy(tmp_path / name, path)
@@ -143,10 +144,10 @@ def test_a_reason_that_passes_is_not_kept(folder: Path, model_dir: Path, monkeyp
     def full(source: Any) -> Any:
         raise ImageError("out of memory")
 
-    real = module.read_image
-    monkeypatch.setattr(module, "read_image", full)
+    real = pipeline.read_image
+    monkeypatch.setattr(pipeline, "read_image", full)
     assert batch_caption(options(folder, model_dir)).values["errors"] == 12
-    monkeypatch.setattr(module, "read_image", real)
+    monkeypatch.setattr(pipeline, "read_image", real)
     assert batch_caption(options(folder, model_dir)).values["errors"] == 3
 
 
@@ -185,7 +186,7 @@ def test_mistakes(folder: Path, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both would be reported as"):
         batch_caption(options(folder, model_dir, paths=(str(folder), str(tmp_path / "again"))))
     output.write_text("my own notes")
-    with pytest.raises(OutputError, match="was not written by batch-caption"):
+    with pytest.raises(OutputError, match="exists and is not what this command wrote"):
         batch_caption(options(folder, model_dir))
     assert output.read_text() == "my own notes"
 
@@ -195,7 +196,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
 ) -> None:
     plain = folder.parent / "plain.jsonl"
     batch_caption(options(folder, model_dir, output=plain))
-    sizes, real = list[int](), module.generate_captions
+    sizes, real = list[int](), pipeline.generate_captions
 
     def small(captioner: Any, pixels: torch.Tensor, *more: Any) -> Any:
         sizes.append(len(pixels))
@@ -204,7 +205,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
         return real(captioner, pixels, *more)
 
     limit = 3
-    monkeypatch.setattr(module, "generate_captions", small)
+    monkeypatch.setattr(pipeline, "generate_captions", small)
     batch_caption(options(folder, model_dir, batch_size="auto"))
     assert (folder.parent / "out.jsonl").read_bytes() == plain.read_bytes()
     assert sizes[:2] == [6, 3]  # of 8 files two are bad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import toolkit.caption_pieces
 from toolkit.batch_caption import batch_caption
 from toolkit.caption_pieces import PieceCaptioner
-from toolkit.errors import RunError
+from toolkit.errors import OutputError, RunError
+from toolkit.journal import Fingerprint
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import Summary
 
@@ -93,8 +96,29 @@ def test_pieces_of_other_settings_are_not_taken(images: Path, model_dir: Path, m
 
 def test_another_model_on_a_node(tmp_path: Path, model_dir: Path) -> None:
     options = BatchCaptionOptions(paths=(".",), model=str(model_dir))
-    (tmp_path / "000000.todo").write_bytes(pickle.dumps([]))
-    function = PieceCaptioner(tmp_path, options, lambda *_: iter(()), lambda *_: "these weights", "those weights", 1)
+    (tmp_path / "000000.todo").touch()
+    function = PieceCaptioner(tmp_path, options, Fingerprint("2:other weights", ""), 1)
     with pytest.raises(RunError, match=r"--model .*: other weights, another precision \(torch.float32 here\)"):
         function({"piece": 0})
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_what_lies_in_the_folder_of_pieces(images: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images by name alone, and nothing that could run; what is somebody else's stays."""
+    odd = os.fsdecode(b"b\xff.jpg")  # no UTF-8
+    shutil.copy(images / "zz.jpg" if (images / "zz.jpg").exists() else images / "zz.png", images / odd)
+    monkeypatch.setattr(toolkit.caption_pieces, "run", Engine(1))
+    folder = images.parent / "pieces.jsonl.pieces"
+    with pytest.raises(RunError, match="stopped"):
+        run(images, model_dir, "pieces.jsonl", engine="ray")
+    lines = [json.loads(line) for path in sorted(folder.glob("*.todo")) for line in path.read_text().splitlines()]
+    assert sorted(name for _, name, _ in lines) == sorted(path.name for path in images.iterdir())
+    assert {root for root, _, _ in lines} == {str(images)}
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"pieces.jsonl.pieces: holds files that batch-caption did not write"):
+        run(images, model_dir, "pieces.jsonl")
+    assert len(list(folder.iterdir())) == 1 + 5 + 1
+    (folder / "mine.txt").unlink()
+    run(images, model_dir, "pieces.jsonl")
+    assert not folder.exists()
+    assert odd in [json.loads(line)["image"] for line in (images.parent / "pieces.jsonl").read_text().splitlines()]

@@ -190,7 +190,7 @@ def test_few_thumbnails_are_made_ahead(folder: Path, tmp_path: Path, monkeypatch
     for place, card in enumerate(made):
         assert card.name == f"{place}.jpg"  # in order
         assert len(started) <= place + 1 + 4 * 2 + 16
-    assert (len(started), sum(1 for _ in ahead)) == (200, 25)
+    assert (len(started), sum(1 for _ in ahead)) == (200, 13)
 
 
 def test_a_failed_page_leaves_nothing(tmp_path: Path) -> None:

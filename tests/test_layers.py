@@ -12,12 +12,12 @@ ROOT = Path(toolkit.__file__).parent
 LAYERS = [
     ["errors", "options", "records"],
     [
-        "files", "outputs", "hashing", "progress", "hub", "stores", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "uploads", "urls", "runs", "index",
+        "files", "ahead", "outputs", "hashing", "progress", "stores", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "uploads", "urls", "runs", "index",
         "staging", "ray_engine", "engines", "build", "identity", "workspace", "finishing", "journal", "writers",
-        "ptb", "metrics", "significance", "hypotheses", "references", "matching", "evaluation", "report",
+        "ptb", "metrics", "significance", "hypotheses", "exports", "references", "matching", "evaluation", "report",
         "pictures", "gallery", "evaluation_page", "sample", "facts",
     ],
-    ["ranks", "sharding", "freezing", "lora", "modeling", "processors", "batches", "features", "search", "steps", "decoding", "captioners", "caption_pieces", "attention", "starting", "selfcheck", "training_log", "training"],
+    ["ranks", "sharding", "freezing", "lora", "modeling", "processors", "batches", "features", "search", "steps", "decoding", "captioners", "pipeline", "caption_pieces", "attention", "starting", "selfcheck", "training_log", "training"],
     ["preprocess", "finetune", "batch_caption", "caption", "evaluate", "inspect"],
     ["demo"],
     ["cli"],

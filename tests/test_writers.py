@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from toolkit import batch_caption as module
+from toolkit import pipeline
 from toolkit.annotations import read_annotations
 from toolkit.batch_caption import batch_caption
 from toolkit.errors import OutputError
@@ -70,6 +71,26 @@ def test_preprocess_reads_it_back(form: str, folder: Path, model_dir: Path, tmp_
     assert found.format == READ_AS.get(form, form)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_several_captions(form: str, folder: Path, model_dir: Path, tmp_path: Path) -> None:
+    """All of them are written, and read back; to judge there is the best."""
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xffnothing")
+    plain = tmp_path / "plain.jsonl"
+    several = {"num_captions": 2, "num_beams": 3, "prefix": 'so, "', "suffix": "'s"}
+    batch_caption(options(folder, model_dir, plain, **several))
+    rows = [json.loads(line) for line in plain.read_text().splitlines()]
+    wanted = {row["image"]: tuple(row["captions"]) for row in rows if row["error"] is None}
+    assert {len(set(captions)) for captions in wanted.values()} == {2}
+    output = None if form in ("txt", "imagefolder") else tmp_path / f"out.{'json' if form == 'coco' else form}"
+    batch_caption(options(folder, model_dir, output, format=form, **several))
+    found = read_annotations(output or folder, folder)
+    assert {record.path: record.captions for record in found.records} == wanted
+    judged = {row.names[0]: row.caption for row in read_hypotheses(output or folder).rows if row.error is None}
+    ending = ".jpg" if form == "txt" else ""
+    assert {name + ending: caption for name, caption in judged.items()} == {k: v[0] for k, v in wanted.items()}
+    assert len(judged) == len([row for row in read_hypotheses(output or folder).rows if row.error is None])
+
+
 def test_datasets_loads_an_imagefolder(folder: Path, model_dir: Path) -> None:
     import datasets
 
@@ -85,7 +106,7 @@ def test_clean_up_captions_nothing_again(
     output = tmp_path / "out.csv"
     batch_caption(options(folder, model_dir, output))
     plain = [row.caption for row in read_hypotheses(output).rows]
-    monkeypatch.setattr(module, "generate_captions", None)
+    monkeypatch.setattr(pipeline, "generate_captions", None)
     summary = batch_caption(options(folder, model_dir, output, prefix="sks, ", suffix="!", min_score=0.0))
     assert summary.values["new"] == 0
     assert summary.values["weak"] == len(NAMES)
@@ -94,8 +115,8 @@ def test_clean_up_captions_nothing_again(
 
 def test_a_sidecar_of_the_users_stays(folder: Path, model_dir: Path) -> None:
     (folder / "a.txt").write_text("mine")
-    with pytest.raises(OutputError, match="was not written by batch-caption"):
+    with pytest.raises(OutputError, match="exists and is not what this command wrote"):
         batch_caption(options(folder, model_dir, None, format="txt"))
     assert (folder / "a.txt").read_text() == "mine"
-    batch_caption(options(folder, model_dir, None, format="txt", existing="overwrite"))
+    batch_caption(options(folder, model_dir, None, format="txt", overwrite=True))
     assert (folder / "a.txt").read_text() != "mine"

@@ -23,6 +23,10 @@ from toolkit.progress import say
 from toolkit.search import Found, longest, search_for
 from toolkit.steps import DECODERS, Steps, prepared
 
+# Raised when the same model, image and settings are to give another caption than before: what batch-caption has from
+# before is then made anew.
+DECODING_VERSION = 2
+
 # The settings that toolkit's own decoder knows; with any other, `generate` is asked.
 SETTINGS = {
     "num_beams", "num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size",
@@ -59,12 +63,7 @@ def generate_captions(
         pixels: uint8 (n, C, H, W), as `PixelTransform` makes them.
         at_once: images in the decoder at a time; as one is done the next takes its place. Without it, all.
     """
-    settings = captioner.model.generation_config
-    if options.sample:
-        options = replace(options, num_beams=1)  # drawn instead of searched for
-    config = generation_config(
-        options, SpecialTokens(settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
-    )
+    config = settled(captioner.model, options)
     seeds = (
         [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
         if options.sample
@@ -82,6 +81,52 @@ def generate_captions(
     ]
 
 
+def settled(model: Any, options: GenerationOptions) -> GenerationConfig:
+    """The settings that captions are decoded with: the options, and of the model's own what no option says."""
+    own = model.generation_config
+    if options.sample:
+        options = replace(options, num_beams=1)  # drawn instead of searched for
+    config = generation_config(options, SpecialTokens(own.decoder_start_token_id, own.eos_token_id, own.pad_token_id))
+    config.do_sample = options.sample
+    return _completed(model, config)
+
+
+def _completed(model: Any, config: GenerationConfig) -> GenerationConfig:
+    config = copy.deepcopy(config)
+    config.update(**model.generation_config.to_dict(), defaults_only=True)
+    config.update(num_beams=1, num_return_sequences=1, length_penalty=1.0, top_k=50, defaults_only=True)
+    return config
+
+
+def describe_settings(model: Any, options: GenerationOptions) -> str:
+    """One line: the settings that captions are decoded with, and where the model's own are others."""
+    used, own = settled(model, options), model.generation_config
+    names = ["num_beams", "max_length", "no_repeat_ngram_size"]
+    if used.num_beams > 1:
+        names += ["length_penalty", "early_stopping"]
+    if options.sample:
+        names += ["do_sample", "top_k", "top_p", "temperature"]
+    if used.num_return_sequences > 1:
+        names.append("num_return_sequences")
+    has = [name for name in [*names, "do_sample"] if getattr(own, name, None) is not None]
+    differing = [
+        f"{name} {getattr(own, name)}" for name in dict.fromkeys(has) if getattr(own, name) != getattr(used, name)
+    ]
+    others = {"length_penalty", "early_stopping", "top_k", "top_p", "temperature", "do_sample", "num_return_sequences"}
+    added = [
+        f"{name} {value}"
+        for name, value in own.to_diff_dict().items()
+        if name not in {*names, *others} and not name.startswith("_") and not name.endswith("_id")
+        and name != "transformers_version" and value is not None and value not in (False, 1.0)
+    ]  # fmt: skip
+    text = "decoding with " + ", ".join(f"{name} {getattr(used, name)}" for name in names)
+    if added:
+        text += f", and from the model's own generation_config.json {', '.join(added)}"
+    if differing:
+        return f"{text}; the model's own generation_config.json has {', '.join(differing)} instead"
+    return text + ("; the model's own settings are the same" if has else "; the model has no settings of its own")
+
+
 def decode(
     model: Any,
     load: Callable[[range], torch.Tensor],
@@ -97,9 +142,7 @@ def decode(
         config: as for `generate`: what it leaves open is filled in from the model's own.
         seeds: of each image, where tokens are drawn.
     """
-    config = copy.deepcopy(config)
-    config.update(**model.generation_config.to_dict(), defaults_only=True)
-    config.update(num_beams=1, num_return_sequences=1, length_penalty=1.0, top_k=50, defaults_only=True)
+    config = _completed(model, config)
     reason = unsupported(model, config)
     with torch.inference_mode():
         if reason:

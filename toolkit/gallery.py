@@ -12,9 +12,8 @@ import base64
 import hashlib
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from toolkit.ahead import in_threads
 from toolkit.errors import ImageError, OutputError
 from toolkit.files import file_state
 from toolkit.images import FoundImage, read_file, read_image
@@ -238,20 +238,11 @@ def _cards(
     workers: int,
     update: Callable[[int], None],
 ) -> Iterator[Card]:
-    source = zip(rows, images, strict=True)
-    with ThreadPoolExecutor(workers) as pool:
-
-        def draw(pair: tuple[dict[str, Any], FoundImage]) -> Future[_Drawn]:
-            return pool.submit(_draw, *pair, linked, explainer)
-
-        waiting = deque(map(draw, islice(source, 4 * workers)))
-        try:
-            while batch := [waiting.popleft().result() for _ in range(min(len(waiting), 16))]:
-                waiting.extend(map(draw, islice(source, len(batch))))
-                yield from _explained(batch, linked, explainer)
-                update(len(batch))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pairs = zip(rows, images, strict=True)
+    with closing(in_threads(lambda pair: _draw(*pair, linked, explainer), pairs, workers, ahead=4 * workers)) as drawn:
+        while batch := list(islice(drawn, 16)):
+            yield from _explained(batch, linked, explainer)
+            update(len(batch))
 
 
 def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explainer | None) -> Iterator[Card]:

@@ -111,12 +111,22 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
     elif shape.kind == "lines":
         format, rows = "jsonl", (row for _, row in read_json_lines(path))
     elif shape.kind == "list":
-        format, rows = "coco", (row for _, _, row in read_json(path))
+        format, rows = "coco", _best(row for _, _, row in read_json(path))
     else:
         raise InputError(f"{path}: not captions: expected a list or a line for each image, with {SHAPE}.")
     if path.name.lower() in METADATA:
         format = "imagefolder"
     return format, (_row(path, row, prefix) for row in rows)
+
+
+def _best(rows: Iterable[Any]) -> Iterator[Any]:
+    """Of entries of one image that follow one another the first: its best caption."""
+    before = None
+    for row in rows:
+        image = row.get("image_id") if isinstance(row, dict) else None
+        if image is None or image != before:
+            yield row
+        before = image
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:

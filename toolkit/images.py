@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGEST_FILE = 2**30  # bytes; a larger file is rejected unread, for no photograph is 1 GiB
-# Reasons that pass, as the machine's memory and open files do, or when a package is installed.
 NOT_THE_IMAGES_FAULT = ("out of memory", *(os.strerror(n).lower() for n in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
 NO_HEIC = "HEIC can't be read here: install pillow-heif"
+PASSING = (*NOT_THE_IMAGES_FAULT, NO_HEIC)  # reasons that say nothing of the image: it is to be tried again
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",

@@ -6,7 +6,6 @@ A name that is not UTF-8 is written with its odd bytes as `\\udcXX`, which JSON 
 from __future__ import annotations
 
 import csv
-import filecmp
 import json
 import os
 import re
@@ -25,50 +24,52 @@ def format_of(format: str, output: Path | None) -> str:
     return SUFFIXES.get(output.suffix.lower() if output else "", "jsonl") if format == "auto" else format
 
 
-def replace_if_other(temporary: Path, path: Path) -> None:
-    """The finished file takes its place; one with the same bytes stays, with its time."""
-    if path.is_file() and filecmp.cmp(temporary, path, shallow=False):
-        temporary.unlink()
-    else:
-        os.replace(temporary, path)
-
-
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_imagefolder(path: Path, rows: Iterable[Row]) -> None:
-    """`metadata.jsonl`; images without a caption have no row, as every row's image gets loaded."""
-    write_jsonl(path, ({"file_name": row["image"], "text": row["caption"]} for row in rows if row["error"] is None))
+def metadata_of(row: Row) -> Row:
+    """A row of imagefolder's `metadata.jsonl`; `text` is a list where there are several captions."""
+    return {"file_name": row["image"], "text": row.get("captions") or row["caption"]}
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
+def write_csv(path: Path, rows: Iterable[Row], several: bool = False) -> None:
+    """Of several captions the best is in `caption`, and all are in `captions`, a JSON list in one cell."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = None
-        for row in map(_flat, rows):
+        for row in rows:
+            flat = _flat(row, several)
             if writer is None:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer = csv.DictWriter(file, list(flat), lineterminator="\n")
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerow(flat)
 
 
-def _flat(row: Row) -> Row:
-    """Values as one cell each; of several captions only the best."""
-    flat = {k: v for k, v in row.items() if k != "captions"}
-    for key in ("ended", "weak"):
-        if isinstance(flat.get(key), bool):
-            flat[key] = str(flat[key]).lower()
+def _flat(row: Row, several: bool) -> Row:
+    """Values as one cell each."""
+    flat = {}
+    for key, value in row.items():
+        if key in ("ended", "weak") and isinstance(value, bool):
+            value = str(value).lower()
+        if key != "captions":
+            flat[key] = value
+        if key == "caption" and several:
+            flat["captions"] = json.dumps(row["captions"], ensure_ascii=False) if row.get("captions") else None
     return flat
 
 
-def write_parquet(path: Path, rows: Iterable[Row]) -> None:
+def write_parquet(path: Path, rows: Iterable[Row], several: bool = False) -> None:
+    """Of several captions the best is in `caption`, and all are in `captions`, a list."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"image": pa.string(), "caption": pa.string(), "score": pa.float64(), "ended": pa.bool_(), "weak": pa.bool_(),
-             "error": pa.string(), "width": pa.int32(), "height": pa.int32()}  # fmt: skip
+    types = {"image": pa.string(), "caption": pa.string(), "captions": pa.list_(pa.string()), "score": pa.float64(),
+             "ended": pa.bool_(), "weak": pa.bool_(), "error": pa.string(), "width": pa.int32(),
+             "height": pa.int32()}  # fmt: skip
+    if not several:
+        del types["captions"]
     schema = pa.schema(list(types.items()))
     with pq.ParquetWriter(path, schema) as writer:
         for some in _chunks(rows, 8192):
@@ -91,21 +92,25 @@ def _utf8(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def write_coco(path: Path, rows: Iterable[Row]) -> None:
-    """COCO's results: the number in a name as COCO gives them (000000391895.jpg), any other name as it is."""
+def write_coco(path: Path, rows: Iterable[Row], several: bool = False) -> None:
+    """COCO's results: the number in a name as COCO gives them (000000391895.jpg), any other name as it is. Of several
+    captions an entry each, the best first."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         separator = "[\n"
         for row in rows:
-            if row["error"] is None:
-                number = COCO_NAME.fullmatch(row["image"].rsplit("/", 1)[-1])
-                result = {"image_id": int(number[1]) if number else row["image"], "caption": row["caption"]}
+            if row["error"] is not None:
+                continue
+            number = COCO_NAME.fullmatch(row["image"].rsplit("/", 1)[-1])
+            for caption in row.get("captions") or [row["caption"]]:
+                result = {"image_id": int(number[1]) if number else row["image"], "caption": caption}
                 file.write(separator + json.dumps(result, ensure_ascii=False))
                 separator = ",\n"
         file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Row]], None]] = {
-    "jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet, "coco": write_coco, "imagefolder": write_imagefolder,
+# Forms that are written as a whole; the lines of jsonl and imagefolder are put together in toolkit/exports.py.
+WRITERS: dict[str, Callable[[Path, Iterable[Row], bool], None]] = {
+    "csv": write_csv, "parquet": write_parquet, "coco": write_coco,
 }  # fmt: skip
 
 
@@ -115,13 +120,6 @@ def sidecar_names(names: Sequence[str]) -> list[str]:
     return [(name if stems[stem] > 1 else stem) + ".txt" for name in names for stem in [os.path.splitext(name)[0]]]
 
 
-def write_sidecars(root: Path, rows: Iterable[tuple[str, Row]]) -> None:
-    """A text file below `root` for each row that has a caption; of several captions a line each."""
-    for name, row in rows:
-        if row["error"] is not None:
-            continue
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / ".caption.tmp"  # short, for names that are as long as names can be
-        temporary.write_text("\n".join(row.get("captions") or [row["caption"]]) + "\n", encoding="utf-8")
-        replace_if_other(temporary, path)
+def sidecar_text(row: Row) -> bytes:
+    """Of several captions a line each, the best first."""
+    return ("\n".join(row.get("captions") or [row["caption"]]) + "\n").encode("utf-8", "backslashreplace")
