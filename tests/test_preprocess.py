@@ -190,8 +190,8 @@ def test_a_row_that_cant_be_used_is_listed_and_weighed(data: DataSet) -> None:
     )
     assert data.beside() == []
     assert error_of(data, RunError, max_rejected=0.2).startswith(
-        "1 of 12 images can't be read (1 not an image; first: 001.png), 2 rows of the annotations can not be used, more "
-        "than --max-rejected 0.2; "
+        "1 of 12 images can't be read (1 not an image; first: 001.png) and 2 rows of the annotations can't be used "
+        "(line 26: 1 field for 2 columns; line 27: no image name), more than --max-rejected 0.2; "
     )
     summary = data.run(max_rejected=0.22)
     assert summary.exit_code == 3

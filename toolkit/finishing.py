@@ -106,11 +106,17 @@ def finish(
     considered = tally.kept + tally.rejected
     lost = tally.rejected + tally.unusable
     if not tally.kept or lost > options.max_rejected * (considered + tally.unusable):
-        reasons = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
+        which = []
+        if tally.rejected:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
+            which.append(
+                f"{tally.rejected} of {considered} images can't be read ({reasons}; first: {tally.first_rejected})"
+            )
+        if tally.unusable:
+            which.append(f"{tally.unusable} rows of the annotations can't be used ({annotations.notes.unusable})")
         what = f"more than --max-rejected {options.max_rejected:g}" if tally.kept else "which leaves none"
         raise RunError(
-            f"{tally.rejected} of {considered} images can't be read ({reasons}; first: {tally.first_rejected})"
-            f"{f', {tally.unusable} rows of the annotations can not be used' if tally.unusable else ''}, {what}; "
+            f"{' and '.join(which) or f'none of {tally.images} images is in a split'}, {what}; "
             f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was made, a rerun decodes only what has "
             "changed since."
         )

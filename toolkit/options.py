@@ -178,7 +178,7 @@ class PreprocessOptions:
     strict_splits: bool = option(False, "Stop if an image stands in two splits of the source's own.", flag=True)
     seed: int = option(42, "Seed of the splits.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
-    max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images can't be read.")
+    max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images and rows can't be read.")
     overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
     engine: str = option("local", "Where the work is done: local, in processes of this machine, or ray.")
     ray_address: str | None = option(

@@ -37,7 +37,7 @@ AB = {"a.jpg": ["A dog, a cat .", "Two pets ."], "b.jpg": ["A bird ."]}
         'filename,text\na.jpg,"A dog, a cat ."\na.jpg,Two pets .\nb.jpg,A bird .\n',
         'Filename,Description\na.jpg,"A dog, a cat ."\na.jpg,Two pets .\nb.jpg,A bird .\n',
         'en_caption,image\n"A dog, a cat .",a.jpg\nTwo pets .,a.jpg\nA bird .,b.jpg\n',
-        'image,caption,size\na.jpg,"A dog, a cat .",3\na.jpg,Two pets .\nb.jpg,A bird .,,,\n',
+        'image,caption,size\na.jpg,"A dog, a cat .",3\na.jpg,Two pets .\nb.jpg,A bird .,,,\n,,\n,,,\n',
     ],
 )
 def test_tables(text: str, reader: Reader) -> None:
@@ -197,6 +197,8 @@ def test_named_columns(reader: Reader) -> None:
     assert found(reader, "c.jsonl", lines) == WANT
     assert found(reader, "c.json", json.dumps(OBJECTS)) == WANT
     assert found(reader, "c.json", json.dumps({"rows": OBJECTS})) == WANT
+    upper = Columns("PIC", ("Words", "MORE"), "Part", NAMED.split_map)
+    assert found(reader, "c.csv", table, columns=upper) == found(reader, "c.jsonl", lines, columns=upper) == WANT
     assert reader.set.format == "lavis"
 
 

@@ -89,18 +89,31 @@ class Columns:
             InputError: the one that the user names isn't there.
         """
         if self.image is not None:
-            return find_column("--image-column", self.image, names, source)
+            return self._find("--image-column", self.image, names, source)
         return known_column(names, known)
 
     def find_captions(self, names: Sequence[str], source: Path) -> list[str]:
         if self.captions:
-            return [find_column("--caption-column", name, names, source) for name in self.captions]
+            return [self._find("--caption-column", name, names, source) for name in self.captions]
         return caption_columns(names)
 
     def find_split(self, names: Sequence[str], source: Path) -> str | None:
         if self.split is not None:
-            return find_column("--split-column", self.split, names, source)
+            return self._find("--split-column", self.split, names, source)
         return known_column(names, ("split",))
+
+    def _find(self, option: str, wanted: str, names: Sequence[str], source: Path) -> str:
+        found = self.match(wanted, names)
+        if found is None:
+            raise _no_column(option, wanted, names, source)
+        return found
+
+    def match(self, wanted: str, names: Iterable[str]) -> str | None:
+        """The column that the user means, in these very letters or else in others of either case."""
+        found = next((name for name in names if name.strip() == wanted), None) or known_column(names, (wanted.lower(),))
+        if found is not None:
+            self.meet([wanted])
+        return found
 
     def known_split(self, value: str) -> str | None:
         """One of SPLITS for what a source calls a split; None for a name that is unknown."""
@@ -143,7 +156,8 @@ class Columns:
     def check(self, path: Path) -> None:
         """Raises InputError if what the user names was never met; call it when all is read."""
         for option, name in self.given:
-            find_column(option, name, list(self.met), path)
+            if name not in self.met:
+                raise _no_column(option, name, list(self.met), path)
         for given, split in self.split_map:
             if given not in self.mapped:
                 raise InputError(f"--split-map {given}={split}: {path} has no split {given}; name one that it has.")
@@ -154,10 +168,6 @@ def known_column(names: Iterable[str], known: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in known if name in by_lower), None)
 
 
-def find_column(option: str, wanted: str, names: Sequence[str], source: Path) -> str:
-    """The column that the user means, in these very letters or else in others of either case."""
-    found = next((name for name in names if name.strip() == wanted), None) or known_column(names, (wanted.lower(),))
-    if found is None:
-        some = ", ".join(name.strip() for name in names[:12]) + (", ..." if len(names) > 12 else "")
-        raise InputError(f"{option} {wanted}: {source} has no such column, but {some or 'none'}; name one of these.")
-    return found
+def _no_column(option: str, wanted: str, names: Sequence[str], source: Path) -> InputError:
+    some = ", ".join(name.strip() for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    return InputError(f"{option} {wanted}: {source} has no such column, but {some or 'none'}; name one of these.")

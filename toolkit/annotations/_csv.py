@@ -138,6 +138,8 @@ def read_table(path: Path, notes: Notes, columns: Columns, known: Sequence[str] 
     # Fields at the end of a row may be left out if the row can be used without them.
     needed = max(name_at, min(captions_at), split_at or 0) + 1
     for line, row in rows:
+        if not any(map(str.strip, row)):  # as spreadsheets write them below a table
+            continue
         if len(row) > len(header) and not any(row[len(header) :]):
             del row[len(header) :]
         if len(row) > len(header) and captions_at == [len(header) - 1]:

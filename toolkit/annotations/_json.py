@@ -224,9 +224,11 @@ class Keys:
         if names not in self._found:
             self.columns.meet(names)
             image, captions, split = self.columns.image, list(self.columns.captions), self.columns.split
-            image = (image if image in row else None) if image else known_column(names, self.known)
-            captions = [name for name in captions if name in row] if captions else caption_columns(names)
-            split = (split if split in row else None) if split else known_column(names, ("split",))
+            match = self.columns.match
+            image = match(image, names) if image else known_column(names, self.known)
+            named = [name for name in (match(wanted, names) for wanted in captions) if name is not None]
+            captions = named if captions else caption_columns(names)
+            split = match(split, names) if split else known_column(names, ("split",))
             self._found[names] = image, captions, split
         return self._found[names]
 

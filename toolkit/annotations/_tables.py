@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.annotations._columns import IMAGE_KEYS as NAME_KEYS
-from toolkit.annotations._columns import Columns, find_column
+from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Gathered, Notes, captions_in, clean_name
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
@@ -58,7 +58,7 @@ def image_column(schema: pa.Schema, columns: Columns, source: Path) -> pa.Field 
         elif field.name.lower() in NAME_KEYS and is_text(field.type):
             names.append(field)
     if columns.image is not None:
-        field = schema.field(find_column("--image-column", columns.image, schema.names, source))
+        field = schema.field(columns.find_image(schema.names, source) or "")
         if field not in structs and not is_bytes(field.type) and not is_text(field.type):
             raise InputError(
                 f"--image-column {columns.image}: in {source} it is of type {field.type}; name a column of images or of "
