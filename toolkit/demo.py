@@ -68,12 +68,12 @@ def demo(options: DemoOptions) -> Summary:
     from toolkit.batch_caption import batch_caption
 
     say("4/5 batch-caption: images the model has never seen")
-    scenes = [json.loads(line) for line in (root / "data" / "scenes.jsonl").read_text(encoding="utf-8").splitlines()]
+    scenes = _rows(root / "data" / "scenes.jsonl")
     held_out = {scene["image"]: scene for scene in scenes if scene["split"] == "test"}
     paths = tuple(str(root / "data" / "Images" / name) for name in held_out)
     output = root / "captions.jsonl"
     batch_caption(BatchCaptionOptions(paths=paths, model=str(root / "model"), output=output, batch_size="32"))
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    rows = _rows(output)
     right = {row["image"]: judge(row["caption"], held_out[row["image"]]) for row in rows}
     share = sum(right.values()) / len(right)
     state = health([row["caption"] for row in rows], [row["ended"] for row in rows])
@@ -125,6 +125,11 @@ def _page(root: Path, kind: str) -> Output:
         return Output("demo", path, ours=is_page(kind))
     except OutputError:
         raise OutputError(f"{path}: was not written by this demo; move it away, or name another folder.") from None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _gallery(root: Path, rows: list[dict[str, Any]], right: dict[str, bool], share: float) -> None:

@@ -89,7 +89,7 @@ class TrainingLog(TrainerCallback):
     def rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8").split("\n"):
                 try:
                     rows.append(json.loads(line))
                 except ValueError:  # the last line of a run that was killed

@@ -264,6 +264,18 @@ def test_a_column_that_isnt_there(option: str, name: str, content: str, reader: 
     assert "caption" in message or "text" in message
 
 
+def test_named_columns_tell_the_file_in_a_folder(reader: Reader, touch: Callable[..., None]) -> None:
+    touch("set/Images/a.jpg")
+    reader.images = Path("Images")
+    (reader.folder / "set/README.txt").write_text("Read me, please.\n")
+    (reader.folder / "set/config.json").write_text('{"pic": [1]}')
+    for name, text in (("captions.txt", "pic;words\na.jpg;x\n"), ("captions.json", '[{"pic": "a.jpg", "words": "x"}]')):
+        (reader.folder / "set" / name).write_text(text)
+        assert found(reader, "set", columns=Columns("pic", ("words",))) == [("a.jpg", ("x",), None)]
+        assert reader.set.images == reader.folder / "set/Images"
+        (reader.folder / "set" / name).unlink()
+
+
 def test_splits_by_other_names(reader: Reader, touch: Callable[..., None]) -> None:
     text = "image,caption,split\na.jpg,x,train\nb.jpg,y,eval\n"
     assert reader.error("c.csv", text) == (
@@ -314,7 +326,10 @@ def test_what_cant_be_read_is_named(reader: Reader) -> None:
     )
     assert said("c.json", "[1, 2]") == "is a JSON list without objects in it; give one {...} an image."
     assert said("c.json", '{"a": 1,,}').startswith("broken JSON at line 1, column 9")
-    assert said("c.txt", "just some words\nof text\n").startswith("not recognised as annotations: ")
+    assert said("c.txt", "just some words\nof text\n") == (
+        "not recognised as annotations: a table needs a first line `image,caption`, and this one begins with `just some "
+        "words`; tell its own names with --image-column and --caption-column, or see docs/formats.md for other formats."
+    )
 
 
 # ---- encodings ------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from toolkit.annotations._columns import Columns
 from toolkit.annotations._csv import table_header
 from toolkit.annotations._gather import Notes, UnusableRows
 from toolkit.annotations._json import json_shape
-from toolkit.annotations._text import open_file
+from toolkit.annotations._text import first_line, open_file
 from toolkit.annotations._unknown import named_for_what_it_is, no_text
 from toolkit.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.errors import InputError
@@ -125,7 +125,7 @@ def read_annotations(
     if format == "auto":
         path, format = _detect(path, columns)
     elif path.is_dir() and format not in FOLDER_FORMATS:
-        path = _only_file(path, [format])
+        path = _only_file(path, [format], columns)
     _check_content(path)
     if format not in FOLDER_FORMATS and (known := no_text(path)) is not None:
         raise InputError(f"{path}: {known}.")
@@ -172,25 +172,45 @@ def _detect(path: Path, columns: Columns) -> tuple[Path, str]:
             if READERS[format].detect(path):
                 return path, format
         file_formats = [format for format in READERS if format not in FOLDER_FORMATS]
-        if len(_recognised(path, file_formats)) > 0:
-            file = _only_file(path, file_formats)
-            return file, next(format for format in file_formats if READERS[format].detect(file))
+        if len(_recognised(path, file_formats, columns)) > 0:
+            file = _only_file(path, file_formats, columns)
+            return file, _format_of(file, file_formats, columns) or ""
     _check_content(path)
     for format, reader in READERS.items():
         if reader.detect(path):
             return path, format
     if path.is_dir():
         raise InputError(f"{path}: nothing in this folder is a known set of captions; see docs/formats.md or --format.")
-    if columns.given and json_shape(path) is not None:
-        return path, "imagefolder" if path.name.lower() == "metadata.jsonl" else "lavis"
-    if columns.given and len(table_header(path)) > 1:
-        return path, "imagefolder" if path.name.lower() == "metadata.csv" else "flickr8k"
+    if (told := _by_columns(path, columns)) is not None:
+        return path, told
     if (known := named_for_what_it_is(path)) is not None:
         raise InputError(f"{path}: {known}.")
     raise InputError(
-        f"{path}: not recognised as annotations: a table needs a first line `image,caption` (other names are told with "
-        "--image-column and --caption-column), other formats are in docs/formats.md and can be named with --format."
+        f"{path}: not recognised as annotations: a table needs a first line `image,caption`, and this one begins with "
+        f"`{first_line(path)[:60].strip()}`; tell its own names with --image-column and --caption-column, or see "
+        "docs/formats.md for other formats."
     )
+
+
+def _by_columns(path: Path, columns: Columns) -> str | None:
+    """The format of a file that is known by nothing but the columns that the user names."""
+    if not columns.given:
+        return None
+    if json_shape(path) is not None:
+        return "imagefolder" if path.name.lower() == "metadata.jsonl" else "lavis"
+    if len(table_header(path)) > 1:
+        return "imagefolder" if path.name.lower() == "metadata.csv" else "flickr8k"
+    return None
+
+
+def _format_of(file: Path, formats: list[str], columns: Columns) -> str | None:
+    """The format of a file in a folder, where the columns that the user names must be in it to tell."""
+    for format in formats:
+        if READERS[format].detect(file):
+            return format
+    shape = json_shape(file)
+    met = set(map(str.lower, table_header(file) if shape is None else shape.keys()))
+    return _by_columns(file, columns) if all(name.lower() in met for _, name in columns.given) else None
 
 
 def _check_content(path: Path) -> None:
@@ -204,7 +224,7 @@ def _check_content(path: Path) -> None:
             raise InputError(f"{path}: the file is empty; give an annotation file with at least one image.")
 
 
-def _recognised(folder: Path, formats: list[str]) -> list[Path]:
+def _recognised(folder: Path, formats: list[str], columns: Columns) -> list[Path]:
     """The annotation files of these formats directly in a folder."""
     files = []
     with os.scandir(folder) as entries:
@@ -213,11 +233,11 @@ def _recognised(folder: Path, formats: list[str]) -> list[Path]:
                 files.append(Path(folder, entry.name))
             if len(files) > MANY_FILES:
                 return []
-    return [file for file in sorted(files) if any(READERS[format].detect(file) for format in formats)]
+    return [file for file in sorted(files) if _format_of(file, formats, columns) is not None]
 
 
-def _only_file(folder: Path, formats: list[str]) -> Path:
-    files = _recognised(folder, formats)
+def _only_file(folder: Path, formats: list[str], columns: Columns) -> Path:
+    files = _recognised(folder, formats, columns)
     if len(files) != 1:
         what = (
             f"holds {len(files)} annotation files ({', '.join(f.name for f in files[:4])})" if files else "is a folder"

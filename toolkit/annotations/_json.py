@@ -122,6 +122,10 @@ class Shape:
     kind: str
     samples: dict[str | None, list[Any]]
 
+    def keys(self) -> set[str]:
+        """Of all objects that were looked at."""
+        return {key for values in self.samples.values() for value in values if isinstance(value, dict) for key in value}
+
     def objects(self, key: str | None) -> list[dict[str, Any]]:
         return [value for value in self.samples.get(key, []) if isinstance(value, dict)]
 

@@ -112,7 +112,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
 def run_facts(folder: Path) -> dict[str, Any]:
     """What the log of a run says: how far it came, its best evaluation and its last figures."""
     rows = []
-    for line in (folder / RUN_LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (folder / RUN_LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:  # the last line of a run that is writing it now, or was killed then
