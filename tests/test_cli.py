@@ -102,6 +102,23 @@ def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_our_own_mistake_is_a_traceback_and_a_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import toolkit.sample
+    from toolkit.cli import main
+
+    monkeypatch.setattr(toolkit.sample, "sample", lambda options: options.no_such_option)
+    monkeypatch.setattr(sys, "argv", ["toolkit", "sample", "s"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 1
+    assert said[0] == "Traceback (most recent call last):"
+    assert "AttributeError" in said[-2]
+    assert said[-1] == "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above."
+
+
 def test_environment_sets_options(tmp_path: Path) -> None:
     done = toolkit("sample", "s", cwd=tmp_path, TOOLKIT_SAMPLE_IMAGES="3", TOOLKIT_SAMPLE_JSON="1")
     assert json.loads(done.stdout)["images"] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -49,14 +50,15 @@ def test_tiny_tokenizer_is_deterministic_and_loses_nothing() -> None:
 
 
 def test_no_hub_is_one_sentence_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     started = time.monotonic()
     for load, option in ((modeling.load_image_processor, "--encoder"), (modeling.load_tokenizer, "--decoder")):
         with pytest.raises(ModelError) as error:
             load("some/model-that-is-not-here")
         text = str(error.value)
         assert text.startswith(f"{option} some/model-that-is-not-here: ")
-        assert "could not be loaded from the Hugging Face hub" in text
+        assert "could not be loaded from the Hugging Face hub: there is no connection to 127.0.0.1;" in text
         for way_out in ("local folder", "HF_HUB_OFFLINE=1", "--preset tiny"):
             assert way_out in text
     with pytest.raises(ModelError, match="--model a/b: the captioner could not be loaded"):

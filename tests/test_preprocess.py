@@ -115,6 +115,60 @@ def test_an_encoder_that_is_nowhere_is_one_sentence(data: DataSet, real_processo
     assert not data.out.parent.exists()
 
 
+def test_a_typo_in_a_models_name_is_told_before_the_captions_are_read(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.root)
+    monkeypatch.setattr(toolkit.preprocess, "stage", None)
+    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", None)
+    (data.root / "folder").mkdir()
+    for name, reason in (
+        ("./vit", "no such folder, seen from here"),
+        ("/nowhere/vit", "no such folder, seen from here"),
+        ("Images/vit", "no such folder, seen from here"),
+        ("captions.txt", "a file, where a folder or a name on the hub is meant"),
+        ("google/vit base", "no such folder, and no name that the hub could have"),
+        ("google--vit", "no such folder, and no name that the hub could have"),
+        ("s3://bucket/vit", "no such folder, seen from here"),
+        (
+            "google/vit-bse",
+            "could not be loaded from the Hugging Face hub: it is not in the hub's cache on this machine",
+        ),
+    ):
+        for option, other in (("encoder", "decoder"), ("decoder", "encoder")):
+            text = error_of(data, ToolkitError, preset=None, **{option: name, other: "folder"})
+            assert text.startswith(f"--{option} {name}: {reason}"), text
+    assert data.beside() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"model_type": "gpt2", "n_positions": 40}, 40),
+        ({"model_type": "bert", "max_position_embeddings": 40}, 40),
+        ({"model_type": "roberta", "max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ({"model_type": "vision-encoder-decoder", "decoder": {"n_positions": 40}}, 40),
+        ({"model_type": "t5"}, None),
+        ([], None),
+    ],
+)
+def test_labels_longer_than_the_decoder_has_positions(data: DataSet, config: Any, positions: int | None) -> None:
+    folder = data.root / "decoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    options = {"preset": None, "encoder": str(folder), "decoder": str(folder)}
+    if positions is None:
+        data.run(max_length=500, **options)
+        return
+    text = error_of(data, max_length=positions + 1, **options)
+    assert (
+        text
+        == f"--max-length {positions + 1}: --decoder decoder has positions for {positions} tokens; take that or less."
+    )
+    assert data.beside() == []
+    data.run(max_length=positions, **options)
+
+
 def test_a_split_without_rows_is_still_a_split(data: DataSet) -> None:
     import datasets
 
@@ -671,7 +725,8 @@ def test_another_image_size_decodes_everything(data: DataSet, monkeypatch: pytes
         return {**settings, "size": {"height": 24, "width": 40}}, tokens
 
     monkeypatch.setattr(toolkit.preprocess, "fetch_processors", other)
-    data.run(preset=None, decoder="another")
+    (data.root / "another").mkdir()
+    data.run(preset=None, encoder=str(data.root / "another"), decoder=str(data.root / "another"))
     assert open_cache(data.out).shape == (3, 24, 40)
     assert open_cache(data.out)["train"][0]["pixel_values"].shape == (3, 24, 40)
 

@@ -157,6 +157,59 @@ def test_a_missing_package_is_named(memory: Any, monkeypatch: pytest.MonkeyPatch
         local_tree("s3://b/x")
 
 
+def test_a_full_disk_here_is_not_the_stores_fault(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.pipe("/b/captions.txt", b"one")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "get_file", full)
+        with pytest.raises(
+            InputError, match=r"^memory://b: no space left on device, at \S+/cache/stores; make room there"
+        ):
+            local_tree("memory://b", IMAGE_SUFFIXES)
+    stores_folder = Path("cache/stores")
+    denied = PermissionError(13, "Permission denied", str(stores_folder / "x"))
+    written = pytest.raises(InputError, match=r"^memory://b: cache/stores/x, where a copy goes, can't be written")
+    with written, stores.speaking("memory://b"):
+        raise denied
+    with pytest.raises(InputError, match=r"^memory://b: the store denies access"), stores.speaking("memory://b"):
+        raise PermissionError("AccessDenied")
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, NameError, AssertionError])
+def test_our_own_mistake_is_not_the_stores(memory: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
+        raise kind("a mistake in our call")
+
+    memory.pipe("/b/captions.txt", b"one")
+    monkeypatch.setattr(type(memory), "find", wrong)
+    with pytest.raises(kind, match="a mistake in our call"):
+        local_tree("memory://b")
+
+
+def test_data_that_comes_with_a_mark_of_its_own(memory: Any, tmp_path: Path) -> None:
+    """A folder in a downloaded data set is read as it is, whatever its name and its store.json say."""
+    memory.pipe({"/secret/a.png": b"secret", "/b/a.png": b"12"})
+    top = local_tree("memory://b")
+    assert stores.read(top / "a.png") == b"12"
+    mark = {"url": "memory://secret", "single": False, "stand_ins": None}
+    real = json.loads((top.parent / "store.json").read_text())
+    for base in (
+        tmp_path / "set" / "X.store",
+        tmp_path / "set" / "cache" / "stores" / top.parent.name,
+        tmp_path / "cache" / "stores" / "X.store",  # unpacked over our own place, but not under its URL's name
+        tmp_path / "cache" / "stores" / "deep" / "X.store",
+    ):
+        (base / "secret").mkdir(parents=True)
+        (base / "secret" / "a.png").write_bytes(b"123456")
+        for content in (mark, {**real, "url": "memory://secret"}, {"stand_ins": None}, []):
+            (base / "store.json").write_text(json.dumps(content))
+            stores._mark.cache_clear()
+            assert stores.read(base / "secret" / "a.png") is None
+
+
 def test_a_failing_read_is_no_bad_image(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or an image without fault would be left out for good."""
     memory.pipe("/b/a.png", b"one")

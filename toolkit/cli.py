@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -138,6 +139,13 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # `toolkit ... | head`
         sys.stderr.close()
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above.",
+            file=sys.stderr,
+        )
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending; torchrun's would be a traceback

@@ -4,6 +4,22 @@ A message is one sentence: which file or option, what is wrong, what to do. The 
 with 1; a Python caller catches `ToolkitError`. Anything else that is raised is a bug of ours.
 """
 
+import os
+import sysconfig
+
+PROGRAMMING = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether it is a mistake of our own code, not of a library that met a file it can't read."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = os.path.realpath(trace.tb_frame.f_code.co_filename) if trace is not None else ""
+    libraries = [os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib")]
+    ours = os.path.dirname(os.path.realpath(__file__)) + os.sep
+    return isinstance(error, PROGRAMMING) and (file.startswith(ours) or not file.startswith(tuple(libraries)))
+
 
 class ToolkitError(Exception):
     """Something the user can mend, or a run that could not go on."""

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit import __version__
 from toolkit.files import file_state
 from toolkit.hashing import Hasher
+from toolkit.hub import MODEL_FILES, cached
 from toolkit.index import read_index
 from toolkit.options import DEFAULT_DECODER, DEFAULT_ENCODER, PreprocessOptions, to_json
 from toolkit.staging import image_state
@@ -20,11 +21,6 @@ CONTENT_OPTIONS = (
     "annotations", "images", "format", "encoder", "decoder", "preset", "max_length", "val_fraction", "test_fraction",
     "train_list", "val_list", "test_list", "seed",
     "image_column", "caption_column", "split_column", "split_map",
-)  # fmt: skip
-PROCESSOR_FILES = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
-    "spiece.model",
 )  # fmt: skip
 # Raised when the same annotations and images give other records than before (captions, names, splits): then a cache is
 # read anew, though no image is decoded again.
@@ -118,20 +114,9 @@ def processor_identity(options: PreprocessOptions) -> str:
     digest = Hasher()
     for model in models(options):
         digest.update(f"{model}\0")
-        for name in PROCESSOR_FILES:
-            file = Path(model) / name if Path(model).is_dir() else _hub_file(model, name)
+        for name in MODEL_FILES:
+            file = Path(model) / name if Path(model).is_dir() else cached(model, name)
             if file is not None and file.is_file():
                 digest.update(f"{name}\0")
                 digest.update(file.read_bytes())
     return digest.hex()
-
-
-def _hub_file(model: str, name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, name)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None

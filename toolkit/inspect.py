@@ -7,12 +7,13 @@ from typing import Any
 
 from toolkit.annotations import AnnotationSet, Columns, images_beside, read_annotations
 from toolkit.cache import MANIFEST, open_cache
-from toolkit.errors import InputError, ModelError
+from toolkit.errors import InputError, ModelError, is_bug
 from toolkit.facts.annotated import annotation_facts
 from toolkit.facts.caches import cache_facts
 from toolkit.facts.census import Sheet, bytes_below
 from toolkit.facts.models import RUN_LOG, model_facts, run_facts
 from toolkit.facts.words import describe, table, title
+from toolkit.hub import why_not
 from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
 from toolkit.outputs import Output, is_page
@@ -98,12 +99,14 @@ def _tokenizer(decoder: str | None) -> CaptionEncoder | None:
     try:
         return CaptionEncoder(file, 0, 0) if file else None  # for its lengths alone, never for rows
     except Exception as error:  # the tokenizers library raises nothing more precise
+        if is_bug(error):
+            raise
         raise ModelError(f"--decoder {decoder or DEFAULT_DECODER}: {file} can't be read ({error}).") from None
 
 
 def _tokenizer_file(decoder: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
     if decoder is None:
         found = try_to_load_from_cache(DEFAULT_DECODER, "tokenizer.json")
@@ -115,7 +118,8 @@ def _tokenizer_file(decoder: str | None) -> Path | None:
         raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another folder.")
     try:
         return Path(hf_hub_download(decoder, "tokenizer.json", etag_timeout=5))
-    except (OSError, HFValidationError):  # what the hub raises, without a network too, is an OSError
-        raise ModelError(
-            f"--decoder {decoder}: its tokenizer.json could not be loaded; name a local folder, or leave the option out."
-        ) from None
+    except RemoteEntryNotFoundError:
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another.") from None
+    except (OSError, HFValidationError) as error:  # what the hub raises, without a network too, is an OSError
+        reason = why_not(decoder, error, "name a local folder, or leave the option out")
+        raise ModelError(f"--decoder {decoder}: its tokenizer.json could not be loaded: {reason}.") from None

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import InputError, RunError, ToolkitError
+from toolkit.errors import InputError, RunError, ToolkitError, is_bug
 from toolkit.ptb import ptb_tokenize, ptb_tokenize_lines
 
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
@@ -430,6 +430,8 @@ def _with_java(metric: str, references: PreparedReferences, words: list[list[str
                 corpus, parts = Spice().compute_score(gts, res)
             per_image = [part["All"]["f"] for part in parts]
     except Exception as error:
+        if is_bug(error):
+            raise
         once = " where there is a network, for it fetches Stanford CoreNLP the first time," if metric == "spice" else ""
         raise RunError(
             f"--metrics {metric}: {name} could not run ({type(error).__name__}: {error}); try it{once or ' again,'} or leave "

@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import transformers
-from huggingface_hub.constants import ENDPOINT
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -35,8 +32,9 @@ from transformers import (
     ViTConfig,
 )
 
-from toolkit.errors import ModelError
+from toolkit.errors import ModelError, is_bug
 from toolkit.freezing import freeze_unused
+from toolkit.hub import WAYS_OUT, out_of_reach, why_not
 from toolkit.lora import is_adapter, read_base, with_adapter
 from toolkit.options import TINY_POSITIONS, GenerationOptions
 from toolkit.pixels import PixelTransform, ProcessorTransform, transform_of
@@ -128,19 +126,6 @@ class Captioner:
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _hub_out_of_reach(name: str) -> bool:
-    """Whether asking the hub for `name` would only wait: its client tries for two minutes before it gives up."""
-    if Path(name).is_dir() or any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return False
-    address = urlsplit(ENDPOINT)
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((address.hostname or "", port), timeout=5).close()
-    except OSError:
-        return True
-    return False
-
-
 def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str) -> Any:
     """Calls `load(local_files_only=...)`; a model that is not there becomes one sentence."""
     loud = logging.getLogger("transformers"), logging.getLogger("huggingface_hub")
@@ -148,28 +133,23 @@ def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str
     for logger in loud:  # transformers explains a failed download on its own logger before it raises
         logger.setLevel(logging.CRITICAL)
     try:
-        return load(local_files_only=_hub_out_of_reach(name))
+        return load(local_files_only=out_of_reach(name))
     except ModelError:
         raise
     except Exception as error:  # of tokenizers' it is no narrower
+        if is_bug(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         if name.startswith((".", "/")) and not Path(name).exists():
             raise ModelError(f"{option} {name}: no such folder, seen from here; {hint}.") from None
         if Path(name).exists():
             raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None
         raise ModelError(
-            f"{option} {name}: the {what} could not be loaded from the Hugging Face hub (no connection, or no such name); "
-            f"{hint}."
+            f"{option} {name}: the {what} could not be loaded from the Hugging Face hub: {why_not(name, error, hint)}."
         ) from None
     finally:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
-
-
-WAYS_OUT = (
-    "give a local folder, or fill the hub's cache where there is a network and set HF_HUB_OFFLINE=1, "
-    "or use --preset tiny, which downloads nothing"
-)
 
 
 def load_image_processor(name: str, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:

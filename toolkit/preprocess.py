@@ -24,6 +24,7 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.files import beside
 from toolkit.finishing import finish, leak_error, summary_of
 from toolkit.hashing import hash_hex
+from toolkit.hub import check_name, positions_of
 from toolkit.identity import content_options, is_current, models, source_fingerprint
 from toolkit.index import data_name, piece_name, pixels_key, read_index
 from toolkit.options import PreprocessOptions
@@ -128,6 +129,10 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
         columns = Columns.of(options)
         annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+        if options.preset is None:
+            for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
+                check_name(option, name)
+        _check_positions(options)
         _make_folders(partial)
         staged = stage(annotations, partial)
         say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
@@ -138,6 +143,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
         settings, tokens = fetch_processors(*models(options), options.preset, partial)
+        _check_positions(options)  # which may have been fetched just now
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
         if fresh:
@@ -172,6 +178,16 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     manifest = finish(options, source, annotations, staged, builder, labels)
     swap(partial, place, options.out)
     return summary_of(manifest, options.out, f"{options.out}: done.")
+
+
+def _check_positions(options: PreprocessOptions) -> None:
+    """A decoder can't be trained on rows that are longer than it has positions for."""
+    decoder = models(options)[1]
+    positions = positions_of(decoder) if options.preset is None else None
+    if positions is not None and options.max_length > positions:
+        raise InputError(
+            f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; take that or less."
+        )
 
 
 def _make_folders(partial: Path) -> None:

@@ -12,6 +12,7 @@ So a rerun asks the store for one listing, and sees what changed by size and tim
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.errors import ImageError, InputError, RunError, ToolkitError
+from toolkit.errors import PROGRAMMING, ImageError, InputError, RunError, ToolkitError
 from toolkit.files import finishing, unfinished, write_json
 from toolkit.hashing import hash_hex, hash_int
 from toolkit.progress import Progress, say
@@ -88,9 +89,21 @@ def speaking(url: str, error_class: type[ToolkitError] = InputError) -> Iterator
         raise error_class(f"{url}: the package for this store is missing; {remedy}.") from None
     except FileNotFoundError:
         raise error_class(f"{url}: no such object, folder or bucket; name one that is there.") from None
-    except PermissionError:
+    except PermissionError as error:
+        if _is_here(error):
+            raise error_class(
+                f"{url}: {error.filename}, where a copy goes, can't be written; give permission."
+            ) from None
         raise error_class(f"{url}: the store denies access; check your credentials and the bucket's policy.") from None
+    except PROGRAMMING:  # nothing of the user's: our mistake, or that of the store's library
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            place = Path(str(error.filename)).parent if error.filename else STORES.absolute()
+            raise error_class(
+                f"{url}: {os.strerror(error.errno).lower()}, at {place}; make room there and run the same command again, "
+                "finished copies are kept."
+            ) from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if "rotocol not known" in reason:
             raise error_class(f"{url}: no such kind of store; s3://, gs://, hf:// and file:// are some.") from None
@@ -98,6 +111,16 @@ def speaking(url: str, error_class: type[ToolkitError] = InputError) -> Iterator
             "check your credentials" if "redential" in reason else "check the URL and the connection, and try again"
         )
         raise error_class(f"{url}: the store can't be used ({reason}); {remedy}.") from None
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of this machine, not of a store
+
+
+def _is_here(error: OSError) -> bool:
+    """Whether an error is of a local file that stands for a store's."""
+    return error.filename is not None and Path(os.path.abspath(os.fspath(error.filename))).is_relative_to(
+        STORES.absolute()
+    )
 
 
 def open_store(url: str) -> tuple[Any, str]:
@@ -136,7 +159,7 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None, without: str |
         single = fs.isfile(root)
         parent, _, name = root.rstrip("/").rpartition("/")
         named = None if stand_ins is None else sorted(stand_ins)
-        base = STORES / f"{hash_hex(url, repr(named))[:12]}.store"
+        base = STORES / _folder(url, named)
         if not single:
             objects = listing(fs, url, root)
             if without is not None:
@@ -156,6 +179,10 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None, without: str |
             write_json(base / MARK, mark, unfinished(base / MARK))
             _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
         return base / (name or "root")
+
+
+def _folder(url: str, stand_ins: list[str] | None) -> str:
+    return f"{hash_hex(str(url), repr(stand_ins))[:12]}.store"
 
 
 @contextmanager
@@ -255,7 +282,9 @@ def _mark(base: str) -> dict[str, Any] | None:
         mark = json.loads(Path(base, MARK).read_bytes())
     except (OSError, ValueError):
         return None
-    return mark if isinstance(mark, dict) and "stand_ins" in mark else None
+    if not isinstance(mark, dict) or not {"url", "single", "stand_ins"} <= set(mark):
+        return None
+    return mark if Path(base).name == _folder(mark["url"], mark["stand_ins"]) else None
 
 
 def url_behind(file: Path) -> str | None:
@@ -276,12 +305,13 @@ def read(file: Path) -> bytes | None:
         ImageError: 'missing', 'permission denied', 'changed in the store' since it was listed.
         RunError: the store fails; its own library has tried more than once.
     """
-    text = os.path.abspath(file)
-    at = text.rfind(".store/")
-    mark = _mark(text[: at + 6]) if at >= 0 else None
+    text, stores = os.path.abspath(file), os.path.abspath(STORES) + os.sep
+    base, _, inside = text.removeprefix(stores).partition("/")
+    if not text.startswith(stores) or not base.endswith(".store"):  # data may come with folders of such names
+        return None
+    mark = _mark(stores + base)
     if mark is None or not _is_stand_in(text, mark["stand_ins"]):
         return None
-    inside = text[at + 7 :]
     with speaking(mark["url"], RunError):
         fs, root = open_store(mark["url"])
         path = root if mark["single"] else f"{root.rstrip('/')}/{inside.partition('/')[2]}"

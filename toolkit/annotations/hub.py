@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Notes
 from toolkit.annotations._tables import Table, read_tables
-from toolkit.errors import InputError
+from toolkit.errors import InputError, is_bug
+from toolkit.hub import why_not
 from toolkit.records import ImageRecord
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ def _load(path: Path) -> dict[str | None, Any]:
     try:
         found = load_from_disk(str(path)) if detect(path) else load_dataset(str(path))
     except Exception as error:  # anything from a missing network to a broken file
+        if is_bug(error):
+            raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         if path.exists():
             raise InputError(f"{path}: `datasets` can't load it ({reason}); name a folder that it can.") from None
+        hint = "save it with `save_to_disk` where there is a network and name that folder"
         raise InputError(
-            f"{path}: neither a local data set nor to be had from the hub ({reason}); check name and network, or save "
-            "it with `save_to_disk` where there is one and name that folder."
+            f"{path}: neither a local data set nor to be had from the hub: {why_not(str(path), error, hint, 'dataset')}."
         ) from None
     return dict(found) if isinstance(found, DatasetDict) else {None: found}
 
