@@ -243,8 +243,20 @@ def test_every_form_of_references(
     values = run(jsonl(tmp_path / "h.jsonl", rows(test_captions)), references, images=sample_dir / "Images", page=page)
     assert figures(values) == pytest.approx(expected, abs=1e-12)
     assert values["split"] == ("all" if form == "coco" else "test")
-    # an imagefolder's images lie beside its metadata, and here do not
-    assert page.read_text().count("data:image/jpeg") == (0 if form == "imagefolder" else len(test_captions))
+    assert page.read_text().count("data:image/jpeg") == len(test_captions)
+
+
+def test_names_that_lead_to_no_file_are_found_for_the_page(
+    tmp_path: Path, sample_dir: Path, test_captions: dict[str, str]
+) -> None:
+    """As preprocess and inspect find them: here without a folder that is not there."""
+    records = read_annotations(sample_dir / "captions.txt", sample_dir / "Images").records
+    said = [{"image": f"C:\\data\\{r.path}", "caption": list(r.captions), "split": r.split} for r in records]
+    page = tmp_path / "page.html"
+    references, images = jsonl(tmp_path / "r.jsonl", said), sample_dir / "Images"
+    values = run(jsonl(tmp_path / "h.jsonl", rows(test_captions)), references, images=images, page=page)
+    assert values["notes"][0].startswith(f"image names found without the folder C:/data/: {len(said)} (C:\\data\\")
+    assert page.read_text().count("data:image/jpeg") == len(test_captions)
 
 
 def test_a_model(cache_dir: Path, model_dir: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from preprocessing import DataSet, picture, states, stored_processors
 
 from toolkit.errors import InputError, ModelError, OutputError
@@ -199,6 +200,23 @@ def test_no_splits_and_missing_images(tmp_path: Path) -> None:
     assert "all images are missing: name their folder with --images" in summary.text
     with pytest.raises(InputError, match=r"--split train: .* puts no image there"):
         look(tmp_path / "captions.txt", split="train")
+
+
+def test_names_that_lead_to_no_file(tmp_path: Path) -> None:
+    (tmp_path / "Images").mkdir()
+    for n in range(3):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"Images/{n}.png")
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"x/{n}.PNG,a dog\n" for n in range(3)))
+    values = look(tmp_path / "captions.txt").values
+    assert values["rejected"]["count"] == 0
+    assert values["notes"] == [
+        "image names found without the folder x/, in other upper and lower case: 3 (x/0.PNG is 0.png, x/1.PNG is 1.png, "
+        "x/2.PNG is 2.png)"
+    ]
+    (tmp_path / "captions.txt").write_text("image,caption\n0.png,a dog\n1.pgn,a dog\n")
+    values = look(tmp_path / "captions.txt").values
+    assert values["rejected"]["reasons"] == {"missing": 1}
+    assert values["notes"] == ["images that are not there: 1.pgn, nearest 1.png"]
 
 
 def test_a_sheet(odd: DataSet, odd_cache: Path, tmp_path: Path) -> None:

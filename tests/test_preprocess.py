@@ -324,6 +324,28 @@ def test_missing_images_which_and_how_many(data: DataSet) -> None:
     assert data.run(max_rejected=0.5).values["rejected"] == 4
 
 
+def test_names_that_lead_to_no_file_are_found(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    data.run()
+    before = splits_of(data)
+    data.rows = [(f"C:\\data\\Images\\{name}", caption) for name, caption in data.rows]
+    data.write()
+    summary = data.run()
+    assert summary.exit_code == 0
+    assert splits_of(data) == before
+    assert "image names found without the folder C:/data/Images/: 12 (C:\\data" in capsys.readouterr().err
+    assert open_cache(data.out)["train"].column("image_id")[0].startswith("C:\\data\\Images\\0")
+    assert "up to date" in data.run().text
+
+
+def test_missing_images_are_told_with_the_nearest_names(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    data.add("dog_1.jpg", picture(20))
+    data.write()
+    (data.images / "dog_1.jpg").rename(data.images / "dog-1.jpg")
+    assert "1 of the 13 images that captions.txt names are not there (dog_1.jpg, nearest dog-1.jpg);" in error_of(data)
+    assert data.run(max_rejected=0.1).values["rejected"] == 1
+    assert "images that are not there: 1 (dog_1.jpg, nearest dog-1.jpg)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
 def test_names_never_lead_outside(data: DataSet, name: str) -> None:
     picture(1).save(data.root / "secret.png")

@@ -63,8 +63,10 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 
 
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
+    find = options.images is not None or options.page is not None
+    columns = Columns.of(options)
     references = read_references(
-        options.references, options.split, options.images, options.format, columns=Columns.of(options)
+        options.references, options.split, options.images, options.format, columns=columns, find=find
     )
     given = [
         caption_split(options.model, references, options)

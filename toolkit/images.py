@@ -110,6 +110,11 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[Fou
     return sorted(found.values(), key=lambda image: (image.name, str(image.root)))
 
 
+def image_names(root: Path) -> Iterator[str]:
+    """The names of the image files below a folder, as annotations should have them; in no order."""
+    return (image.name for image in _walk(root, "", True) if _is_image_name(image.name))
+
+
 def _find(given: str, recursive: bool) -> Iterator[FoundImage]:
     if os.path.isdir(given):
         yield from _walk(Path(given), "", recursive)

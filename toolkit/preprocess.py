@@ -216,12 +216,16 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
         raise InputError(
             f"--images {annotations.images}: no such folder; name the folder that {options.annotations} speaks of."
         )
+    near = annotations.notes.nearest
+    some = ", ".join(f"{name}, nearest {near[name]}" if name in near else name for name in staged.examples)
+    some += ", ..." if staged.missing > len(staged.examples) else ""
     if staged.missing > options.max_rejected * staged.images:
-        some = ", ".join(staged.examples) + (", ..." if staged.missing > len(staged.examples) else "")
         raise InputError(
             f"--images {annotations.images}: {staged.missing} of the {staged.images} images that {options.annotations} "
             f"names are not there ({some}); name the right folder, or accept the loss with --max-rejected."
         )
+    if staged.missing:
+        say(f"  images that are not there: {staged.missing} ({some})")
 
 
 def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:

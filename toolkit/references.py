@@ -61,6 +61,7 @@ def read_references(
     format: str = "auto",
     option: str = "--references",
     columns: Columns | None = None,
+    find: bool = False,
 ) -> References:
     """The references of a split.
 
@@ -68,6 +69,7 @@ def read_references(
         split: one of `SPLITS`, or "all".
         images, format, columns: of annotations, as `read_annotations` takes them.
         option: what the user named the source with.
+        find: the images will be opened, so that names that lead to no file are looked for.
 
     Raises:
         InputError: no such source, a broken one, or nothing in the split.
@@ -80,7 +82,7 @@ def read_references(
         if columns is not None:
             columns.refuse(f"{path} is a cache, whose columns are known")
         return _of_cache(path, split, option)
-    return _of_annotations(path, split, images, format, option, columns)
+    return _of_annotations(path, split, images, format, option, columns, find)
 
 
 def _of_cache(path: Path, split: str, option: str) -> References:
@@ -107,11 +109,11 @@ def _of_cache(path: Path, split: str, option: str) -> References:
 
 
 def _of_annotations(
-    path: Path, split: str, images: Path | None, format: str, option: str, columns: Columns | None
+    path: Path, split: str, images: Path | None, format: str, option: str, columns: Columns | None, find: bool
 ) -> References:
     images = images_beside(path, images)
     try:
-        found = read_annotations(path, images, format, columns=columns)
+        found = read_annotations(path, images, format, columns=columns, find=find)
         records = list(found.records)
     except InputError as error:
         if not str(error).startswith(f"{path}: "):

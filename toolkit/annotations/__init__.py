@@ -38,6 +38,7 @@ from toolkit.annotations._json import json_shape
 from toolkit.annotations._text import first_line, open_file
 from toolkit.annotations._unknown import named_for_what_it_is, no_text
 from toolkit.annotations.lists import Lists, lists_beside, with_lists
+from toolkit.annotations.names import find_names
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
@@ -100,6 +101,7 @@ def read_annotations(
     format: str = "auto",
     lists: dict[str, Path] | None = None,
     columns: Columns | None = None,
+    find: bool = True,
 ) -> AnnotationSet:
     """Opens an annotation set.
 
@@ -111,6 +113,7 @@ def read_annotations(
         lists: for each split a file with image names, one a line; folder and suffix may be left out. They take the
             place of the source's own splits (lists.py says where the images go that are in none of them).
         columns: where the source calls its columns, keys or splits otherwise than is usual.
+        find: names that lead to no file are looked for (names.py); False where nobody opens the images.
 
     Raises:
         InputError: no such file, no such format, a broken one; where a file goes wrong later, `records` raises it.
@@ -141,8 +144,10 @@ def read_annotations(
     records = reader.read(path, images, notes, columns)
     if found:
         records = with_lists(records, found, beside=lists is None, source=path, notes=notes)
-    records = _checked(path, records, notes, columns)
     root = getattr(reader, "images_root", lambda path, images, columns: images)(path, images, columns)
+    if root is not None and find and format != "sidecar":  # which has its names from the files
+        records = find_names(records, root, notes)
+    records = _checked(path, records, notes, columns)
     return AnnotationSet(format, records, root, notes, frozenset(found))
 
 

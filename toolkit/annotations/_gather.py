@@ -71,6 +71,7 @@ class Notes:
         remarks: whole sentences for people.
         unusable: rows that gave no caption, though they should have.
         file: which of the source's files is being read, where there are several.
+        nearest: for a few image names that lead to no file the nearest name there is (names.py).
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -78,6 +79,7 @@ class Notes:
     remarks: list[str] = field(default_factory=list)
     unusable: UnusableRows = field(default_factory=UnusableRows)
     file: str = ""
+    nearest: dict[str, str] = field(default_factory=dict)
 
     def count(self, what: str, example: str = "", number: int = 1) -> None:
         self.counts[what] += number

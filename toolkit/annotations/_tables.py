@@ -104,13 +104,14 @@ def read_tables(
     Rows are of one image if they have one name and the same bytes (bytes alone where there are no names): data sets
     keep no folders in their names, so that equal names prove nothing. `load` opens an image that a table only names.
     """
+    of_names = Gathered(path, notes, named)  # tables of file names alone: one name is one image in all of them
     for table in tables:
-        gathered = Gathered(table.source, notes, named)
         first_row: dict[int, str] = {}  # row -> name, of the rows that bring an image
         names_of_all = table.schema.names
         named.meet(names_of_all)
         image, path_column, data_column = _columns(table, named)
-        names = list(_names(table, path_column, notes))
+        gathered = of_names if data_column is None else Gathered(table.source, notes, named)
+        names = list(_names(table, path_column, data_column is not None, notes))
         twice = {name for name, count in Counter(names).items() if count > 1}
         hashes = _hashes(table, data_column, names, twice) if data_column else {}
         known: dict[tuple[str, bytes], str] = {}
@@ -140,11 +141,10 @@ def read_tables(
                     )
                 gathered.add(name, texts, split=splits[offset] or table.split, line=row + 1)
                 row += 1
-        records = {record.path: record for record in gathered.records()}
-        if data_column is None:
-            yield from records.values()
-        else:
+        if data_column is not None:
+            records = {record.path: record for record in gathered.records()}
             yield from _with_data(table, image, path_column, data_column, first_row, records, load)
+    yield from of_names.records()
 
 
 def _columns(table: Table, named: Columns) -> tuple[str, str | None, str | None]:
@@ -168,8 +168,12 @@ def _columns(table: Table, named: Columns) -> tuple[str, str | None, str | None]
     return image.name, beside, image.name
 
 
-def _names(table: Table, column: str | None, notes: Notes) -> Iterator[str]:
-    """The name of every row's image; "" where it has none."""
+def _names(table: Table, column: str | None, shorten: bool, notes: Notes) -> Iterator[str]:
+    """The name of every row's image; "" where it has none.
+
+    Args:
+        shorten: of names that lead outside take the last part; for images inside, whose names lead nowhere.
+    """
     if column is None:
         column = table.schema.names[0]
         for batch in table.batches([column], 65536):
@@ -178,7 +182,7 @@ def _names(table: Table, column: str | None, notes: Notes) -> Iterator[str]:
     for batch in table.batches([column], 4096):
         for name in _values(batch, column):
             name = (name or "").replace("\\", "/") if isinstance(name, str) or name is None else str(name)
-            if os.path.isabs(name) or ".." in name.split("/"):
+            if shorten and (os.path.isabs(name) or ".." in name.split("/")):
                 notes.count("image names that lead outside shortened", name)
                 name = name.rsplit("/", 1)[-1]
             yield clean_name(name)

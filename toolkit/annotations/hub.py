@@ -1,6 +1,7 @@
 """A data set of `datasets`: one saved by `save_to_disk`, a local folder that `load_dataset` takes, or a hub name.
 
-It needs a column of type Image and one of captions (as in parquet.py). Its splits are kept.
+It needs a column of images (or of file names relative to the images folder) and one of captions, as in parquet.py. Its
+splits are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.annotations._columns import Columns
 from toolkit.annotations._gather import Notes
-from toolkit.annotations._tables import Table, read_tables
+from toolkit.annotations._tables import Table, image_column, is_text, read_tables
 from toolkit.errors import InputError, is_bug
 from toolkit.hub import why_not
 from toolkit.records import ImageRecord
@@ -30,7 +31,11 @@ def detect(path: Path) -> bool:
         return False
 
 
-def images_root(path: Path, images: Path, columns: Columns) -> None:
+def images_root(path: Path, images: Path, columns: Columns) -> Path | None:
+    """None, unless the image column holds file names."""
+    for dataset in _load(path).values():
+        column = image_column(dataset.features.arrow_schema, columns, path)
+        return images if column is not None and is_text(column.type) else None
     return None
 
 

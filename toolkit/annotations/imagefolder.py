@@ -3,13 +3,14 @@
     file_name,text                                  {"file_name": "0001.png", "captions": ["A dog.", "A brown dog."]}
     0001.png,A dog.                                 {"file_name": "0002.png", "caption_0": "A cat.", "caption_1": "..."}
 
-`file_name` is relative to the metadata file. Folders named train, val and test are splits if train is among them, and
+`file_name` is relative to the metadata file, or to the images folder where more names lead to files there. Folders named train, val and test are splits if train is among them, and
 so is a column `split`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from toolkit.annotations._csv import read_table, table_header
 from toolkit.annotations._gather import Gathered, Notes
 from toolkit.annotations._json import Keys, json_shape, read_json_lines, what_keys
 from toolkit.annotations._text import files_below
+from toolkit.annotations.names import is_lost
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NAME_KEYS = ("file_name",)
+LOOK = 64
 
 
 def detect(path: Path) -> bool:
@@ -37,6 +40,18 @@ def detect(path: Path) -> bool:
 
 
 def images_root(path: Path, images: Path, columns: Columns) -> Path:
+    """Where more of the first names lead to files: the images folder, or that of the metadata."""
+    beside = _folder(path)
+    if images.is_dir() and (files := _metadata_files(path) if path.is_dir() else [path]):
+        folder = files[0].parent.relative_to(beside)
+        names = [folder / name for _, name, _, _ in islice(_rows(files[0], columns, Notes()), LOOK) if name]
+        here, there = (sum(not is_lost(root, name.as_posix()) for name in names) for root in (beside, images))
+        if there >= here:
+            return images
+    return beside
+
+
+def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
@@ -48,7 +63,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
     files = _metadata_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: no metadata.csv, metadata.jsonl or metadata.parquet in it; add one.")
-    root = images_root(path, images, columns)
+    root = _folder(path)
     folders = {file: file.parent.relative_to(root).as_posix().removeprefix(".") for file in files}
     gathered = Gathered(path, notes, columns)
     for file in files:

@@ -74,6 +74,7 @@ def annotation_facts(
             pictures.perceptual.append(look.perceptual)
     if options.split is not None and not splits[options.split]:
         raise InputError(f"--split {options.split}: {options.path} puts no image there; leave the option out.")
+    near = [f"{name}, nearest {file}" for name, file in annotations.notes.nearest.items()]
     alike, pairs = pictures.alike(options.distance)
     own_splits = bool(set(splits) - {None})
     values = {
@@ -94,7 +95,7 @@ def annotation_facts(
             {"path": path, "reason": reason, "line": line} for line, reason, path in annotations.notes.unusable
         ),
         "bytes": size,
-        "notes": annotations.notes.sentences(),
+        "notes": annotations.notes.sentences() + ([f"images that are not there: {'; '.join(near)}"] if near else []),
     }
     return values, _sheet(annotations.images, tokenizer, sample, pictures, pairs) if options.sheet else None
 
