@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 from reading import Reader
 
 from toolkit.annotations import Columns
+from toolkit.annotations._csv import read_csv
 
 AB = {"a.jpg": ["A dog, a cat .", "Two pets ."], "b.jpg": ["A bird ."]}
 
@@ -61,6 +64,18 @@ def test_quotes_and_brackets_that_are_part_of_a_caption(reader: Reader) -> None:
         "b.jpg": ['"one", two', "a\nb"],
     }
     assert reader.notes == ["rows with unquoted commas repaired: 2 (line 4, line 5)"]
+
+
+def test_what_the_csv_module_writes_is_read_back(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        delimiter, end = rng.choice(",\t;|"), rng.choice(["\n", "\r\n", "\r"])
+        rows = [["".join(rng.choices("ab \"\n,;|\t'[]", k=rng.randint(0, 8))) for _ in range(3)] for _ in range(5)]
+        with open(tmp_path / "c.csv", "w", newline="") as file:
+            quoting = csv.QUOTE_ALL if end == "\r" else csv.QUOTE_MINIMAL  # which leaves a line feed bare there
+            csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows(rows)
+        found = [[field.strip() for field in row] for _, row in read_csv(tmp_path / "c.csv", delimiter)]
+        assert found == [[field.strip() for field in row] for row in rows]
 
 
 def test_rows_of_the_wrong_length(reader: Reader) -> None:

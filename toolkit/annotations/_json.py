@@ -107,6 +107,7 @@ def read_json_lines(path: Path, notes: Notes | None = None) -> Iterator[tuple[in
 # ---- what a file looks like -----------------------------------------------------------------------------------------
 
 SAMPLE = 20  # values of a list that are looked at
+MANY_KEYS = 1000  # of an object that are looked at
 LARGEST_LINE = 1 << 22  # of JSON Lines; a longer one is a file without line breaks
 
 
@@ -137,7 +138,7 @@ def json_shape(path: Path) -> Shape | None:
     return _shape(path, file_state(path))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _shape(path: Path, state: tuple[int, int]) -> Shape | None:
     lines = _first_objects(path)
     if lines:
@@ -150,7 +151,7 @@ def _shape(path: Path, state: tuple[int, int]) -> Shape | None:
                 values.append(value)
             if len(values) == SAMPLE and (key is None or any(is_row(v) or _of_coco(v) for v in values)):
                 break
-            if key is not None and sum(map(is_image_name, samples)) == SAMPLE:
+            if len(samples) == MANY_KEYS:  # names of something
                 break
     except InputError:  # what comes before the mistake tells the format, and its reader tells the mistake
         if not samples:
@@ -263,4 +264,5 @@ def _first_answer(conversation: Any) -> list[str] | None:
 
 def what_keys(row: dict[str, Any]) -> str:
     """The keys of an object, for the reason why it can't be used."""
-    return f"its keys are {', '.join(list(row)[:8])}{', ...' if len(row) > 8 else ''}" if row else "it is empty"
+    keys = ", ".join(key if len(key) <= 40 else key[:40] + "..." for key in list(row)[:8])
+    return f"its keys are {keys}{', ...' if len(row) > 8 else ''}" if row else "it is empty"
