@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,9 @@ def test_stopped_and_gone_on_with_other_options(data: DataSet, monkeypatch: pyte
     stop_after(data, monkeypatch, 12, max_length=41)
     assert data.beside() == ["dataset.partial", "dataset.stale"]
     calls = decoded(monkeypatch)
-    data.run(max_length=42)
-    assert len(calls) == 60 - 20 - 12
+    values = data.run(max_length=42).values
+    assert len(calls) == values["decoded"] == 60 - 20 - 12
+    assert values["reused"] == 20 + 12
     assert data.beside() == ["dataset"]
     data.run(out=data.root / "undisturbed", max_length=42)
     assert tree(data.out) == tree(data.root / "undisturbed")
@@ -240,6 +242,36 @@ def test_the_next_run_may_follow_a_kill_at_once(data: DataSet) -> None:
     assert len(workers) >= 2
     alive = [pid for pid in workers if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)]
     assert alive == []
+
+
+@pytest.mark.parametrize("moment", ["processors", "pieces"])
+def test_a_killed_run_leaves_no_process_that_talks(data: DataSet, tmp_path: Path, moment: str) -> None:
+    """Nor one that waits: what it says would stand in the user's next prompt."""
+    if moment == "pieces":
+        command = slow_script(data, num_workers=2)
+    else:
+        code = (
+            "import sys; from pathlib import Path; from toolkit.processors import fetch_processors\n"
+            "fetch_processors('', '', 'tiny', Path(sys.argv[1]))"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+    with open(tmp_path / "said", "w+") as said:
+        process = subprocess.Popen(command, stderr=said, stdout=said)
+        if moment == "pieces":
+            wait_for(lambda: len(pieces(data.out.with_name("dataset.partial"))) >= 2, process)
+        else:
+            wait_for(lambda: children(process.pid), process)
+        helpers = children(process.pid)
+        assert helpers
+        before = said.seek(0, 2)
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}/stat").exists() and not zombie(pid) for pid in helpers):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        said.seek(before)
+        assert said.read() == ""
 
 
 def zombie(pid: int) -> bool:

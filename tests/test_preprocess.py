@@ -693,6 +693,35 @@ def fresh(data: DataSet, **options: Any) -> dict[str, bytes]:
     return tree(out)
 
 
+def counted(summary: Any) -> tuple[int, int]:
+    return summary.values["reused"], summary.values["decoded"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_reruns_say_what_was_reused(data: DataSet, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data.images / "001.png").write_bytes(b"no image at all")
+    options = {"num_workers": num_workers, "max_rejected": 0.2}
+    first = data.run(**options)
+    assert counted(first) == (0, 11)
+    assert "reused" not in first.text
+    again = data.run(**options)
+    assert counted(again) == (11, 0)
+    assert "up to date, nothing to do." in again.text
+    other = data.run(max_length=30, **options)
+    assert counted(other) == (11, 0)
+    assert "  pixels of all 11 images reused, none decoded anew\n" in other.text
+    data.add("100.png", picture(100))
+    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every piece shifts
+    data.add("101.png", picture(101))
+    picture(55).save(data.images / "003.jpg")
+    data.write()
+    calls = decoded(monkeypatch)
+    more = data.run(**options)
+    assert counted(more) == (10, 3)
+    assert num_workers > 1 or len(calls) == 4, "one of them in vain"
+    assert "  pixels of 10 images reused, 3 images decoded anew\n" in more.text
+
+
 def test_only_new_images_are_decoded(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     data.run()
     data.add("100.png", picture(100))

@@ -172,6 +172,7 @@ class PieceBuilder:
                 entry["content"] = hash_hex(data)
         image = read_image(data)
         entry["pixel_hash"] = pixel_hash(image)
+        entry["decoded"] = True
         return self.transform(image)
 
     def _add(
@@ -207,6 +208,7 @@ class PieceBuilder:
         piece, name = task["piece"], data_name(task["piece"])
         writers: dict[str, SplitWriter] = {}
         index: dict[str, list[Any]] = defaultdict(list)
+        decoded = 0
         for records in read_records(self.directory, piece):
             # All captions at once: between two images the tokenizer's tables fall out of the processor's cache.
             labels, truncated = self.encoder([caption for record in records for caption in record["captions"]])
@@ -223,14 +225,22 @@ class PieceBuilder:
                     record, labels[start:end], entry, writers, name
                 ):
                     entry.update(num_captions=end - start, truncated=int(truncated[start:end].sum()))
+                    decoded += "decoded" in entry
                 for column in INDEX_SCHEMA.names:
                     index[column].append(entry.get(column))
         files = {split: writers[split].finish() for split in SPLITS if split in writers}
         for split in set(SPLITS) - set(files):  # an attempt that was cut short may have seen another image there
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self.directory / split / name)
+        decoded_file(self.directory, piece).write_text(str(decoded))
         info = PieceInfo(task["key"], pixels_key(self.transform), self.root, files)
         write_index(self.directory, piece, dict(index), info)
+
+
+def decoded_file(directory: Path, piece: int) -> Path:
+    """How many images of a piece were decoded, rather than found in an earlier cache; of interest to one run alone, so
+    that it is not in the piece's index, whose bytes depend on the inputs and nothing else."""
+    return directory / "records" / f"{piece:06d}.decoded"
 
 
 def pixel_hash(image: Image.Image) -> str:

@@ -176,12 +176,21 @@ def _leak_text(leak: dict[str, list[str]]) -> str:
     return ", ".join(f"{ids[0]} in {split}" for split, ids in leak.items())
 
 
-def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
-    """What the command says of a finished cache; exit code 3 where images could not be read or rows not used."""
+def summary_of(manifest: dict[str, Any], out: Path, headline: str, decoded: int) -> Summary:
+    """What the command says of a finished cache; exit code 3 where images could not be read or rows not used.
+
+    Args:
+        decoded: how many images this run has decoded; the pixels of the others were there already.
+    """
     counts = manifest["counts"]
     splits = ", ".join(f"{split} {counts['splits'][split]}" for split in SPLITS)
     max_length = manifest["options"]["max_length"]
     lines = [headline, f"  images: {splits}; captions: {counts['captions']}"]
+    reused = sum(counts["splits"].values()) - decoded
+    if reused and decoded:
+        lines.append(f"  pixels of {reused} images reused, {decoded} images decoded anew")
+    elif reused:
+        lines.append(f"  pixels of all {reused} images reused, none decoded anew")
     if counts["truncated"]:
         lines.append(f"  {counts['truncated']} captions cut to --max-length {max_length} tokens, EOS kept")
     if counts["left_out"]:
@@ -197,7 +206,14 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str) -> Summary:
         lines.append(f"  {unusable} rows of the annotations could not be used, see {out / 'rejected.jsonl'}")
     warnings = _warnings(manifest)
     lines += [f"  warning: {warning}" for warning in warnings]
-    values = {"cache": str(out), "format": manifest["format"], **counts, "warnings": warnings}
+    values = {
+        "cache": str(out),
+        "format": manifest["format"],
+        **counts,
+        "reused": reused,
+        "decoded": decoded,
+        "warnings": warnings,
+    }
     return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] or unusable else 0)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.annotations import AnnotationSet, Columns, read_annotations
-from toolkit.build import PieceBuilder
+from toolkit.build import PieceBuilder, decoded_file
 from toolkit.cache import MANIFEST, read_manifest
 from toolkit.engines import run
 from toolkit.errors import InputError, OutputError, ToolkitError
@@ -88,7 +88,7 @@ def _if_current(options: PreprocessOptions, place: Path) -> Summary | None:
         return None
     if manifest["counts"]["leaked"] and options.strict_splits:
         raise leak_error(options, manifest["counts"]["leaked"], manifest["leaks"][0])
-    return summary_of(manifest, options.out, f"{options.out}: up to date, nothing to do.")
+    return summary_of(manifest, options.out, f"{options.out}: up to date, nothing to do.", decoded=0)
 
 
 def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
@@ -174,10 +174,10 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         draw_validation=draw_validation,
         known_directories=_reuse(options.out, place, partial, keys),
     )
-    _run(builder, keys, staged, options)
+    decoded = _run(builder, keys, staged, options)
     manifest = finish(options, source, annotations, staged, builder, labels)
     swap(partial, place, options.out)
-    return summary_of(manifest, options.out, f"{options.out}: done.")
+    return summary_of(manifest, options.out, f"{options.out}: done.", decoded)
 
 
 def _check_positions(options: PreprocessOptions) -> None:
@@ -257,8 +257,8 @@ def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path
     return known
 
 
-def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> None:
-    """Builds the pieces that do not stand yet."""
+def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> int:
+    """Builds the pieces that do not stand yet; returns how many images were decoded for them."""
     folder = builder.directory / "index"
     rows = {piece_name(piece): count for piece, count in enumerate(staged.rows)}
 
@@ -268,8 +268,11 @@ def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: Prepro
     before = standing()
     if before:
         say(f"  {before} of {staged.images} images stand already in finished pieces")
-    tasks = [{"piece": i, "key": key} for i, key in enumerate(keys) if not (folder / piece_name(i)).exists()]
+    missing = [piece for piece in range(len(keys)) if not (folder / piece_name(piece)).exists()]
+    tasks = [{"piece": piece, "key": keys[piece]} for piece in missing]
     with Progress("preprocess", staged.images - before) as progress:
         shared = [builder.directory, *([builder.images] if builder.images else [])]
         run(options, builder, tasks, progress, lambda: standing() - before, shared=shared)
+    decoded = sum(int(decoded_file(builder.directory, piece).read_text()) for piece in missing)
     _make_folders(builder.directory)  # a worker that was lost on the way, and its piece made by another, left its own
+    return decoded

@@ -6,9 +6,13 @@ carry along.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path.append(sys.argv[2])
 from toolkit.processors import main
-main(sys.argv[1])
+main(sys.argv[1], int(sys.argv[3]))
 """
 
 
@@ -39,7 +43,15 @@ def fetch_processors(
     """
     request = {"encoder": encoder, "decoder": decoder, "preset": preset, "directory": str(directory)}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", CHILD, json.dumps(request), str(Path(toolkit.__file__).parent.parent)],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            CHILD,
+            json.dumps(request),
+            str(Path(toolkit.__file__).parent.parent),
+            str(os.getpid()),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -87,9 +99,17 @@ def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dic
     }
 
 
-def main(request: str) -> None:
-    """The child process: a JSON object in, one line of JSON out."""
+def main(request: str, parent: int) -> None:
+    """The child process: a JSON object in, one line of JSON out; it ends with the command, however that is killed."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
     try:
-        print(json.dumps(_save(**json.loads(request))))
+        answer = _save(**json.loads(request))
     except ToolkitError as error:
-        print(json.dumps({"error": str(error)}))
+        answer = {"error": str(error)}
+    try:
+        print(json.dumps(answer), flush=True)
+    except BrokenPipeError:  # elsewhere than on Linux; nobody is there to be told
+        os._exit(1)
