@@ -474,6 +474,34 @@ def test_a_link_to_another_disk_stays_a_link(data: DataSet) -> None:
     assert data.beside() == ["dataset"]
 
 
+def test_three_images_are_shown_as_they_were_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their captions, the same three in whatever order; control characters written out, long captions cut."""
+    data = DataSet(tmp_path / "data", images=5)
+    for n in range(7):
+        data.add(
+            f"{n}.png", picture(n), ['said\x1b[31m "so",\n twice ', "w" * 101, *(f"caption {i}" for i in range(5))]
+        )
+    shown = []
+    for _ in range(2):
+        data.write()
+        data.run(overwrite=True)
+        lines = capsys.readouterr().err.splitlines()
+        shown.append(lines[1:])
+        data.rows = [row for name in sorted(dict(data.rows), reverse=True) for row in data.rows if row[0] == name]
+    wanted = sorted({name for name, _ in data.rows}, key=hash_int)[:3]
+    expected = []
+    for name in wanted:
+        expected.append(f"  {name}")
+        if name.startswith("00"):
+            expected += [f"    a picture called {name}", "    waves, and colours ."]
+        else:
+            expected += ['    said\\x1b[31m "so",\\n twice', "    " + "w" * 98 + " …"]
+            expected += ["    caption 0", "    caption 1", "    caption 2", "    … and 2 more"]
+    assert any(not name.startswith("00") for name in wanted)
+    assert [line for line in shown[0] if line.startswith("  ")][: len(expected)] == expected
+    assert [line for line in shown[1] if line.startswith("  ")][: len(expected)] == expected
+
+
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 

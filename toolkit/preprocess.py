@@ -32,13 +32,14 @@ from toolkit.outputs import check_folder
 from toolkit.pixels import PixelTransform
 from toolkit.processors import fetch_processors
 from toolkit.progress import Progress, say
-from toolkit.records import SPLITS, Summary
+from toolkit.records import SPLITS, ImageRecord, Summary
 from toolkit.staging import Staged, stage
 from toolkit.stores import local_tree, url_of
 from toolkit.uploads import Outbox
 from toolkit.urls import local_annotations, localized, named, renamed_summary
 from toolkit.workspace import building, clear, foreign, interrupted, leftovers, link, mend, set_aside, swap, tidy
 
+SHOWN_CAPTIONS, SHOWN_LENGTH = 5, 100  # of each image that is shown, and in characters
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
 
 
@@ -138,6 +139,8 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
         for note in annotations.notes.sentences():
             say(f"  {note}")
+        for record in staged.sample:
+            _show(record)
         _check_rows(options, annotations, staged)
         _check_missing(options, annotations, staged)
         # Needed next, and a second long to import: meanwhile another process imports torch.
@@ -188,6 +191,15 @@ def _check_positions(options: PreprocessOptions) -> None:
         raise InputError(
             f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; take that or less."
         )
+
+
+def _show(record: ImageRecord) -> None:
+    """An image and its captions as they were read, for a look before hours of work."""
+    say(f"  {record.path}{f' ({record.split})' if record.split else ''}")
+    for caption in record.captions[:SHOWN_CAPTIONS]:
+        say(f"    {caption if len(caption) <= SHOWN_LENGTH else caption[: SHOWN_LENGTH - 2] + ' …'}")
+    if len(record.captions) > SHOWN_CAPTIONS:
+        say(f"    … and {len(record.captions) - SHOWN_CAPTIONS} more")
 
 
 def _make_folders(partial: Path) -> None:

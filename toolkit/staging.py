@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import bisect
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pyarrow as pa
 from toolkit.annotations import AnnotationSet
 from toolkit.errors import ImageError
 from toolkit.files import file_state
-from toolkit.hashing import Hasher, hash_hex
+from toolkit.hashing import Hasher, hash_hex, hash_int
 from toolkit.images import resolve_image
 from toolkit.index import piece_name
 from toolkit.records import ImageRecord
 from toolkit.rows import read_arrow
 
 PIECE_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
+SAMPLE = 3  # images that are shown as they were read
 BATCH_BYTES = 2**24  # of images that lie in containers, held at once
 
 RECORDS_SCHEMA = pa.schema(
@@ -47,6 +49,7 @@ class Staged:
         splits: those that the source names for any image.
         missing: how many image files are not there; `examples` names the first of them.
         unusable: how many rows of the source gave no caption, though they should have.
+        sample: a few records to look at, without their images: the same ones in whatever order they come.
     """
 
     digests: list[str] = field(default_factory=list)
@@ -56,6 +59,7 @@ class Staged:
     missing: int = 0
     examples: list[str] = field(default_factory=list)
     unusable: int = 0
+    sample: list[ImageRecord] = field(default_factory=list)
 
     @property
     def own_splits(self) -> bool:
@@ -116,6 +120,7 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     staged = Staged()
+    ranks: list[int] = []  # of the sample
     file: _RecordsFile | None = None
     for record in annotations.records:
         if file is not None and file.rows == PIECE_ROWS:
@@ -134,6 +139,13 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
         staged.captions += len(record.captions)
         if record.split is not None:
             staged.splits.add(record.split)
+        # By a hash of the id, as `inspect` does: not the first ones, which are often of one kind.
+        rank = hash_int(record.image_id)
+        if len(ranks) < SAMPLE or rank < ranks[-1]:
+            at = bisect.bisect(ranks, rank)
+            ranks.insert(at, rank)
+            staged.sample.insert(at, replace(record, data=None))
+            del ranks[SAMPLE:], staged.sample[SAMPLE:]
     if file is not None:
         _close(file, staged)
     staged.unusable = annotations.notes.unusable.count
