@@ -101,6 +101,7 @@ def test_a_cache(odd_cache: Path) -> None:
         "leaks": LEAKS,
         "rejected": REJECTED,
         "unusable_rows": {"count": 0, "examples": []},
+        "notes": [],
     }
     assert (near["pairs"], near["images"], near["across_splits"]) == (1, 2, 0)
     assert near["nearest"][0]["images"] == ["a.png", "c.jpg"]

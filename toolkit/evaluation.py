@@ -19,6 +19,7 @@ from toolkit.metrics import Corpus, Scores, health, prepare
 from toolkit.options import EvaluateOptions
 from toolkit.references import References, read_idf
 from toolkit.significance import Difference, Figure, HumanBound, compare, human_bound, intervals, tokenized, words
+from toolkit.spacing import Spacing
 
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L",
@@ -169,6 +170,8 @@ def _notes(options: EvaluateOptions, references: References, ids: Sequence[str],
         notes.append(f"{left:,} images without a caption are left out (--missing empty counts them as empty captions)")
     elif any(len(side.matched.captions) < len(ids) for side in sides):
         notes.append("images without a caption count as empty captions (--missing skip leaves them out)")
+    if (note := Spacing(caption for i in ids for caption in references.captions[i]).note()) is not None:
+        notes.append(note)
     if len(ids) == 1 and options.idf == "evaluated" and any(m.startswith("cider") for m in options.metric_names):
         notes.append("CIDEr of a single image is 0: every word is in every image; --idf gives it a corpus")
     if "meteor" in options.metric_names:

@@ -40,6 +40,7 @@ from toolkit.report import write_model_card, write_training_report
 from toolkit.runs import FINISHED, check_output, check_shared, last_checkpoint, run_identity, start_output
 from toolkit.selfcheck import check_training
 from toolkit.sharding import check_sharding, sharding_config
+from toolkit.spacing import Spacing
 from toolkit.starting import base_of, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
@@ -109,6 +110,8 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
     eval_set = CaptionDataset(validation)
+    for note in _notes(cache):
+        say(f"note: {note}")
     fresh = bool(manifest["options"]["preset"]) and options.init_from is None
     with agreeing():
         model = starting_model(options, cache, tokens)
@@ -270,6 +273,7 @@ def _save(
         "seconds": round(seconds, 1),
         "best_step": trainer.state.best_global_step,
         "validation": best,
+        "notes": _notes(cache),
     }
     card = {"options": identity["options"], "manifest": cache.manifest, "summary": values}
     write_model_card(unfinished / "README.md", **card, samples=log.samples(cache))
@@ -279,4 +283,11 @@ def _save(
     unfinished.rmdir()
     write_json(out / FINISHED, values)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
-    return Summary(f"{out}: done in {seconds:.0f} s.\n  best checkpoint on validation: {figures}", values)
+    lines = [f"{out}: done in {seconds:.0f} s.", f"  best checkpoint on validation: {figures}"]
+    return Summary("\n".join([*lines, *(f"  note: {note}" for note in values["notes"])]), values)
+
+
+def _notes(cache: Cache) -> list[str]:
+    """What there is to know of the figures on validation."""
+    note = Spacing(caption for said in cache["validation"].column("captions") for caption in said).note()
+    return [] if note is None else [note]

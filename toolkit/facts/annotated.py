@@ -95,7 +95,9 @@ def annotation_facts(
             {"path": path, "reason": reason, "line": line} for line, reason, path in annotations.notes.unusable
         ),
         "bytes": size,
-        "notes": annotations.notes.sentences() + ([f"images that are not there: {'; '.join(near)}"] if near else []),
+        "notes": annotations.notes.sentences()
+        + ([f"images that are not there: {'; '.join(near)}"] if near else [])
+        + census.notes(),
     }
     return values, _sheet(annotations.images, tokenizer, sample, pictures, pairs) if options.sheet else None
 

@@ -71,6 +71,7 @@ def cache_facts(
         "rejected": rejected([row for row in rows if row["image_id"] is not None]),
         "unusable_rows": unusable_rows(row for row in rows if row["image_id"] is None),
         "bytes": bytes_below(cache.directory),
+        "notes": census.notes(),
     }
     return values, _sheet(options.split, cache, pictures, pairs, own) if options.sheet else None
 

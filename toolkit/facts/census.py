@@ -17,6 +17,7 @@ import numpy as np
 from toolkit.hashing import hash_int
 from toolkit.labels import CaptionEncoder
 from toolkit.records import SPLITS
+from toolkit.spacing import Spacing
 from toolkit.splits import leaks
 
 if TYPE_CHECKING:
@@ -58,18 +59,24 @@ class CaptionCensus:
     word_lengths: Counter[int] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
     distinct: set[int] = field(default_factory=set)
+    spacing: Spacing = field(default_factory=Spacing)
 
     def add(self, images: Sequence[Sequence[str]]) -> None:
         """The captions of some images; many at once is faster."""
         captions = [caption for image in images for caption in image]
         self.per_image.update(len(image) for image in images)
         self.distinct.update(map(hash_int, captions))
+        self.spacing.add(captions)
         for caption in captions:
             words = WORD.findall(caption.lower())
             self.word_lengths[len(words)] += 1
             self.words.update(words)
         if self.encoder is not None and captions:
             self.tokens.update(self.encoder.lengths(captions).tolist())
+
+    def notes(self) -> list[str]:
+        note = self.spacing.note()
+        return [] if note is None else [note]
 
     def values(self, max_lengths: Sequence[int] = MAX_LENGTHS) -> dict[str, Any]:
         """All of it as JSON has it; `truncated` is by --max-length, `tokens` include the EOS."""

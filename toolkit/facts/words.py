@@ -24,10 +24,11 @@ def title(values: dict[str, Any]) -> str:
 
 def table(values: dict[str, Any]) -> list[tuple[str, str]]:
     """All that people want to see of the values of `toolkit inspect`: (name, text) a line."""
+    notes = [("note", note) for note in values.get("notes", [])]
     if values["kind"] == "cache":
-        return [*_made_of(values), *_data(values)]
+        return [*_made_of(values), *_data(values), *notes]
     if values["kind"] == "annotations":
-        return [*_data(values), *(("note", note) for note in values["notes"])]
+        return [*_data(values), *notes]
     return [*(_model(values) if values["kind"] == "model" else []), *(_run(values["run"]) if values["run"] else [])]
 
 
