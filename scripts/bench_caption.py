@@ -140,7 +140,8 @@ def measure(captioner: Any, paths: list[Path], arguments: argparse.Namespace) ->
     )
     pixels = captioner.normalizer(batch.to(device)).to(model.dtype)
     states = model.encoder(pixel_values=pixels).last_hidden_state
-    engine = Engine(model, full, size)
+    twin = prepared(model)
+    engine = Engine(twin, full, size)
     engine.encoder = lambda pixel_values: BaseModelOutput(states[: len(pixel_values)])
 
     def notebook() -> None:
@@ -150,12 +151,11 @@ def measure(captioner: Any, paths: list[Path], arguments: argparse.Namespace) ->
             captioner.tokenizer.decode(tokens[0], skip_special_tokens=True)
 
     def own_encoder() -> None:
-        with prepared(model):
-            model.encoder(pixel_values=pixels)
+        prepared(model).encoder(pixel_values=pixels)
 
     def own_decoding() -> None:
-        with prepared(model):
-            engine.run(lambda images: pixels[images.start : images.stop], size, ())
+        prepared(model)
+        engine.run(lambda images: pixels[images.start : images.stop], size, ())
 
     def toolkit() -> None:
         for row in captioner.caption(paths[: arguments.images], OPTIONS, size):

@@ -17,7 +17,7 @@ LAYERS = [
         "ptb", "metrics", "significance", "hypotheses", "exports", "references", "matching", "evaluation", "report",
         "pictures", "gallery", "evaluation_page", "sample", "facts",
     ],
-    ["ranks", "sharding", "freezing", "lora", "modeling", "processors", "batches", "features", "search", "steps", "decoding", "captioners", "pipeline", "caption_pieces", "attention", "starting", "selfcheck", "training_log", "training"],
+    ["ranks", "sharding", "freezing", "lora", "modeling", "processors", "batches", "features", "search", "twins", "steps", "decoding", "captioners", "pipeline", "caption_pieces", "attention", "starting", "selfcheck", "training_log", "training"],
     ["preprocess", "finetune", "batch_caption", "caption", "evaluate", "inspect"],
     ["demo"],
     ["cli"],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from toolkit.errors import ModelError
 from toolkit.gallery import HeatMaps
 from toolkit.modeling import OURS, Captioner
 from toolkit.pixels import PixelTransform
+from toolkit.twins import turn, twin_of
 
 MOST_BEFORE = (
     8  # tokens that an encoder may put before its patches: a class token, DeiT's second, DINO's four registers
@@ -50,21 +50,6 @@ def patch_grid(config: Any, height: int, width: int, tokens: int) -> Grid | None
     rows, columns = height // (patch_height * 2 ** (stages - 1)), width // (patch_width * 2 ** (stages - 1))
     before = tokens - rows * columns
     return Grid(rows, columns, before) if rows * columns > 0 and 0 <= before <= MOST_BEFORE else None
-
-
-@contextmanager
-def eager(module: torch.nn.Module) -> Iterator[None]:
-    """Attention that hands out its weights, which the fused kernels never have. Set on each part: after a load the parts
-    may hold other configs than the whole."""
-    configs: dict[int, Any] = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
 
 
 def word_spans(caption: str) -> list[tuple[int, int]]:
@@ -112,15 +97,15 @@ class Attention:
     def _cross_attention(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Mean over layers and heads: uint8 (n, C, H, W), int64 (n, T) -> float32 (n, T, encoder tokens) on the CPU."""
         model, device = self.captioner.model, self.captioner.device
-        with torch.inference_mode():
+        with torch.inference_mode(), turn(model):
             states = model.encoder(pixel_values=self.captioner.normalizer(pixels.to(device)).to(model.dtype))
-            with eager(model.decoder):
-                output = model(
-                    encoder_outputs=BaseModelOutput(last_hidden_state=states.last_hidden_state),
-                    decoder_input_ids=tokens.to(device),
-                    output_attentions=True,
-                    use_cache=False,
-                )
+            # eager: attention that hands out its weights, which the fused kernels never have
+            output = twin_of(model, "eager")(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states.last_hidden_state),
+                decoder_input_ids=tokens.to(device),
+                output_attentions=True,
+                use_cache=False,
+            )
         if not output.cross_attentions:
             raise self._can_not(f"its {model.config.decoder.model_type} decoder does not show its attention")
         return torch.stack([layer.float().mean(1) for layer in output.cross_attentions]).mean(0).cpu()
@@ -135,9 +120,10 @@ class Attention:
         A word's map is what the decoder attends to at the steps whose outcome are the word's tokens (so the token
         before each is the one put in), their mean, stretched so that its least value is 0 and its greatest 255.
         """
-        encoded = self.captioner.tokenizer(
-            list(captions), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
+        with turn(self.captioner.model):
+            encoded = self.captioner.tokenizer(
+                list(captions), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
         longest = getattr(self.captioner.model.config.decoder, "max_position_embeddings", None) or 10**6
         rows = [ids[: longest - 2] for ids in encoded["input_ids"]]  # RoBERTa-likes count from 2
         tokens = torch.full((len(rows), max(map(len, rows)) + 1), self._start)  # what stands behind the end matters not

@@ -33,7 +33,7 @@ class Captioner(modeling.Captioner):
     def caption(
         self, images: Sequence[Picture], options: GenerationOptions | None = None, batch_size: int = 8
     ) -> list[CaptionResult]:
-        """A caption for each picture, in order, the same as batch-caption's with the same options.
+        """A caption for each picture, in order, the same as batch-caption's with the same options. Threads may share it.
 
         Args:
             images: paths, encoded images as bytes, Pillow images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4); read by
@@ -46,10 +46,17 @@ class Captioner(modeling.Captioner):
             `score`, `ended`, `width`, `height`; `error` says why where a picture can't be read, and the rest is None.
 
         Raises:
-            InputError: something that is no picture at all.
+            InputError: something that is no picture at all, or no option.
         """
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             raise InputError("caption() takes a list of pictures; put the one into [brackets].")
+        if options is not None and not isinstance(options, GenerationOptions):
+            raise InputError(
+                f"caption() takes its options as GenerationOptions, not as a {type(options).__name__}; write "
+                "GenerationOptions(num_beams=1), say."
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"caption(batch_size={batch_size!r}): must be a whole number from 1 on.")
         return list(self._results(images, options or GenerationOptions(), batch_size))
 
     def _results(self, images: Sequence[Picture], options: GenerationOptions, size: int) -> Iterator[CaptionResult]:
@@ -78,6 +85,7 @@ def _openable(picture: Picture) -> Path | bytes | Image.Image:
             picture.dtype != np.uint8
             or picture.ndim not in (2, 3)
             or (picture.ndim == 3 and picture.shape[2] not in (3, 4))
+            or 0 in picture.shape
         ):
             raise InputError(
                 f"an array of {picture.dtype} {picture.shape} is no picture; give uint8 (height, width, 3), or without the "

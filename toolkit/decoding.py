@@ -22,6 +22,7 @@ from toolkit.options import GenerationOptions
 from toolkit.progress import say
 from toolkit.search import Found, longest, search_for
 from toolkit.steps import DECODERS, Steps, prepared
+from toolkit.twins import turn
 
 # Raised when the same model, image and settings are to give another caption than before: what batch-caption has from
 # before is then made anew.
@@ -150,8 +151,8 @@ def decode(
                 _said.add(reason)
                 say(f"Captions come from transformers' own generate, which is slower: {reason}.")
             return stock(model, load(range(count)), config, seeds)
-        with prepared(model):
-            return _engine(model, config, min(at_once or count, count)).run(load, count, seeds)
+        with turn(model):
+            return _engine(prepared(model), config, min(at_once or count, count)).run(load, count, seeds)
 
 
 def unsupported(model: Any, config: GenerationConfig) -> str | None:
@@ -270,7 +271,7 @@ _engines: WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = WeakKeyDictionary()
 
 
 def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
-    """The model's engine of the last call if it fits: its memory is mapped, and on a GPU its graph captured."""
+    """A twin's engine of the last call if it fits: its memory is mapped, and on a GPU its graph captured."""
     key = config.to_json_string(), model.device, model.dtype, [p.data_ptr() for p in model.decoder.parameters()]
     known, engine = _engines.pop(model, (None, None))
     if engine is None or known != key or engine.slots < slots or engine.steps.active:

@@ -344,6 +344,8 @@ def _check_size(size: tuple[int, int]) -> None:
     """Pillow's own limit of 2 x MAX_IMAGE_PIXELS, known from the header, before anything is decoded."""
     from PIL import Image
 
+    if 0 in size:
+        raise ImageError(f"no pixels: {size[0]}x{size[1]}")
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > 2 * Image.MAX_IMAGE_PIXELS:
         raise ImageError(f"too large: {size[0]}x{size[1]} pixels")
 

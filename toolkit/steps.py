@@ -9,8 +9,6 @@ attention function and other caches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +21,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.modeling import first_position
+from toolkit.twins import twin_of
 
 DECODERS = ("gpt2", "bert", "roberta", "xlm-roberta", "camembert")  # each compared with `generate` in the tests
 SHARED = "toolkit_shared"
@@ -215,36 +214,21 @@ ROWS_TO_EXPECT = 32  # 8 images with 4 beams; weights packed for them serve any 
 _packed: WeakKeyDictionary[nn.Module, tuple[Any, torch.Tensor]] = WeakKeyDictionary()
 
 
-@contextmanager
-def prepared(model: nn.Module) -> Iterator[None]:
-    """For the time of the block: decoder attention shared by an image's rows, and on a CPU weights in oneDNN's layout.
+def prepared(model: nn.Module) -> Any:
+    """The model's twin for decoding: decoder attention shared by an image's rows, and on a CPU weights in oneDNN's layout.
 
     A step multiplies a few rows with every weight once, and of that half the time goes into laying the weights out. The
     copies cost the memory of the weights again, and are kept as long as the weights don't change.
     """
-    forwards: dict[nn.Module, Any] = {}
-    configs: dict[int, Any] = {}
-    for module in model.modules():
+    twin = twin_of(model, SHARED)
+    for module in twin.modules():
         if type(module) in (nn.Linear, Conv1D) and _can_pack(module.weight):
-            forwards[module] = _packed_forward(module)
+            module.forward = _packed_forward(module)
         elif type(module) is NewGELUActivation:  # one pass over memory instead of eight; the same formula
-            forwards[module] = partial(gelu, approximate="tanh")
-    decoder: nn.Module = model.decoder  # type: ignore[assignment]
-    for module in decoder.modules():
-        if hasattr(module, "config"):
-            configs[id(module.config)] = module.config  # attention modules may have one of their own
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = SHARED
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-        for module in forwards:
+            module.forward = partial(gelu, approximate="tanh")
+        else:
             vars(module).pop("forward", None)
+    return twin
 
 
 def _can_pack(weight: Any) -> bool:

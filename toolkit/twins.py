@@ -1,0 +1,45 @@
+"""A model once more, over the same weights: decoding and heat maps change attention there, and nobody else sees it.
+
+The user's own model is theirs: they may train it, or call `generate` in another thread, while toolkit captions with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from threading import Lock, RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+_twins: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, nn.Module]]] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_looking_up = Lock()
+
+
+def turn(model: nn.Module) -> Any:
+    """A lock, to be held while the model's twins are used: threads that share a captioner take turns."""
+    with _looking_up:
+        return _turns.setdefault(model, RLock())
+
+
+def twin_of(model: Any, attention: str) -> Any:
+    """An encoder-decoder with the model's very weights, whose decoder has this attention implementation.
+
+    Made once, and again when the model gets other parts or settings; weights that change in place are its own.
+    """
+    state: list[Any] = [id(module) for module in model.modules()]
+    state += [id(tensor) for tensor in chain(model.parameters(), model.buffers())]
+    state.append([module.config._attn_implementation for module in model.modules() if hasattr(module, "config")])
+    of_model = _twins.setdefault(model, {})
+    known, twin = of_model.get(attention, (None, model))
+    if known != state:
+        twin = copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
+        for part in twin.decoder.modules():
+            if hasattr(part, "config"):  # attention modules may have one of their own
+                part.config._attn_implementation_internal = attention
+        of_model[attention] = state, twin
+    for ours, theirs in zip(twin.modules(), model.modules(), strict=True):
+        ours.training = theirs.training
+    return twin
