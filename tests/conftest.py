@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,17 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that a second thread only gets in the way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_stay_pytest_s() -> Iterator[None]:
+    """`cli.main`, called in this process, takes its signals otherwise."""
+    from toolkit import ending
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ending, "watch", lambda: None)
+        patch.setattr(ending, "over", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ ROOT = Path(toolkit.__file__).parent
 LAYERS = [
     ["errors", "options", "records"],
     [
+        "ending",
         "files", "ahead", "outputs", "hashing", "spacing", "progress", "hub", "stores", "rgb", "images", "annotations", "pixels", "labels", "splits", "rows", "cache", "uploads", "urls", "runs", "index",
         "staging", "ray_engine", "engines", "build", "identity", "workspace", "finishing", "journal", "writers",
         "ptb", "metrics", "significance", "hypotheses", "exports", "references", "matching", "evaluation", "report",

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
+import difflib
+import errno
 import inspect
 import json
 import os
 import re
-import signal
 import sys
 import traceback
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from toolkit import __version__, progress
+from toolkit import __version__, ending, progress
 from toolkit import options as o
 from toolkit.errors import SaidElsewhere, ToolkitError
+from toolkit.records import Summary
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -36,11 +40,51 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 
 
+# ---- the environment ------------------------------------------------------------------------------------------------
+
+
+def _variables(command: str, name: str) -> list[str]:
+    """The environment variables of an option, the one that counts first."""
+    own = f"TOOLKIT_{command.upper().replace('-', '_')}_{name.upper()}"
+    return [own, "NUM_WORKERS"] if name == "num_workers" else [own]
+
+
+def _warn_of_unknown_variables() -> None:
+    names = {name: [*(f.name for f in fields(kind)), "json", "quiet"] for name, (kind, _) in COMMANDS.items()}
+    known = {
+        variable for command, options in names.items() for name in options for variable in _variables(command, name)
+    }
+    for variable in sorted(os.environ):
+        if variable.startswith("TOOLKIT_") and variable not in known:
+            near = difflib.get_close_matches(variable, known, 1)
+            progress.say(f"{variable}: no option has this variable" + (f"; is {near[0]} meant?" if near else "."))
+
+
+def _set_by(ctx: Any) -> dict[str, str]:
+    """The options that an environment variable has set, with its name."""
+    return {
+        parameter.name: next(variable for variable in parameter.envvar if os.environ.get(variable))
+        for parameter in ctx.command.params
+        if (source := ctx.get_parameter_source(parameter.name)) is not None and source.name == "ENVIRONMENT"
+    }
+
+
+def _blamed(message: str, options: Any, set_by: dict[str, str]) -> str:
+    """The message with the variable for each option that one has set: the user has typed no such option."""
+    for name, variable in set_by.items():
+        message = re.sub(rf"--{name.replace('_', '-')}(?![\w-])", variable, message)
+        value = getattr(options, name, None)
+        if isinstance(value, (str, Path)) and message.startswith(f"{value}: "):  # a positional one has no name there
+            message = f"{variable} {message}"
+    return message
+
+
+# ---- the parser -----------------------------------------------------------------------------------------------------
+
+
 def _parameter(command: str, name: str, kind: Any, default: Any, metadata: Any) -> inspect.Parameter:
     """One field of an option class as a typer parameter."""
-    prefix = command.upper().replace("-", "_")
-    variables = [f"TOOLKIT_{prefix}_{name.upper()}"] + (["NUM_WORKERS"] if name == "num_workers" else [])
-    common = {"help": metadata["help"], "envvar": variables, "show_envvar": False}
+    common = {"help": metadata["help"], "envvar": _variables(command, name), "show_envvar": False}
     optional = type(None) in typing.get_args(kind)
     kind = next((a for a in typing.get_args(kind) if a is not type(None)), kind) if optional else kind
     many = typing.get_origin(kind) is tuple
@@ -67,26 +111,14 @@ def _at_home(value: Any, metadata: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and metadata.get("path") else value
 
 
-def _command(command: str, options_class: type, help: str) -> Callable[..., None]:
-    module = command.replace("-", "_")
-
-    def run(json_output: bool, quiet: bool, **given: Any) -> None:
-        progress.quiet = quiet
+def _command(command: str, options_class: type, help: str) -> Callable[..., Call]:
+    def call(ctx: typer.Context, json_output: bool, quiet: bool, **given: Any) -> Call:
         given = {f.name: _at_home(given[f.name], f.metadata) for f in fields(options_class)}
-        options = options_class(**given)  # before the import: a wrong value answers at once
-        summary = getattr(import_module(f"toolkit.{module}"), module)(options)
-        if summary.said_elsewhere:
-            pass
-        elif json_output:
-            # Half a character, from a name that is no UTF-8, is valid in JSON only as its escape.
-            text = json.dumps(summary.values, ensure_ascii=False)
-            print(re.sub("[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1], text))
-        elif not quiet and summary.text:
-            print(progress.printable(summary.text, lines=True))
-        raise typer.Exit(summary.exit_code)
+        return Call(command, given, _set_by(ctx), json_output, quiet)
 
     hints = typing.get_type_hints(options_class)
-    parameters = [
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [
         _parameter(command, f.name, hints[f.name], None if f.default is MISSING else f.default, f.metadata)
         for f in fields(options_class)
     ]
@@ -94,15 +126,15 @@ def _command(command: str, options_class: type, help: str) -> Callable[..., None
         ("json_output", "--json", "Print the summary as one JSON object."),
         ("quiet", "--quiet", "Print nothing but errors."),
     ):
-        info = typer.Option(flag, help=text, show_default=False, envvar=f"TOOLKIT_{module.upper()}_{flag[2:].upper()}",
+        info = typer.Option(flag, help=text, show_default=False, envvar=_variables(command, flag[2:]),
                             show_envvar=False)  # fmt: skip
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool, info], default=False)
         )
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__ = help
-    return run
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__doc__ = help
+    return call
 
 
 for _name, (_class, _help) in COMMANDS.items():
@@ -124,28 +156,118 @@ def _root(
     """From a folder of captioned images to a fine-tuned captioner, and captions for the rest of your folders."""
 
 
-def main() -> None:
-    """Runs a command; a user's mistake is one sentence on stderr and exit code 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
+# ---- running --------------------------------------------------------------------------------------------------------
+
+OUR_FAULT = "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above."
+# Typer brings a click of its own, or uses the package: of one of the two.
+CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command as it was typed."""
+
+    command: str
+    given: dict[str, Any]
+    set_by: dict[str, str]
+    json: bool
+    quiet: bool
+
+    def run(self) -> int:
+        """Carries it out and prints its summary; the exit code."""
+        progress.quiet = self.quiet
+        _warn_of_unknown_variables()
+        module, options = self.command.replace("-", "_"), None
+        try:
+            options = COMMANDS[self.command][0](**self.given)  # before the import: a wrong value answers at once
+            summary = getattr(import_module(f"toolkit.{module}"), module)(options)
+        except SaidElsewhere:
+            raise
+        except ToolkitError as error:
+            raise type(error)(_blamed(str(error), options, self.set_by)) from None
+        if not summary.said_elsewhere:
+            self.show(summary)
+        return int(summary.exit_code)
+
+    def show(self, summary: Summary) -> None:
+        try:
+            if self.json:
+                # Half a character, from a name that is no UTF-8, is valid in JSON only as its escape.
+                text = json.dumps(summary.values, ensure_ascii=not _takes_unicode())
+                print(re.sub("[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1], text))
+            elif not self.quiet and summary.text:
+                print(progress.printable(summary.text, lines=True))
+            sys.stdout.flush()
+        except OSError as error:
+            raise Unprintable(error) from None
+
+
+class Unprintable(Exception):
+    """Standard output can't be written."""
+
+
+def _takes_unicode() -> bool:
+    return codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError, AttributeError):  # no standard error to tell it on
+        print(text, file=sys.stderr, flush=True)
+
+
+def _code() -> int:
+    """Runs what was typed; the exit code. A user's mistake is one sentence, a bug of ours a traceback."""
     try:
-        app()
+        try:
+            call = app(standalone_mode=False)
+        except OSError as error:  # of its help
+            raise Unprintable(error) from None
+        return call.run() if isinstance(call, Call) else int(call or 0)
+    except CLICK_ERROR as error:
+        if isinstance(error, typer.BadParameter) and error.ctx is not None and error.param is not None:
+            error.param_hint = _set_by(error.ctx).get(error.param.name, error.param_hint)
+        with suppress(OSError):
+            error.show()
+        return int(error.exit_code)
     except SaidElsewhere:
-        sys.exit(1)
+        return 1
     except ToolkitError as error:
-        print(f"Error: {progress.printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _tell(f"Error: {progress.printable(str(error))}")
+        return 1
     except KeyboardInterrupt:
-        print("Stopped; run the same command again to go on.", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `toolkit ... | head`
-        sys.stderr.close()
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
-        print(
-            "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above.",
-            file=sys.stderr,
+        _tell("Stopped; run the same command again to go on.")
+        return 130
+    except Unprintable as error:
+        (reason,) = error.args
+        if not isinstance(reason, BrokenPipeError):  # `toolkit ... | head` has seen enough
+            _tell(
+                f"Error: standard output can't be written ({reason.strerror}); what the command wrote to files stands."
+            )
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _tell(
+            f"Error: {error.filename or 'a file'}: can't be written ({error.strerror}); free some space and run it again."
         )
-        sys.exit(1)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending; torchrun's would be a traceback
+        return 1
+
+
+def main() -> None:
+    """The program."""
+    ending.watch()
+    try:
+        code = _code()
+    except Exception:  # after a signal most likely its doing
+        stopped = ending.code(0)
+        _tell("Stopped; run the same command again to go on." if stopped else traceback.format_exc() + OUR_FAULT)
+        code = 1
+    ending.over()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # Python would try again at its end, and say so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or 1
+    sys.exit(ending.code(code))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -40,7 +41,8 @@ def printable(text: str, lines: bool = False) -> str:
 def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
-        tqdm.write(printable(spoken(message)), file=sys.stderr)
+        with suppress(OSError):  # a standard error that can't be written stops no work
+            tqdm.write(printable(spoken(message)), file=sys.stderr)
 
 
 class Progress:
