@@ -223,6 +223,20 @@ def test_a_part_of_the_cache_on_another_disk(data: DataSet, monkeypatch: pytest.
     }
 
 
+def test_what_the_manifest_promises_is_on_the_disk(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, real = set[int](), os.fsync
+
+    def fsync(file: int) -> None:
+        if not (data.out.with_name("dataset.partial") / "manifest.json").exists():
+            synced.add(os.fstat(file).st_ino)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    data.run()
+    files = json.loads((data.out / "manifest.json").read_text())["files"]
+    assert {(data.out / name).stat().st_ino for name in files} <= synced
+
+
 def test_whose_a_name_is(tmp_path: Path) -> None:
     assert all(
         map(is_cache_file, ("train/data-000000.arrow", "index/1000000.arrow", "tokenizer/a/b", "rejected.jsonl"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -127,6 +129,7 @@ def finish(
     write_dataset(partial, transform, options.max_length)
     shutil.rmtree(partial / "records")
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+    files = {name: (partial / name).stat().st_size for name in names if is_cache_file(name)}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "toolkit": __version__,
@@ -156,13 +159,23 @@ def finish(
             "processors": processor_identity(options),
         },
         "libraries": {name: version(name) for name in ("datasets", "pillow", "pyarrow", "tokenizers", "transformers")},
-        "files": {name: (partial / name).stat().st_size for name in names if is_cache_file(name)},
+        "files": files,
     }
+    _sync(partial, files)
     with finishing(partial / MANIFEST) as temporary:
         temporary.write_text(
             json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
         )
     return manifest
+
+
+def _sync(partial: Path, names: Iterable[str]) -> None:
+    """All files on the disk before the manifest says so. At the end, when the system has written most of them anyway:
+    after each piece it would cost a quarter of the throughput, and a piece that a power cut took is too short for its
+    index, and made again."""
+    for name in names:
+        with open(partial / name, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def leak_error(options: PreprocessOptions, count: int, first: dict[str, list[str]]) -> InputError:
