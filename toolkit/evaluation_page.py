@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.errors import ImageError
 from toolkit.evaluation import NAMES, Evaluation, Side, health_sentence, label, percent
 from toolkit.outputs import Output
 from toolkit.ptb import ptb_tokenize
@@ -167,9 +168,14 @@ def _card(
     found: Evaluation, row: int, names: list[str], judged: list[str], figures: list[dict[str, np.ndarray]]
 ) -> dict[str, Any]:
     image_id = found.ids[row]
-    picture = found.references.picture(image_id)
+    picture, error = None, None
+    try:
+        picture = found.references.picture(image_id)
+    except ImageError as why:
+        error = str(why)
     return {
         "name": found.references.paths[image_id],
+        "error": error,
         "thumbnail": None if picture is None else data_uri(picture),
         "references": found.references.captions[image_id],
         "said": [

@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.annotations import Columns, images_beside, read_annotations
 from toolkit.cache import MANIFEST, Cache, open_cache
-from toolkit.errors import ImageError, InputError
+from toolkit.errors import InputError
 from toolkit.images import read_image, resolve_image
 from toolkit.records import SPLITS
 
@@ -44,14 +44,15 @@ class References:
         return f"all of {self.source}" if self.split == "all" else f"the {self.split} split of {self.source}"
 
     def picture(self, image_id: str) -> Any:
-        """The image as the cache has it, else as its file has it; None where neither is there to be read."""
+        """The image as the cache has it, else as its file has it; None where there is no folder of images.
+
+        Raises:
+            ImageError: the file can't be read.
+        """
         if self.cache is not None:
             split, row = self.rows[image_id]
             return np.array(self.cache[split][row]["pixel_values"])
-        try:
-            return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
-        except ImageError:
-            return None
+        return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
 
 
 def read_references(
