@@ -17,10 +17,10 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from toolkit.checkpoints import last_checkpoint
 from toolkit.errors import InputError, ModelError, OutputError
 from toolkit.finetune import finetune
 from toolkit.options import FinetuneOptions
-from toolkit.runs import last_checkpoint
 
 QUICK = {"epochs": 2, "batch_size": 8}
 
@@ -136,12 +136,12 @@ def test_a_finished_run_is_left_alone(model_dir: Path, cache_dir: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, cache_dir: Path, tmp_path: Path) -> None:
     """Stopped after the first checkpoint; every tensor of the finished model is compared."""
-    out = tmp_path / "model"
+    out, partial = tmp_path / "model", tmp_path / "model.partial"
     command = [sys.executable, "-m", "toolkit", "finetune", str(cache_dir), "--output-dir", str(out),
                "--epochs", "2", "--batch-size", "8"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while last_checkpoint(out / "checkpoints") is None and process.poll() is None and time.monotonic() < deadline:
+    while last_checkpoint(partial / "checkpoints") is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
     errors = process.communicate(timeout=60)[1]
@@ -168,15 +168,16 @@ def test_a_half_written_or_half_deleted_checkpoint_is_skipped(model_dir: Path, t
     whole = last_checkpoint(model_dir / "checkpoints")
     assert whole is not None
     assert {path.name for path in whole.iterdir()} >= CHECKPOINT
-    shutil.copytree(whole, tmp_path / "checkpoint-3")
-    shutil.copytree(whole, tmp_path / "checkpoint-20")
-    for file in sorted((tmp_path / "checkpoint-20").iterdir()):
-        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+    shutil.copytree(model_dir / "checkpoints", tmp_path, dirs_exist_ok=True)
+    for step in (100, 200):
+        shutil.copytree(whole, tmp_path / f"checkpoint-{step}")
+    for file in sorted((tmp_path / "checkpoint-200").iterdir()):
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-200"
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
-        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3", f"{file.name} is cut short"
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100", f"{file.name} is cut short"
         file.unlink()
-        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3", f"{file.name} is missing"
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100", f"{file.name} is missing"
         file.write_bytes(content)
 
 
@@ -200,12 +201,12 @@ finetune(FinetuneOptions(cache=Path(sys.argv[1]), output_dir=Path(sys.argv[2]), 
 def test_killed_while_a_checkpoint_is_written(
     model_dir: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "model"
+    out, partial = tmp_path / "model", tmp_path / "model.partial"
     done = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(cache_dir), str(out)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    half = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    half = max((partial / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
     assert (half / "optimizer.pt").exists()
-    first = last_checkpoint(out / "checkpoints")
+    first = last_checkpoint(partial / "checkpoints")
     assert first is not None
     assert first != half
     other = FinetuneOptions(cache=cache_dir, output_dir=out, epochs=3, batch_size=8, seed=7)
@@ -263,7 +264,7 @@ def test_mistakes(cache_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has 64 positions"):
         finetune(replace(options, max_length=500))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="a file; name a folder"):
+    with pytest.raises(OutputError, match="is a file; name another folder"):
         finetune(replace(options, output_dir=tmp_path / "file"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("x")

@@ -111,7 +111,7 @@ def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert pick_dtype("auto", cuda) is (torch.bfloat16 if has else torch.float32)
     assert pick_dtype("auto", torch.device("cpu")) is torch.float32
     options = FinetuneOptions(output_dir=tmp_path, gradient_checkpointing=True).resolved(None)
-    arguments = _arguments(options, 4, torch.nn.Linear(1, 1))
+    arguments = _arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
     assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--precision fp16: training in it needs a GPU; use auto"):

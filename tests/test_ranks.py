@@ -95,10 +95,10 @@ def rank_pid(out: Path, rank: int) -> int:
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank(killed: int, by_two: Path, cache_dir: Path, tmp_path: Path) -> None:
     """The other one ends soon, with a sentence; the same command goes on, to the same weights."""
-    out = tmp_path / "model"
+    out, partial = tmp_path / "model", tmp_path / "model.partial"
     process = torchrun(2, *arguments(cache_dir, out))
     until = time.monotonic() + 60
-    while not list(out.glob("checkpoints/*/whole.json")) and time.monotonic() < until:
+    while not list(partial.glob("checkpoints/*/whole.json")) and time.monotonic() < until:
         time.sleep(0.005)
     os.kill(rank_pid(out, killed), signal.SIGKILL)
     code, _, errors, _ = ended(process, 60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from ranked import ENVIRONMENT
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -31,11 +31,11 @@ from transformers.activations import NewGELUActivation
 
 from toolkit.batches import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.cache import caption_view, open_cache
+from toolkit.checkpoints import last_checkpoint
 from toolkit.errors import RunError
 from toolkit.modeling import PixelNormalizer, SpecialTokens, build_captioner, generation_config
 from toolkit.options import GenerationOptions
 from toolkit.pixels import PixelTransform
-from toolkit.runs import last_checkpoint
 from toolkit.selfcheck import check_training
 from toolkit.training import CaptionTrainer, Patience, fuse_activations
 from toolkit.training_log import CaptionMetrics, caption_warnings
@@ -147,7 +147,7 @@ def test_ranks_change_nothing(parts: Parts, cache_dir: Path, tmp_path: Path) -> 
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py"),
          str(cache_dir), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}, check=True, timeout=120,
+        env=ENVIRONMENT, check=True, timeout=120,
         capture_output=True,
     )  # fmt: skip
     one, other = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))

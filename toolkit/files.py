@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,16 +29,33 @@ def unfinished(path: Path) -> Path:
 def finishing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Where to write a file, which appears under its own name when the block ends, and not at all if it fails.
 
+    Its contents are on the disk before it has its name, and the name is when the block is left: what a finished file
+    promises outlasts a power cut.
+
     Args:
         temporary: on the same file system. By default `<path>.tmp`, which the next run after a kill writes over.
     """
     temporary = temporary or beside(path, ".tmp")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's contents, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't, of folders above all
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any, temporary: Path | None = None) -> None:
@@ -47,18 +66,21 @@ def write_json(path: Path, value: Any, temporary: Path | None = None) -> None:
 def file_state(path: Path) -> tuple[int, int]:
     """(size, mtime_ns) of a file, (-1, -1) where there is none."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return (-1, -1)
-    return (stat.st_size, stat.st_mtime_ns)
+    return (found.st_size, found.st_mtime_ns)
 
 
 def lock_file(path: Path) -> Any:
-    """The open, locked file.
+    """The open, locked file, which whoever asked for it deletes in the end.
 
     Raises:
         BlockingIOError: another run holds it.
+        FileExistsError: what stands there is no lock: ours are empty.
     """
+    if not _may_be_lock(path):
+        raise FileExistsError(errno.EEXIST, f"{path.name} beside it is no lock of toolkit's", str(path))
     # The workers of a run that was killed a moment ago may hold on to it until they are dead too.
     patience = time.monotonic() + 1.0
     while True:
@@ -73,3 +95,11 @@ def lock_file(path: Path) -> Any:
             if not isinstance(error, (BlockingIOError, FileNotFoundError)) or time.monotonic() > patience:
                 raise
             time.sleep(0.05)
+
+
+def _may_be_lock(path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from transformers.integrations import get_available_reporting_integrations
 
 from toolkit.batches import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss
 from toolkit.cache import Cache, open_cache
+from toolkit.checkpoints import last_checkpoint
 from toolkit.errors import InputError, ModelError, RunError
 from toolkit.features import FeatureDataset, encode_splits
-from toolkit.files import write_json
-from toolkit.lora import is_adapted, merged, plain_model, save_base
+from toolkit.lora import plain_model
 from toolkit.modeling import (
     PixelNormalizer,
     SpecialTokens,
@@ -28,20 +28,20 @@ from toolkit.modeling import (
     load_tokenizer,
     pick_device,
     pick_dtype,
-    save_captioner,
     silence_transformers,
 )
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, to_json
 from toolkit.pixels import PixelTransform
 from toolkit.progress import say
 from toolkit.ranks import agreeing, from_first, joined, rank, ranks
 from toolkit.records import Summary
-from toolkit.report import write_model_card, write_training_report
-from toolkit.runs import FINISHED, check_output, check_shared, last_checkpoint, run_identity, start_output
+from toolkit.run_files import CHECKPOINTS, LOG
+from toolkit.runs import Plan, check_place, check_shared, finish_swap, holding, look, run_identity, start, was_cut
+from toolkit.saving import Ending
 from toolkit.selfcheck import check_training
 from toolkit.sharding import check_sharding, sharding_config
 from toolkit.spacing import Spacing
-from toolkit.starting import base_of, starting_model
+from toolkit.starting import finished_model, starting_model
 from toolkit.training import CaptionTrainer, Patience
 from toolkit.training_log import CaptionMetrics, TrainingLog
 from toolkit.uploads import local_cache
@@ -71,16 +71,34 @@ def _finetune(options: FinetuneOptions) -> Summary:
         options = options.resolved(cache.manifest["options"]["preset"])
         if not len(cache["train"]):
             raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
+        if options.early_stopping_patience is not None and not len(cache["validation"]):
+            raise InputError(
+                f"--early-stopping-patience {options.early_stopping_patience}: {options.cache} has no validation images, so "
+                "that nothing says when to stop; leave it out, or preprocess with validation images."
+            )
         _check_length(options, cache)
         _check_reporter(options.report_to)
         if options.precision == "fp16" and pick_device("auto").type != "cuda":
             raise InputError("--precision fp16: training in it needs a GPU; use auto.")
         check_sharding(options, pick_device("auto"))
     identity = run_identity(options, cache, ranks())
-    finished = from_first(lambda: check_output(options, identity))
-    if finished is None:
-        return _train(options, cache, identity)
-    return Summary(f"{options.output_dir}: finished already, nothing to do.", finished, said_elsewhere=rank() > 0)
+    with ExitStack() as held:
+        plan = from_first(lambda: _plan(options, identity, held))
+        if plan.task != "nothing":
+            return _train(options, cache, identity, plan)
+    summary = {name: value for name, value in (plan.summary or {}).items() if name != "files"}
+    return Summary(f"{options.output_dir}: finished already, nothing to do.", summary, said_elsewhere=rank() > 0)
+
+
+def _plan(options: FinetuneOptions, identity: dict[str, Any], held: ExitStack) -> Plan:
+    """What there is to do, with `--output-dir` held if that is anything."""
+    if not was_cut(check_place(options)):
+        plan = look(options, identity)
+        if plan.task == "nothing":
+            return plan
+    held.enter_context(holding(options))
+    finish_swap(options)
+    return look(options, identity)
 
 
 def _check_reporter(name: str) -> None:
@@ -97,10 +115,10 @@ def _check_length(options: FinetuneOptions, cache: Cache) -> None:
         say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.max_length}")
 
 
-def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> Summary:
+def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any], plan: Plan) -> Summary:
     silence_transformers()
     set_seed(options.seed)
-    out, manifest = options.output_dir, cache.manifest
+    partial, manifest, again = plan.partial, cache.manifest, plan.task == "evaluate"
     tokenizer = load_tokenizer(str(cache.directory / "tokenizer"))
     image_processor = load_image_processor(str(cache.directory / "image_processor"))
     labels = manifest["labels"]
@@ -110,25 +128,34 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
     train_set = CaptionDataset(cache["train"], captions, options.seed)
     validation = cache["validation"]
     eval_set = CaptionDataset(validation)
-    for note in _notes(cache):
+    notes = _notes(cache)
+    for note in notes:
         say(f"note: {note}")
-    fresh = bool(manifest["options"]["preset"]) and options.init_from is None
+    scratch = bool(manifest["options"]["preset"]) and options.init_from is None
     with agreeing():
-        model = starting_model(options, cache, tokens)
+        model = finished_model(str(plan.place), tokens) if again else starting_model(options, cache, tokens)
         _check_fit(model, cache, options)
         collator = CaptionCollator(tokens, first_position(model.decoder))
         start_loss = check_training(
-            model, collator([train_set[i] for i in range(min(2, len(train_set)))]), normalizer, tokens, fresh
+            model,
+            collator([train_set[i] for i in range(min(2, len(train_set)))]),
+            normalizer,
+            tokens,
+            scratch and not again,
         )
     say(f"self-check passed: loss {start_loss:.3f} nats a token before training")
-    from_first(lambda: start_output(out, identity))
+    from_first(lambda: start(plan, options, identity))
     with agreeing():
-        check_shared(out)
-    args = _arguments(options, len(validation), model)
+        check_shared(plan, options.output_dir)
+    # What is evaluated alone needs neither the minutes of compiling nor to be spread.
+    given = replace(options, compile=False, fsdp=False) if again else options
+    args = _arguments(given, partial, len(validation), model)
     if options.cache_features:
         kept, dtype = options.feature_precision, pick_dtype(options.precision, args.device)
-        features = encode_splits(cache, ("train", "validation"), model.encoder, normalizer, kept, dtype, args.device)
-        train_set = FeatureDataset(features["train"], cache["train"], captions, options.seed)
+        splits = ("validation",) if again else ("train", "validation")
+        features = encode_splits(cache, splits, model.encoder, normalizer, kept, dtype, args.device)
+        if not again:
+            train_set = FeatureDataset(features["train"], cache["train"], captions, options.seed)
         eval_set = FeatureDataset(features["validation"], validation)
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
@@ -139,12 +166,12 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         lambda rows: [t.strip() for t in tokenizer.batch_decode(rows, skip_special_tokens=True)],
         tokens,
     )
-    log = TrainingLog(out / "training.jsonl", metrics)
+    log = TrainingLog(partial / LOG, metrics, to_json(options.generation) if again else None)
     trainer = CaptionTrainer(
         model=model,
         # From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short
         # captions, and sorting 32 batches together left 95.9 % of the demo's captions right instead of 99.4 %.
-        sorted_together=1 if manifest["options"]["preset"] and options.init_from is None else SimilarLengths.WINDOW,
+        sorted_together=1 if scratch else SimilarLengths.WINDOW,
         args=args,
         train_dataset=train_set,
         eval_dataset=eval_set if len(validation) else None,
@@ -158,26 +185,29 @@ def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any]) -> 
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
-    if options.early_stopping_patience is not None and len(validation):
+    if options.early_stopping_patience is not None and not again:
         trainer.add_callback(Patience(options.early_stopping_patience))
-    checkpoint = from_first(lambda: last_checkpoint(out / "checkpoints") if options.resume else None)
-    if checkpoint:
-        say(f"going on from {checkpoint}")
-    if rank() > 0:
-        set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
+    ending = Ending(options, identity, plan, cache, log, settings, notes)
     started = time.monotonic()
     try:
+        if again:
+            before = plan.summary or {}
+            trainer.state.global_step, trainer.state.epoch = before["steps"], before["epochs"]
+            trainer.evaluate()
+            return replace(from_first(ending.save_evaluation), said_elsewhere=rank() > 0)
+        checkpoint = from_first(lambda: last_checkpoint(partial / CHECKPOINTS, say))
+        if checkpoint:
+            say(f"going on from {checkpoint}")
+        if rank() > 0:
+            set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model.decoder.config.use_cache = use_cache
+        trained, seconds = trainer.trained_model(), time.monotonic() - started
+        saved = from_first(lambda: ending.save(trainer, trained, tokenizer, image_processor, seconds))
     except KeyboardInterrupt:
         raise RunError("stopped; run the same command again to go on from the last checkpoint.") from None
     finally:
         log.close()
-    model.decoder.config.use_cache = use_cache
-    seconds = time.monotonic() - started
-    trained = trainer.trained_model()
-    saved = from_first(
-        lambda: _save(options, cache, trainer, trained, tokenizer, image_processor, settings, log, seconds, identity)
-    )
     return replace(saved, said_elsewhere=rank() > 0)
 
 
@@ -196,13 +226,13 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
         raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
 
 
-def _arguments(options: FinetuneOptions, validation_images: int, model: Any) -> Seq2SeqTrainingArguments:
+def _arguments(options: FinetuneOptions, folder: Path, validation_images: int, model: Any) -> Seq2SeqTrainingArguments:
     """Our options in Trainer's words."""
     device = pick_device("auto").type
     dtype = pick_dtype(options.precision, torch.device(device))
     warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
     return Seq2SeqTrainingArguments(
-        output_dir=str(options.output_dir / "checkpoints"),
+        output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=options.epochs,
         max_steps=options.max_steps,
         per_device_train_batch_size=options.batch_size,
@@ -242,49 +272,6 @@ def _arguments(options: FinetuneOptions, validation_images: int, model: Any) -> 
         log_level_replica="passive",  # as it is, not back to warnings
         disable_tqdm=True,
     )
-
-
-def _save(
-    options: FinetuneOptions,
-    cache: Cache,
-    trainer: CaptionTrainer,
-    trained: Any,
-    tokenizer: Any,
-    image_processor: Any,
-    settings: Any,
-    log: TrainingLog,
-    seconds: float,
-    identity: dict[str, Any],
-) -> Summary:
-    """The model folder of the contract, each file by rename, the marker of a whole one last."""
-    out = options.output_dir
-    unfinished = out / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model: Any = trained if options.lora_save == "adapter" else merged(trained)
-    save_captioner(model, tokenizer, image_processor, settings, unfinished)
-    if is_adapted(model):
-        save_base(model, base_of(options, cache, trainer.data_collator.tokens), unfinished)
-    best = log.best(trainer.state.best_global_step)
-    values = {
-        "model": str(out),
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "ranks": ranks(),
-        "seconds": round(seconds, 1),
-        "best_step": trainer.state.best_global_step,
-        "validation": best,
-        "notes": _notes(cache),
-    }
-    card = {"options": identity["options"], "manifest": cache.manifest, "summary": values}
-    write_model_card(unfinished / "README.md", **card, samples=log.samples(cache))
-    write_training_report(unfinished / "report.html", **card, rows=log.rows(), samples=log.samples(cache))
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, out / path.name)
-    unfinished.rmdir()
-    write_json(out / FINISHED, values)
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
-    lines = [f"{out}: done in {seconds:.0f} s.", f"  best checkpoint on validation: {figures}"]
-    return Summary("\n".join([*lines, *(f"  note: {note}" for note in values["notes"])]), values)
 
 
 def _notes(cache: Cache) -> list[str]:

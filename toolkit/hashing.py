@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -31,3 +32,12 @@ def hash_hex(*parts: Any) -> str:
 def hash_int(text: str) -> int:
     """An integer from 0 to 2**64 - 1."""
     return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def file_hash(path: Path) -> str:
+    """The hash of a file's contents, which need not fit into memory."""
+    digest = Hasher()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hex()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from toolkit.facts.caches import cache_facts
 from toolkit.facts.census import Sheet, bytes_below
 from toolkit.facts.models import RUN_LOG, model_facts, run_facts
 from toolkit.facts.words import describe, table, title
+from toolkit.files import beside
 from toolkit.hub import why_not
 from toolkit.labels import CaptionEncoder
 from toolkit.options import DEFAULT_DECODER, InspectOptions
@@ -46,13 +48,17 @@ def inspect(options: InspectOptions) -> Summary:
 
 def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     path = options.path
+    living = beside(path.absolute(), ".partial")  # where a run lives until its model is whole
+    if not (path / MANIFEST).is_file() and not _has_run(path) and _has_run(living):
+        options = replace(options, path=living)
+        path = living
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():
         Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
         return _summary(page, values, sheet)
-    model, run = (path / "config.json").is_file(), (path / RUN_LOG).is_file()
+    model, run = (path / "config.json").is_file(), _has_run(path)
     if annotated or not (model or run):
         values, sheet = annotation_facts(options, _annotations(options), _tokenizer(options.decoder))
         lost = values["rejected"]["count"] or values["unusable_rows"]["count"]
@@ -65,6 +71,10 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
     return _summary(None, values, None)
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / RUN_LOG).is_file()
 
 
 def _summary(page: Output | None, values: dict[str, Any], sheet: Sheet | None, exit_code: int = 0) -> Summary:

@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from toolkit import progress
 from toolkit.errors import RunError, SaidElsewhere, ToolkitError
@@ -72,6 +74,23 @@ def joined() -> Iterator[None]:
 def is_lost(error: Exception) -> bool:
     """Whether another rank is gone, or the line to it."""
     return ranks() > 1 and (isinstance(error, dist.DistError) or bool(LOST.search(str(error))))
+
+
+@contextmanager
+def writing(place: Path, what: str = "a checkpoint") -> Iterator[None]:
+    """
+    Raises:
+        RunError: it can't be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
+        if is_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{place}: {what} can't be written ({reason}); make room, and run the same command again to go on."
+        ) from None
 
 
 @contextmanager

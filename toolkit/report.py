@@ -16,6 +16,7 @@ from PIL import Image
 from toolkit import __version__
 from toolkit.files import finishing
 from toolkit.outputs import Output, page_mark
+from toolkit.progress import printable
 
 THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
 
@@ -36,18 +37,34 @@ def data_uri(image: Image.Image | np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image)).decode()
 
 
+# What Markdown, and the HTML and tables in it, make something else of.
+_MARKUP = {ord(character): f"\\{character}" for character in "\\`*_{}[]()<>#|~$!&+-:@=^"}
+
+
+def markdown(value: Any) -> str:
+    """A name or a caption as it is, on one line, in Markdown: nothing in it is a link, a heading, HTML or the end of a
+    table's cell. A backslash before any punctuation is left out when it is shown.
+
+    >>> markdown("a*b|<i>.jpg\\n# c")
+    'a\\\\*b\\\\|\\\\<i\\\\>.jpg\\\\\\\\n\\\\# c'
+    """
+    return printable(str(value)).translate(_MARKUP)
+
+
 @cache
 def _templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     # Captions and file names are anybody's: in HTML everything is escaped.
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("toolkit"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["markdown"] = markdown
+    return environment
 
 
 def template_source(name: str) -> str:
@@ -117,7 +134,8 @@ def write_training_report(
     path: Path, rows: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], **values: Any
 ) -> None:
     """report.html of a finetune run: curves, figures, and captions of the same images as training went on."""
-    curves = [c for name, title in CURVES if (c := curve(rows, name, title)) is not None]
+    during = [row for row in rows if "generation" not in row]  # not of an evaluation after training
+    curves = [c for name, title in CURVES if (c := curve(during, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]
     warnings: list[str] = next((row["warnings"] for row in reversed(rows) if "warnings" in row), [])
     write_page(path, "report", curves=curves, samples=shown, split=time_split(rows), warnings=warnings, **values)

@@ -48,6 +48,13 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
     return model.train()
 
 
+def finished_model(name: str, tokens: SpecialTokens) -> Any:
+    """The model that a run has ended with, to be evaluated again."""
+    model = load_model(name, "--output-dir", "train it anew with --overwrite")
+    settle_special_tokens(model, tokens)
+    return model
+
+
 def _check_words(made: dict[str, Any], vocabulary: int) -> None:
     """LoRA leaves the embeddings as they are; tokens that the tokenizer alone knows would stay random."""
     if made["preset"]:

@@ -11,22 +11,21 @@ from typing import Any
 import torch
 from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
-from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.trainer_utils import rotate_checkpoints
 
 from toolkit.batches import SimilarLengths, prefetch
+from toolkit.checkpoints import mark_whole, rotate
 from toolkit.errors import RunError
 from toolkit.features import states
 from toolkit.labels import IGNORE_INDEX
 from toolkit.lora import is_adapted, load_adapter_weights
 from toolkit.modeling import PixelNormalizer
 from toolkit.progress import say
-from toolkit.ranks import agreeing, is_lost
-from toolkit.runs import mark_whole
+from toolkit.ranks import agreeing, writing
 from toolkit.sharding import load_whole, whole_model
 
 
@@ -48,6 +47,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        # Trainer deletes older checkpoints before the new one is whole, and the last one at the end.
+        self.checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
         self.sorted_together = sorted_together
         fuse_activations(self.model)
         self.kind = type(self.model)  # sharding makes another class of it
@@ -200,19 +201,35 @@ class CaptionTrainer(Seq2SeqTrainer):
         Raises:
             RunError: it can't be written.
         """
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         out = Path(self._get_output_dir(trial))
-        try:
-            with self._timed("saving_s"):
-                with agreeing(), _writing(out):
-                    super()._save_checkpoint(model, trial)
-                with agreeing(), _writing(out):  # all ranks have written what is theirs
-                    if self.args.should_save:
-                        mark_whole(out / f"checkpoint-{self.state.global_step}")
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(str(out), limit, self.state.best_model_checkpoint, use_mtime=True)
+        with self._timed("saving_s"):
+            with agreeing(), writing(out):
+                super()._save_checkpoint(model, trial)
+            with agreeing(), writing(out):  # all ranks have written what is theirs
+                if self.args.should_save:
+                    mark_whole(out / f"checkpoint-{self.state.global_step}")
+            with agreeing(), writing(out):
+                if self.args.should_save and self.checkpoints_kept is not None:
+                    rotate(out, self.checkpoints_kept, self.state.best_global_step)
+
+    def _init_training_state(
+        self, max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The best checkpoint lies beside the one that is gone on from, wherever they lay when they were written."""
+        found = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is not None:
+            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return found
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The rate that the schedule has at this step: the optimizer's is of the schedule that it was saved with, which
+        is another one where a finished run is extended."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            step, rates = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
+            for group, peak, rate in zip(self.optimizer.param_groups, self.lr_scheduler.base_lrs, rates, strict=True):
+                group["lr"] = peak * rate(step)
 
     def _load_strictly(self, model: Any, checkpoint: str) -> None:
         """Every tensor of a checkpoint in its place, none missing; of an adapted model the adapter's."""
@@ -271,19 +288,6 @@ class CaptionTrainer(Seq2SeqTrainer):
             yield
         finally:
             self.window[name] += time.monotonic() - started
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
-        if is_lost(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"{out}: a checkpoint can't be written ({reason}); make room, and run the same command again to go on."
-        ) from None
 
 
 def fuse_activations(model: torch.nn.Module) -> None:

@@ -20,6 +20,7 @@ from toolkit.labels import IGNORE_INDEX
 from toolkit.metrics import PreparedReferences, health, prepare
 from toolkit.modeling import SpecialTokens
 from toolkit.progress import Progress, say
+from toolkit.ranks import writing
 
 FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
 
@@ -72,18 +73,29 @@ def caption_warnings(captions: Sequence[str], figures: dict[str, float]) -> list
     return found
 
 
+def warmup_warning(warmup: int, updates: int) -> str | None:
+    """What a warm-up does to a training that is hardly longer; update i of it has (i - 1) / `warmup` of the peak rate."""
+    if not 0 < updates <= warmup:
+        return None
+    rate = (updates - 1) / warmup
+    so = "stays at zero and nothing is learned" if rate == 0 else f"reaches {rate:.0%} of its peak"
+    return f"a warm-up of {warmup} of the {updates} updates: the learning rate {so}; train for longer, or use --warmup-steps 0."
+
+
 class TrainingLog(TrainerCallback):
     """training.jsonl, a row per log and per evaluation, and progress for people.
 
     Args:
         metrics: whose `captions` are those of the last evaluation.
+        generation: of an evaluation after training, with other settings than its own: stands in its row.
     """
 
     SAMPLES = 8  # validation images whose captions are followed through training
 
-    def __init__(self, path: Path, metrics: CaptionMetrics) -> None:
+    def __init__(self, path: Path, metrics: CaptionMetrics, generation: dict[str, Any] | None = None) -> None:
         self.path = path
         self.metrics = metrics
+        self.again = {} if generation is None else {"generation": generation}
         self.progress: Progress | None = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -100,8 +112,11 @@ class TrainingLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [row for row in self.rows() if row["step"] <= state.global_step]  # what was done beyond is done again
-        with finishing(self.path) as temporary:
+        with writing(self.path, "the log"), finishing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        warning = warmup_warning(args.get_warmup_steps(state.max_steps), state.max_steps)
+        if warning is not None:
+            say(f"warning: {warning}")
         self.progress = Progress("finetune", state.max_steps - state.global_step, "steps")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,7 +126,7 @@ class TrainingLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {})}
+        row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {}), **self.again}
         if "eval_loss" in row:
             evaluated = {name: row[f"eval_{name}"] for name in FIGURES}
             row["captions"] = self.metrics.captions[: self.SAMPLES]
@@ -120,7 +135,7 @@ class TrainingLog(TrainerCallback):
             say(f'  epoch {row["epoch"]:g}: {figures}; "{row["captions"][0]}"')
             for warning in row["warnings"]:
                 say(f"  warning: {warning}")
-        with open(self.path, "a", encoding="utf-8") as file:
+        with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
@@ -128,8 +143,10 @@ class TrainingLog(TrainerCallback):
             self.progress.__exit__(None, None, None)
 
     def best(self, step: int | None) -> dict[str, float]:
-        """The figures of the evaluation at this step; empty where there was none."""
-        rows = [row for row in self.rows() if "eval_loss" in row and step in (None, row["step"])]
+        """The figures of the evaluation at this step of training, or of the very last one; empty where there was none."""
+        rows = [row for row in self.rows() if "eval_loss" in row]
+        if step is not None:
+            rows = [row for row in rows if row["step"] == step and "generation" not in row]
         return {name: rows[-1][f"eval_{name}"] for name in FIGURES} if rows else {}
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:

@@ -97,6 +97,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
     image_size = [size["height"], size["width"]] if "height" in size and "width" in size else [side, side]
     generation = read_json(folder / "generation_config.json") or {}
     generation.pop("transformers_version", None)
+    summary = read_json(folder / "finetune.json")
     return {
         "encoder": encoder.get("model_type"),
         "decoder": decoder.get("model_type"),
@@ -105,7 +106,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
         "image_size": image_size if isinstance(image_size[0], int) else None,
         "generation": generation,
         "options": (read_json(folder / "options.json") or {}).get("options"),
-        "summary": read_json(folder / "finetune.json"),
+        "summary": None if summary is None else {name: summary[name] for name in summary if name != "files"},
     }
 
 
@@ -121,7 +122,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             rows.append(row)
     options = (read_json(folder / "options.json") or {}).get("options") or {}
     metric = options.get("eval_metric") or "loss"
-    evaluations = [row for row in rows if row.get(f"eval_{metric}") is not None]
+    # Those of training; one that was made afterwards, with other settings of generation, names these.
+    evaluations = [row for row in rows if row.get(f"eval_{metric}") is not None and "generation" not in row]
     sign = -1 if metric == "loss" else 1
     best = max(evaluations, key=lambda row: sign * row[f"eval_{metric}"], default=None)
     steps = [row for row in rows if "loss" in row]
