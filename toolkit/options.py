@@ -283,14 +283,14 @@ class FinetuneOptions:
         None, "What makes a checkpoint the best: cider, bleu_4, rouge_l or loss. [default: cider; tiny preset: loss]"
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
-    resume: bool = option(True, "Go on from the last checkpoint in the output folder.")
+    resume: bool = option(True, "Go on from the last checkpoint of an unfinished run, or extend a finished one.")
     num_beams: int = option(4, "Beams in evaluation, and the saved model's default.")
     no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice in a caption; 0 allows it.")
     length_penalty: float = option(2.0, "Above 0 favours longer captions.")
     max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
     report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
-    overwrite: bool = option(False, "Replace a finished model at --output-dir.", flag=True)
+    overwrite: bool = option(False, "Train anew and replace the finished model at --output-dir.", flag=True)
 
     def __post_init__(self) -> None:
         check_seed(self)
