@@ -554,7 +554,7 @@ def test_splits_of_the_source_are_kept(data: DataSet) -> None:
         "000.jpg": "train", "001.png": "train", "002.png": "validation", "003.jpg": "test", "004.png": "test",
     }  # fmt: skip
     assert summary.values["left_out"] == 7
-    assert "7 images stand in no split" in summary.text
+    assert "7 images stand in no list and were left out" in summary.text
     lists["train_list"].write_text("000.jpg\n005.png\n")
     data.run(**lists)
     assert splits_of(data)["005.png"] == "train"
@@ -609,10 +609,10 @@ def test_lists_that_name_no_image(data: DataSet) -> None:
     """They gave a split by content, or an empty one, and said nothing of it."""
     lists = write_lists(data, train=["000.jpg"], test=["x/000000.jpg", "b.jpg"])
     assert error_of(data, **lists) == (
-        "test.txt: none of the 2 names in it is an image of captions.txt, whose images are called 000.jpg, not "
+        "test.txt: none of the names in it (2) is an image of captions.txt, whose images are called 000.jpg, not "
         "x/000000.jpg; name the list that belongs to these images."
     )
-    assert "none of the 2 names in it" in error_of(data, test_list=lists["test_list"])
+    assert "none of the names in it (2)" in error_of(data, test_list=lists["test_list"])
     for content in ("", "\n  \n", "\ufeff"):
         lists["test_list"].write_text(content)
         assert error_of(data, **lists) == (

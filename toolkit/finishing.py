@@ -207,7 +207,8 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str, decoded: int)
     if counts["truncated"]:
         lines.append(f"  {counts['truncated']} captions cut to --max-length {max_length} tokens, EOS kept")
     if counts["left_out"]:
-        lines.append(f"  {counts['left_out']} images stand in no split of the source and were left out")
+        place = "list" if manifest.get("splits", {}).get("by") == "lists" else "split of the source"
+        lines.append(f"  {counts['left_out']} images stand in no {place} and were left out")
     if counts["leaked"]:
         lines.append(
             f"  {counts['leaked']} images stand in two splits of the source: {_leak_text(manifest['leaks'][0])}"

@@ -140,7 +140,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         for note in annotations.notes.sentences():
             say(f"  {note}")
         for record in staged.sample:
-            _show(record)
+            _show(record, staged.own_splits)
         _check_rows(options, annotations, staged)
         _check_missing(options, annotations, staged)
         # Needed next, and a second long to import: meanwhile another process imports torch.
@@ -193,9 +193,10 @@ def _check_positions(options: PreprocessOptions) -> None:
         )
 
 
-def _show(record: ImageRecord) -> None:
+def _show(record: ImageRecord, own_splits: bool) -> None:
     """An image and its captions as they were read, for a look before hours of work."""
-    say(f"  {record.path}{f' ({record.split})' if record.split else ''}")
+    split = f" ({record.split or 'left out'})" if own_splits else ""
+    say(f"  {record.path}{split}")
     for caption in record.captions[:SHOWN_CAPTIONS]:
         say(f"    {caption if len(caption) <= SHOWN_LENGTH else caption[: SHOWN_LENGTH - 2] + ' …'}")
     if len(record.captions) > SHOWN_CAPTIONS:

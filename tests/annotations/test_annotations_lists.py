@@ -48,6 +48,6 @@ def test_lists_beside_that_belong_to_others(reader: Reader, tmp_path: Path) -> N
         "names in a list that no image has: 1 (other.jpg)",
     ]
     assert reader.error("captions.txt", "image,caption\nc.jpg,x\n") == (
-        "Flickr_8k.trainImages.txt: none of the 1 names in it is an image of captions.txt, whose images are called "
+        "Flickr_8k.trainImages.txt: none of the names in it (1) is an image of captions.txt, whose images are called "
         "c.jpg, not a.jpg; name the list that belongs to these images."
     )

@@ -98,7 +98,7 @@ def with_lists(
         if some and split not in seen and (not beside or not seen):
             names = [name for name in unseen if splits[name] == split]
             raise InputError(
-                f"{' and '.join(map(str, lists[split]))}: none of the {len(names)} names in it is an image of {source}, "
+                f"{' and '.join(map(str, lists[split]))}: none of the names in it ({len(names)}) is an image of {source}, "
                 f"whose images are called {some}, not {names[0]}; name the list that belongs to these images."
             )
     for name in sorted(unseen):
