@@ -99,7 +99,9 @@ def test_idf_of_another_corpus(small: tuple[Path, Path], tmp_path: Path, cache_d
 def test_one_image_and_one_reference(tmp_path: Path) -> None:
     references = coco(tmp_path / "coco.json", {"a.jpg": ["a dog runs"]})
     hypotheses = jsonl(tmp_path / "h.jsonl", rows({"a.jpg": "a dog runs"}))
-    values = run(hypotheses, references, human=True, page=tmp_path / "p.html")
+    with pytest.raises(InputError, match=r"--human: no image of all of .*coco.json has a second reference"):
+        run(hypotheses, references, human=True)
+    values = run(hypotheses, references, page=tmp_path / "p.html")
     assert figures(values)["bleu_4"] == pytest.approx(
         score({"a": "a dog runs"}, {"a": ["a dog runs"]}).corpus["bleu_4"]
     )
@@ -488,6 +490,10 @@ def test_other_mistakes(small: tuple[Path, Path], tmp_path: Path, cache_dir: Pat
         (r"--idf train: .* has no train split", InputError, {"idf": "train"}),
         (r"--idf nothing: no such file", InputError, {"idf": "nothing"}),
         (r"--images nothing: no such folder", InputError, {"images": Path("nothing")}),
+        (r"--images .*: is for annotations, but .* is a cache; leave it out", InputError,
+         {"images": tmp_path, "references": cache_dir}),
+        (r"--format coco: is for annotations, but .* is a cache; leave it out", InputError,
+         {"format": "coco", "references": cache_dir}),
         (r"--page .*nothing/p.html: there is no folder", OutputError, {"page": tmp_path / "nothing" / "p.html"}),
         (r"--model nothing: captions the split itself; leave out --hypotheses", InputError, {"model": "nothing"}),
         (r"--metrics blue: name some of", InputError, {"metrics": "blue"}),

@@ -360,6 +360,8 @@ def test_mistakes_are_one_sentence(model: Path, odd: DataSet, odd_cache: Path, t
         (tmp_path / "no", {}, InputError, "no: no such file or folder; name a cache, annotations, a model or a run."),
         (tmp_path, {}, InputError, "neither a cache, a model nor a run .*; as annotations: nothing in this folder"),
         (empty, {}, InputError, "empty: a model of type gpt2"),
+        (model, {"near_duplicates": "3"}, InputError, "--near-duplicates 3: is for images with captions"),
+        (odd_cache, {"images": tmp_path}, InputError, "--images .*: is for annotations, but .* is a cache"),
         (model, {"sheet": Path("a.html")}, InputError, "--sheet a.html: is for images with captions, but .* a model"),
         (odd.annotations, {"images": tmp_path / "no"}, InputError, "--images .*no: no such folder"),
         (odd_cache, {"decoder": str(empty)}, ModelError, "has no fast tokenizer"),

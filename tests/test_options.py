@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from toolkit.cli import COMMANDS
 from toolkit.errors import InputError
-from toolkit.options import FinetuneOptions
+from toolkit.options import BatchCaptionOptions, CaptionOptions, EvaluateOptions, FinetuneOptions
 
 SEEDED = [name for name, (options, _) in COMMANDS.items() if "seed" in {field.name for field in fields(options)}]
 
@@ -45,3 +46,25 @@ def test_finetune(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError) as error:
         FinetuneOptions(**given)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "sentence"),
+    [
+        (BatchCaptionOptions, {"top_k": 5}, "--top-k 5: means something with --sample alone"),
+        (CaptionOptions, {"temperature": 0.5}, "--temperature 0.5: means something with --sample alone"),
+        (BatchCaptionOptions, {"sample": True, "num_beams": 2}, "--num-beams 2: means nothing with --sample"),
+        (BatchCaptionOptions, {"sample": True, "length_penalty": 1.0}, "--length-penalty 1.0: means nothing with --sample"),
+        (CaptionOptions, {"num_beams": 1, "early_stopping": "true"}, "--early-stopping true: means nothing with --num-beams 1"),
+        (EvaluateOptions, {"num_beams": 1}, "--num-beams 1: is for captioning with --model"),
+        (EvaluateOptions, {"device": "cpu"}, "--device cpu: is for captioning with --model"),
+        (EvaluateOptions, {"model": "m", "num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: means nothing"),
+        (EvaluateOptions, {"metrics": "bleu", "idf": "train"}, "--idf train: is for CIDEr"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_be_ignored_is_refused(make: Any, wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        make(**wrong)
+    for one in ({"sample": True, "num_beams": 1, "top_k": 5}, {"num_beams": 1}, {"length_penalty": 1.0}):
+        if make is not EvaluateOptions:
+            make(**one)

@@ -91,6 +91,10 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
                 else f"shares no image with {given[1].source} that both caption; name captions of the same images."
             )
         )
+    if options.human and all(len(references.captions[i]) < 2 for i in ids):
+        raise InputError(
+            f"--human: no image of {references.name} has a second reference to judge the first by; leave it out."
+        )
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, options.images, options.format, Columns.of(options))

@@ -55,6 +55,8 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():
         Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
+        if options.images is not None:
+            raise InputError(f"--images {options.images}: is for annotations, but {path} is a cache; leave it out.")
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
         return _summary(page, values, sheet)
@@ -65,9 +67,17 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
     Columns.of(options).refuse(f"is for images with captions, but {path} is a {kind}")
-    for name in ("sheet", "split", "decoder", "images"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--{name} {getattr(options, name)}: is for images with captions, but {path} is a {kind}.")
+    for name, usual in (
+        ("sheet", None),
+        ("split", None),
+        ("decoder", None),
+        ("images", None),
+        ("near_duplicates", "on"),
+    ):
+        if getattr(options, name) != usual:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: is for images with captions, but {path} is a {kind}."
+            )
     values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
     return _summary(None, values, None)

@@ -105,6 +105,27 @@ def check_split_map(options: Any) -> None:
         check(twice == 1, "split_map", given, f"{name} is given {twice} times; give it once")
 
 
+def check_unused(options: Any, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that would be ignored: those of `names` that are not as they are by default."""
+    for f in fields(options):
+        if f.name in names:
+            check(getattr(options, f.name) == f.default, f.name, getattr(options, f.name), why)
+
+
+def check_generation(options: Any) -> None:
+    """Refuses what a way of decoding takes no notice of."""
+    if options.sample:
+        check(options.num_beams in (1, GenerationOptions.num_beams), "num_beams", options.num_beams,
+              "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+        check_unused(options, ("length_penalty", "early_stopping"),
+                     "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+    else:
+        check_unused(options, ("top_k", "top_p", "temperature"), "means something with --sample alone; add that")
+        if options.num_beams == 1:
+            check_unused(options, ("length_penalty", "early_stopping"),
+                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
+
+
 def check_engine(options: Any) -> None:
     check_choice("engine", options.engine, ENGINES)
     check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
@@ -381,6 +402,7 @@ class BatchCaptionOptions(GenerationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_generation(self)
         check_engine(self)
         check_at_least(self, 1, "num_workers")
         check_choice("existing", self.existing, ("skip", "overwrite"))
@@ -405,6 +427,7 @@ class CaptionOptions(GenerationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_generation(self)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
 
     @property
@@ -490,6 +513,22 @@ class EvaluateOptions:
               f"name some of {', '.join(METRICS)}, with commas between")  # fmt: skip
         check(self.model is None or self.hypotheses is None, "model", self.model,
               "captions the split itself; leave out --hypotheses")  # fmt: skip
+        if self.model is None:
+            names = (
+                "batch_size",
+                "num_beams",
+                "max_length",
+                "length_penalty",
+                "no_repeat_ngram_size",
+                "device",
+                "precision",
+            )
+            check_unused(self, names, "is for captioning with --model; add that, or leave it out")
+        elif self.num_beams == 1:
+            check_unused(self, ("length_penalty",),
+                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
+        check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
+              "is for CIDEr, which is not among --metrics; leave it out")  # fmt: skip
         check(self.per_image is None or self.per_image.suffix in (".csv", ".parquet"), "per_image", self.per_image,
               "name a file that ends in .csv or .parquet")  # fmt: skip
         check(self.page is None or self.page.suffix in (".html", ".htm"), "page", self.page,

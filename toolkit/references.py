@@ -80,6 +80,9 @@ def read_references(
             f"{option} {path}: no such file or folder; name a cache (`toolkit preprocess` writes one) or annotations."
         )
     if (path / MANIFEST).is_file():
+        for name, value, usual in (("images", images, None), ("format", format, "auto")):
+            if value != usual:
+                raise InputError(f"--{name} {value}: is for annotations, but {path} is a cache; leave it out.")
         if columns is not None:
             columns.refuse(f"{path} is a cache, whose columns are known")
         return _of_cache(path, split, option)
