@@ -713,6 +713,18 @@ def test_a_run_without_change_writes_nothing(data: DataSet, monkeypatch: pytest.
     assert states(data.root) == before
 
 
+def test_a_cache_from_before_an_option_is_up_to_date(data: DataSet) -> None:
+    data.run()
+    manifest = json.loads((data.out / "manifest.json").read_text())
+    for name in ("image_column", "caption_column", "split_column", "split_map"):
+        del manifest["options"][name]
+    (data.out / "manifest.json").write_text(json.dumps(manifest))
+    before = states(data.root)
+    assert "up to date" in data.run().text
+    assert states(data.root) == before
+    assert "done" in data.run(image_column="image").text
+
+
 def fresh(data: DataSet, **options: Any) -> dict[str, bytes]:
     """The cache of a build from scratch."""
     out = data.root / "scratch"

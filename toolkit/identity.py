@@ -46,7 +46,8 @@ def is_current(manifest: dict[str, Any], source: str, options: PreprocessOptions
     Args:
         source: `source_fingerprint` of now.
     """
-    if manifest["options"] != content_options(options) or manifest["inputs"]["annotations"] != source:
+    made = {**content_options(PreprocessOptions()), **manifest["options"]}  # older caches lack options that are newer
+    if made != content_options(options) or manifest["inputs"]["annotations"] != source:
         return False
     if manifest["inputs"].get("reading") != READING:
         return False
