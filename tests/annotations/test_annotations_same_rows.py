@@ -236,7 +236,7 @@ def test_the_same_cache(
     out = tmp_path / "cache"
     path = WRITERS[format](tmp_path, images)
     toolkit.preprocess.preprocess(
-        PreprocessOptions(annotations=path, images=images, format=format, out=out, num_workers=1)
+        PreprocessOptions(annotations=path, images=images, format=format, out=out, preset="tiny", num_workers=1)
     )
     cache, rows, splits = open_cache(out), set(), {}
     for split in ("train", "validation", "test"):
