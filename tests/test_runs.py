@@ -626,3 +626,23 @@ def test_a_finished_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     with finishing(tmp_path / "a") as temporary:
         temporary.write_text("x")
     assert order == [str(tmp_path / "a.tmp"), "rename", str(tmp_path)]
+
+
+def test_names_in_a_model_card(tmp_path: Path) -> None:
+    """Each shows as it is: a CommonMark reader gives it back as text, and the table keeps its cells."""
+    from markdown_it import MarkdownIt
+
+    from toolkit.report import markdown
+
+    for name in (
+        "a`b`.jpg", "<img src=x onerror=alert(1)>", "[a](http://b)", "![a](b)", "# a", "- a", "1. a", "a|b", "*a* _b_ ~~c~~",
+        "&lt;", "https://a.b", "a\\*b", "***", "---", "> a", "$a$", "    a",
+    ):  # fmt: skip
+        reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+        (inline,) = [token for token in reader.parse(f"- x {markdown(name)}") if token.type == "inline"]
+        assert {token.type for token in inline.children or []} <= {"text", "text_special"}, name
+        shown = "".join(token.content for token in inline.children or [])
+        assert shown.split() == f"x {name}".split(), name
+        table = f"| a | b |\n| --- | --- |\n| x | {markdown(name)} |\n"
+        assert sum(token.type == "td_open" for token in reader.parse(table)) == 2, name
+    assert markdown("a\x1b[31m\n# b") == "a\\\\x1b\\[31m\\\\n\\# b"

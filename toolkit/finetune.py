@@ -83,7 +83,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
         check_sharding(options, pick_device("auto"))
     identity = run_identity(options, cache, ranks())
     with ExitStack() as held:
-        plan = from_first(lambda: _plan(options, identity, held))
+        plan = from_first(lambda: _plan(options, identity, held)).seen_from_here(options.output_dir)
         if plan.task != "nothing":
             return _train(options, cache, identity, plan)
     summary = {name: value for name, value in (plan.summary or {}).items() if name != "files"}

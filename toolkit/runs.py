@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ class Plan:
     fresh: bool = False
     summary: dict[str, Any] | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
+
+    def seen_from_here(self, out: Path) -> Plan:
+        """The same with what this process calls the folder; another one made the plan, and may see others."""
+        place = out.resolve()
+        return replace(self, place=place, partial=beside(place, ".partial"))
 
 
 def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> dict[str, Any]:
