@@ -80,7 +80,7 @@ def write_index(directory: Path, piece: int, columns: dict[str, list[Any]], info
     table = pa.table(columns, schema=INDEX_SCHEMA.with_metadata(info.metadata()))
     path = directory / "index" / piece_name(piece)
     with (
-        finishing(path, unfinished(path)) as temporary,
+        finishing(path, unfinished(path), lasting=False) as temporary,  # at the end all are put on the disk at once
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as writer,
     ):

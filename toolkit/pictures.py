@@ -68,7 +68,7 @@ class Linked:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             (self.root / MARK).touch()
-        with finishing(path) as temporary:
+        with finishing(path, lasting=False) as temporary:
             temporary.write_bytes(data)
         return name
 
