@@ -123,12 +123,16 @@ def _png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
 
 
+class StillRunning(BaseException):
+    """No Exception, let alone the OSError that TimeoutError is: commands take those for an image's."""
+
+
 @contextlib.contextmanager
 def within(seconds: float = LIMIT) -> Iterator[None]:
-    """Ends what hangs: TimeoutError in the main thread, also while it waits for a file, a thread or a process."""
+    """Ends what hangs: StillRunning in the main thread, also while it waits for a file, a thread or a process."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still running after {seconds} s")
+        raise StillRunning(f"after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,15 +9,19 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+import toolkit.caption
 from toolkit.batch_caption import batch_caption
 from toolkit.caption import caption
 from toolkit.errors import InputError, ModelError
 from toolkit.options import BatchCaptionOptions, CaptionOptions
 
+SETTINGS = (
+    "decoding with num_beams 2, max_length 12, no_repeat_ngram_size 3, length_penalty 2.0, early_stopping False; the model's "
+    "own generation_config.json has num_beams 4, max_length 50 instead"
+)
 FAST = {"max_length": 12, "num_beams": 2, "device": "cpu"}
 
 
@@ -49,7 +52,7 @@ def test_lines_and_rows(folder: Path, model_dir: Path, captions: dict, capsys: p
     several = caption(options(model_dir, folder / "2.jpg", folder / "bad.jpg", folder / "0.jpg", folder))
     assert several.text.splitlines() == [f"{folder}/{name}: {captions[name]['caption']}" for name in ("2.jpg", "0.jpg")]
     assert several.exit_code == 3
-    assert capsys.readouterr().err.splitlines() == [
+    assert capsys.readouterr().err.splitlines()[2:] == [  # the settings are told in each call
         f"{folder}/bad.jpg: not an image.",
         f"{folder}: not a regular file; `toolkit batch-caption` takes folders.",
     ]
@@ -70,13 +73,31 @@ def test_standard_input_and_pipes(
     folder: Path, model_dir: Path, captions: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = (folder / "1.jpg").read_bytes()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-    assert caption(options(model_dir, "-")).text == captions["1.jpg"]["caption"]
+    with open(folder / "1.jpg", "rb") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        found = caption(options(model_dir, "-"))
+    assert found.text == captions["1.jpg"]["caption"]
     os.mkfifo(folder / "pipe")
     writer = threading.Thread(target=(folder / "pipe").write_bytes, args=(data,))
     writer.start()
     assert caption(options(model_dir, folder / "pipe")).values["images"][0]["caption"] == captions["1.jpg"]["caption"]
     writer.join()
+    # who has it open may be slow; whom nobody writes to is no image
+    monkeypatch.setattr(toolkit.caption, "PATIENCE", 0.0)
+    reading, writing = os.pipe()
+    real = os.set_blocking
+
+    def late(*given: int) -> None:
+        os.write(writing, data)
+        os.close(writing)
+        real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "set_blocking", late)
+        found = caption(options(model_dir, f"/dev/fd/{reading}"))
+    assert found.values["images"][0]["caption"] == captions["1.jpg"]["caption"]
+    os.close(reading)
+    assert caption(options(model_dir, folder / "pipe")).values["images"][0]["error"] == "not a regular file"
 
 
 def test_on_the_command_line(folder: Path, model_dir: Path, captions: dict) -> None:
@@ -91,11 +112,11 @@ def test_on_the_command_line(folder: Path, model_dir: Path, captions: dict) -> N
     assert done.stdout.splitlines() == [
         f"-: {captions['1.jpg']['caption']}", f"\\x1b[31mred\\nline.jpg: {captions['0.jpg']['caption']}"
     ]  # fmt: skip
-    assert (done.stderr, done.returncode) == ("bad.jpg: not an image.\n", 3)
+    assert (done.stderr.splitlines(), done.returncode) == ([SETTINGS, "bad.jpg: not an image."], 3)
     before = sorted(folder.iterdir())
     done = subprocess.run([*run, "0.jpg", "--json", *flags], capture_output=True, text=True, cwd=folder)
     assert json.loads(done.stdout) == {"images": [captions["0.jpg"]], "errors": 0}
-    assert done.stderr == ""
+    assert done.stderr == SETTINGS + "\n"
     assert sorted(folder.iterdir()) == before  # writes nothing
 
 
