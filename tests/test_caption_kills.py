@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -74,3 +76,44 @@ def test_a_few_kills(tmp_path: Path, sample_dir: Path, model_dir: Path) -> None:
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path, sample_dir: Path, model_dir: Path) -> None:
     kill_at_random(tmp_path, sample_dir, model_dir, images=2000, kills=20)
+
+
+# batch-caption with a file server that is gone: the sixth image and all that come after hang in their read.
+HANGING = """
+import os, sys, threading
+from toolkit import cli, pipeline
+pipe, _ = os.pipe()
+real, lock, reads = pipeline.read_file, threading.Lock(), []
+def read_file(path):
+    with lock:
+        reads.append(path)
+        hang = len(reads) > 5
+    if hang:
+        os.read(pipe, 1)
+    return real(path)
+pipeline.read_file = read_file
+sys.argv = ["toolkit", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_ends_a_run_that_hangs(sample_dir: Path, model_dir: Path, tmp_path: Path, how: int) -> None:
+    """Within seconds; what it has captioned until then stands."""
+    folder, output = tmp_path / "pictures", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for path in sorted((sample_dir / "Images").iterdir())[:9]:
+        shutil.copy(path, folder)
+    given = ["batch-caption", str(folder), "--model", str(model_dir), "--output", str(output)]
+    given += ["--num-beams", "1", "--max-length", "8", "--batch-size", "2"]
+    process = subprocess.Popen([sys.executable, "-c", HANGING, *given], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while len(stored(Path(f"{output}.state"))) < 4 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + how
+    assert "run the same command again to go on" in said
+    assert not output.exists()
+    done = subprocess.run([sys.executable, "-m", "toolkit", *given, "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"output": str(output), "images": 9, "new": 5, "errors": 0}
