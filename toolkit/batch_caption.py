@@ -8,6 +8,7 @@ go from it to the output in the images' sorted order, one at a time.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -232,10 +233,14 @@ def _place(options: BatchCaptionOptions, format: str) -> Path:
                 f"--format {format}: captions go beside the images of one folder; give one, or an --output."
             )
         folder = Path(options.paths[0])
+    if folder.name in ("", ".."):  # which nothing can be named after, as the state beside it is
+        folder = Path(os.path.realpath(folder))
     return folder if format == "txt" or folder.name == "metadata.jsonl" else folder / "metadata.jsonl"
 
 
 def _check_output(output: Path, format: str, images: Sequence[FoundImage]) -> None:
+    if format == "txt" and os.path.realpath(output) == "/":
+        raise OutputError(f"--output {output}: is /, where nothing is written; name another folder.")
     if format == "txt" and output.exists() and not output.is_dir():
         raise OutputError(f"--output {output}: a file; --format txt needs a folder.")
     if format == "imagefolder" and not all((output.parent / image.name).exists() for image in images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,13 @@ def demo(options: DemoOptions) -> Summary:
 def _prepare(root: Path, options: DemoOptions) -> None:
     """A new folder, or one of an earlier run with the same options, which then goes on."""
     mark = {k: v for k, v in to_json(options).items() if k in ("images", "epochs", "seed")}
-    if root.exists() and not root.is_dir():
-        raise OutputError(f"{root}: a file; name a folder for the demo.")
+    if os.path.lexists(root) and not root.is_dir():
+        raise OutputError(f"{root}: no folder; name another one for the demo.")
     if root.is_dir() and any(root.iterdir()):
-        before = json.loads((root / MARK).read_text()) if (root / MARK).is_file() else None
+        try:
+            before = json.loads((root / MARK).read_bytes())
+        except (OSError, ValueError):  # there is none, or it is another's
+            before = None
         if before != mark:
             raise OutputError(f"{root}: holds files that this demo did not write; name another folder.")
         return

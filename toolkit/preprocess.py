@@ -106,7 +106,7 @@ def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
     try:
         manifest = read_manifest(place)
     except InputError as error:
-        if options.overwrite:
+        if options.overwrite and _is_damaged_or_old(place):
             return None
         raise OutputError(str(error).replace(str(place), f"--out {out}", 1)) from None
     content = content_options(options)
@@ -117,6 +117,15 @@ def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
                 "name another --out, or replace it with --overwrite."
             )
     return manifest
+
+
+def _is_damaged_or_old(place: Path) -> bool:
+    """Whether the manifest that can't be used is one of ours, and not another's file of that name."""
+    try:
+        ours = b'"schema_version"' in (place / MANIFEST).read_bytes()
+        return ours or all((place / name).is_dir() for name in ("index", *SPLITS))
+    except OSError:
+        return False
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
