@@ -104,7 +104,7 @@ def test_preprocess_gives_the_same_bytes(data: DataSet, monkeypatch: pytest.Monk
     names: dict[str, Any] = {"annotations": Path("captions.txt"), "images": Path("Images")}
     data.run(**names, out=Path("local"))
     (data.root / "ray.partial" / "train").mkdir(parents=True)
-    (data.root / "ray.partial" / "train" / "data-000000.arrow.1234.tmp").write_bytes(b"half")
+    (data.root / "ray.partial" / "train" / "data-000000.arrow.12345678.tmp").write_bytes(b"half")
     summary = data.run(**names, out=Path("ray"), engine="ray", num_workers=2)
     assert tree(data.root / "ray") == tree(data.root / "local")
     assert summary.values["images"] == 20
