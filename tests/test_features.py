@@ -219,7 +219,7 @@ def test_states_outlive_a_rebuild(cache: Cache) -> None:
     before = pieces(cache)
     rebuilt = cache.directory.with_name("cache.partial")
     shutil.copytree(cache.directory, rebuilt, ignore=shutil.ignore_patterns("features"))
-    swap(rebuilt, cache.directory)
+    swap(rebuilt, cache.directory, cache.directory)
     assert not rebuilt.exists()
     encode(cache)
     assert pieces(cache) == before
