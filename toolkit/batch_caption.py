@@ -26,7 +26,7 @@ from toolkit.exports import Export, polish
 from toolkit.files import beside, lock_file
 from toolkit.gallery import gallery_output, write_caption_gallery
 from toolkit.images import FoundImage, find_images
-from toolkit.journal import Journal
+from toolkit.journal import IN_MEMORY, Journal
 from toolkit.modeling import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs import Output
@@ -62,17 +62,21 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
         inputs = [output, Path(options.model), *(image.path for image in images)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
     silence_transformers()
-    captioner = load_captioner(options.model, options.device, options.precision)
-    attention = Attention(captioner, f"--model {options.model}") if options.attention else None
     with _held(output):
-        maker = fingerprint(captioner, options.generation)
-        journal = Journal(beside(output, ".state"), maker, options.existing == "overwrite")
+        state = beside(output, ".state")
+        journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind
         try:
-            export = Export(options, format, output, images, journal)
-            return _Run(options, output, images, captioner, attention, journal, export, page).summary()
-        except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
+            with _told(output):
+                export = Export(options, format, output, images, journal)
+            captioner = load_captioner(options.model, options.device, options.precision)
+            attention = Attention(captioner, f"--model {options.model}") if options.attention else None
+            maker = fingerprint(captioner, options.generation)
+            with _told(output):
+                if not state.exists():
+                    journal.close()
+                    journal = export.journal = Journal(state)
+                journal.begin(maker, options.existing == "overwrite")
+                return _Run(options, output, images, captioner, attention, journal, export, page).summary()
         finally:
             journal.close()
 
@@ -189,6 +193,16 @@ class _Run:
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told(output: Path) -> Iterator[None]:
+    """What the file system or the state file can't do, as one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
 
 
 @contextmanager

@@ -70,12 +70,18 @@ class Export:
         self._seen: str | None = None  # hash of the file whose rows were kept
         if format == "txt":
             self.names = sidecar_names([image.name for image in images])
+            self._adopt_sidecars()
             self._check_sidecars()
-        else:
-            inputs = [options.model, *(path for path in options.paths if not Path(path).is_dir())]
+            return
+        self._adopt_file()
+        inputs = [options.model, *(path for path in options.paths if not Path(path).is_dir())]
+        try:
             self._file = Output("--output", output, inputs, options.overwrite, self._is_ours)
-            if options.overwrite:
-                self._check_no_image(output)
+        except OutputError:
+            self._check_no_image(output)
+            raise
+        if options.overwrite:
+            self._check_no_image(output)
 
     def write(self, rows: Iterable[Row]) -> None:
         """Writes the rows of the images, which come in their order."""
@@ -107,16 +113,9 @@ class Export:
         if self._seen is not None:
             return content == self._seen
         known = self.journal.exported(path.name)
-        if content in known or self.options.overwrite:
+        if content in known or not known or self.options.overwrite or self.format not in NAME_OF:
             return content in known
-        if not known and not self.journal.was_written(path.name):
-            return False
-        if self.format in NAME_OF:
-            self._changed_rows()  # raises where it is no such file any more
-            return True
-        if known or not self._has_our_captions(path):
-            return False
-        self._seen = content  # until the end of the run, when the journal has other contents too
+        self._changed_rows()  # raises where it is no such file any more
         return True
 
     def _write_file(self, rows: Iterable[Row]) -> None:
@@ -162,13 +161,12 @@ class Export:
         self._seen = None
         content = content_hash(self.output)
         known = self.journal.exported(self.output.name)
-        former = not known and self.journal.was_written(self.output.name)
         changed: dict[str, Row] = {}
         if content not in known:
             hashes = {blob[i : i + 8] for blob in known.values() if blob for i in range(0, len(blob), 8)}
             for number, row in self._lines():
                 name = row.get(NAME_OF[self.format])
-                if row_hash(row) in hashes or (former and self._is_former(row)):
+                if row_hash(row) in hashes:
                     continue
                 if not isinstance(name, str) or name in changed:
                     raise self._no_rows(number)
@@ -210,17 +208,14 @@ class Export:
                 continue
             if not stat.S_ISREG(mode):
                 raise OutputError(f"--output {path}: is no regular file; name another output.")
-            if self._wrote(name):
+            if self.journal.exported(name):
                 continue
+            self._check_no_image(path)
             if not self.options.overwrite:
                 raise OutputError(
                     f"--output {path}: exists and is not what this command wrote; name another output, or add --overwrite "
                     "to replace it."
                 )
-            self._check_no_image(path)
-
-    def _wrote(self, name: str) -> bool:
-        return bool(self.journal.exported(name)) or self.journal.was_written(name)
 
     def _write_sidecars(self, rows: Iterable[tuple[str, Row]]) -> None:
         texts = ((name, sidecar_text(row)) for name, row in rows if row["error"] is None)
@@ -255,33 +250,56 @@ class Export:
         stands = path.read_bytes()
         if stands == text:
             return True
-        if self.options.overwrite or sha256(stands).hexdigest() in (known := self.journal.exported(name)):
-            return False
-        if not known and self.journal.was_written(name):
-            lines = stands.decode("utf-8", "backslashreplace").splitlines()
-            return False if lines and self._former >= set(lines) else None
-        return None
+        return False if self.options.overwrite or sha256(stands).hexdigest() in self.journal.exported(name) else None
 
     # ---- what toolkit 0.1 wrote ---------------------------------------------------------------------------------------
+    # Its journal has the paths of what it wrote, but not what: ours is what has no other captions than the journal.
 
     @cached_property
     def _former(self) -> set[str]:
-        """All captions of the journal, with and without what the options add: what toolkit 0.1 may have written."""
+        """All captions of the journal, with and without what the options add."""
         said = set()
         for row in self.journal.rows():
             for text in row.get("captions") or [row["caption"] or ""]:
                 said |= {text, polish({"error": None, "caption": text, "score": None}, self.options)["caption"]}
         return said
 
+    def _adopt_file(self) -> None:
+        name = self.output.name
+        if not self.output.is_file() or self.journal.exported(name) or not self.journal.was_written(name):
+            return
+        content, hashes = content_hash(self.output), None
+        try:
+            if self.format in NAME_OF:
+                rows = [row for _, row in self._lines()]
+                ours = [row_hash(row) for row in rows if self._is_former(row)]
+                content = content if len(ours) == len(rows) else f"kept {content}"
+                hashes = b"".join(ours)
+            elif not all(
+                row.caption is None or row.caption in self._former for row in read_hypotheses(self.output).rows
+            ):
+                return
+        except ToolkitError:  # no file of captions any more
+            return
+        self.journal.export([(name, content, hashes)])
+        self.journal.settle([(name, content)])
+
     def _is_former(self, row: Row) -> bool:
         said: Any = row.get("caption", row.get("text"))
         return (said is None and bool(row.get("error"))) or (isinstance(said, str) and said in self._former)
 
-    def _has_our_captions(self, path: Path) -> bool:
-        try:
-            return all(row.caption is None or row.caption in self._former for row in read_hypotheses(path).rows)
-        except ToolkitError:
-            return False
+    def _adopt_sidecars(self) -> None:
+        found = []
+        for name in self.names:
+            if not self.journal.was_written(name) or self.journal.exported(name):
+                continue
+            with suppress(OSError):
+                text = (self.output / name).read_bytes()
+                lines = set(text.decode("utf-8", "backslashreplace").splitlines())
+                ours = bool(lines) and self._former >= lines
+                found.append((name, ("" if ours else "kept ") + sha256(text).hexdigest()))
+        self.journal.export((name, content, None) for name, content in found)
+        self.journal.settle(found)
 
 
 def row_hash(row: Row) -> bytes:

@@ -53,7 +53,7 @@ class Fingerprint(NamedTuple):
 
 
 class Journal:
-    """One run's view of the state file.
+    """One run's view of the state file; `begin` before captions are asked for.
 
     Attributes:
         anew: images captioned in this run of which a journal of toolkit 0.1 has a caption by other weights or options.
@@ -62,7 +62,7 @@ class Journal:
         OutputError: the file can't be written, or is no state file of batch-caption.
     """
 
-    def __init__(self, path: Path, maker: Fingerprint, fresh: bool = False) -> None:
+    def __init__(self, path: Path, maker: Fingerprint = Fingerprint("", "")) -> None:  # noqa: B008 - it is frozen
         self.maker, self.anew = maker, 0
         self._lock = Lock()
         try:
@@ -71,13 +71,17 @@ class Journal:
             if tables and "captions" not in tables:
                 raise OutputError(f"{path}: is a database of another program; move it, or name another --output.")
             self._db.executescript(SCHEMA)
-            self._was = {name: name in tables for name in ("files", "written")}  # of toolkit 0.1
-            if fresh:
-                with self._db:
-                    self._db.execute("DELETE FROM captions")
-                    self._db.execute("DELETE FROM uncompared")
+            self._former = "written" in tables  # of toolkit 0.1
         except sqlite3.Error as error:
             raise OutputError(f"{path}: can't be used ({error}); delete it, or name another --output.") from None
+
+    def begin(self, maker: Fingerprint, fresh: bool) -> None:
+        """What makes the captions from here on; `fresh` forgets those that are there."""
+        self.maker = maker
+        if fresh:
+            with self._lock, self._db:
+                self._db.execute("DELETE FROM captions")
+                self._db.execute("DELETE FROM uncompared")
 
     def close(self) -> None:
         self._db.close()
@@ -149,14 +153,12 @@ class Journal:
         with self._lock, self._db:
             values = [(os.fsencode(path), content) for path, content in exports]
             self._db.executemany("DELETE FROM exports WHERE path = ? AND content != ?", values)
-            if self._was["written"]:
+            if self._former:
                 self._db.executemany("DELETE FROM written WHERE path = ?", ((path,) for path, _ in values))
 
     def was_written(self, path: str) -> bool:
         """Whether toolkit 0.1 wrote this file; of what it wrote there the journal knows nothing."""
-        if not self._was["written"]:
-            return False
-        return self._one("SELECT 1 FROM written WHERE path = ?", os.fsencode(path)) is not None
+        return self._former and self._one("SELECT 1 FROM written WHERE path = ?", os.fsencode(path)) is not None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything that was ever said, whatever made it."""

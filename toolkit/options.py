@@ -382,7 +382,7 @@ class BatchCaptionOptions(GenerationOptions):
     recursive: bool = option(True, "Look into folders below a folder.")
     batch_size: str = option("auto", "Images a batch: a number, or auto.")
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
-    existing: str = option("skip", "Rows that the output has already: skip or overwrite.")
+    existing: str = option("skip", "Captions that are there already: skip, or overwrite to make them anew.")
     format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
     min_score: float | None = option(None, "Mark captions with a lower score: the column weak.")
     prefix: str = option("", "Text before every caption, as it is: a trigger word.", show_default=False)
