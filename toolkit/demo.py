@@ -109,7 +109,7 @@ def _prepare(root: Path, options: DemoOptions) -> None:
     """A new folder, or one of an earlier run with the same options, which then goes on."""
     mark = {k: v for k, v in to_json(options).items() if k in ("images", "epochs", "seed")}
     if os.path.lexists(root) and not root.is_dir():
-        raise OutputError(f"{root}: no folder; name another one for the demo.")
+        raise OutputError(f"{root}: is a link to nowhere or a file; name a folder for the demo.")
     if root.is_dir() and any(root.iterdir()):
         try:
             before = json.loads((root / MARK).read_bytes())
