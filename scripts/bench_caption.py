@@ -9,7 +9,7 @@ round, so that whatever else the machine does falls on each; a ratio is the medi
 
 From files to rows:
 - notebook: one image at a time: open, image processor, `generate`, tokenizer (scripts/notebook_baseline.py).
-- toolkit: the warm captioner of toolkit/captioners.py, in batches.
+- toolkit: the warm captioner of toolkit/captioning/captioner.py, in batches.
 From pixels in memory, one batch:
 - encoder: transformers' own, alone; and as toolkit runs it.
 - stock: `generate`, encoder included. The tokens of toolkit are compared with its.
@@ -44,11 +44,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from toolkit.captioners import load_captioner
-from toolkit.decoding import Engine, decode
-from toolkit.modeling import silence_transformers
+from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning.generate import Engine, decode
+from toolkit.captioning.kv_cache import prepared
+from toolkit.models.loading import silence_transformers
 from toolkit.options import GenerationOptions
-from toolkit.steps import prepared
 
 OPTIONS = GenerationOptions(num_beams=4, no_repeat_ngram_size=3, length_penalty=2.0, max_length=21)
 STEPS = 20

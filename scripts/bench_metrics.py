@@ -22,7 +22,7 @@ from pathlib import Path
 
 OURS = """
 import json, sys
-from toolkit.metrics import score
+from toolkit.evaluation.metrics import score
 hypotheses, references = json.load(open(sys.argv[1]))
 print(json.dumps(score(hypotheses, references).corpus))
 """

@@ -59,7 +59,7 @@ def make_processors(folder: Path, pixels: int) -> None:
     """Local stand-ins for a ViT's image processor and GPT-2's tokenizer."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from toolkit.modeling import train_tiny_tokenizer
+    from toolkit.models.presets import train_tiny_tokenizer
 
     ViTImageProcessorPil(size={"height": pixels, "width": pixels}).save_pretrained(folder / "encoder")
     train_tiny_tokenizer([CAPTION.format(k) for k in range(5)]).save_pretrained(folder / "decoder")
@@ -105,7 +105,7 @@ def limit(folder: Path, workers: int, number: int) -> float:
 
 def toolkit(folder: Path, workers: int, number: int) -> float:
     """Seconds of the build alone; the whole is measured from outside."""
-    import toolkit.preprocess as module
+    import toolkit.commands.preprocess as module
     from toolkit.options import PreprocessOptions
 
     seconds = [0.0]
@@ -151,7 +151,7 @@ def family(parent: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
-            if int(fields[1]) == parent and "toolkit.processors" not in (path.parent / "cmdline").read_text():
+            if int(fields[1]) == parent and "toolkit.models.processors" not in (path.parent / "cmdline").read_text():
                 found.append(int(path.parent.name))
         except (OSError, IndexError):
             continue

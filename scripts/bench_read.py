@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.batches import CaptionCollator, CaptionDataset, prefetch
-from toolkit.build import SplitWriter
-from toolkit.modeling import SpecialTokens
-from toolkit.pixels import PixelTransform
-from toolkit.rows import SplitReader
+from toolkit.cache.build import SplitWriter
+from toolkit.cache.reader import SplitReader
+from toolkit.data.pixels import PixelTransform
+from toolkit.models.special_tokens import SpecialTokens
+from toolkit.training.collator import CaptionCollator, CaptionDataset, prefetch
 
 
 def make_split(folder: Path, images: int) -> None:

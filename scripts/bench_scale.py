@@ -73,12 +73,12 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
     """One command, its pieces timed; prints rate and seconds as JSON."""
     from bench_scale import Timed  # not __main__: a worker imports it
 
-    import toolkit.caption_pieces
-    import toolkit.preprocess
-    import toolkit.staging
-    from toolkit import engines
-    from toolkit.batch_caption import batch_caption
+    import toolkit.cache.staging
+    import toolkit.captioning.shards
+    import toolkit.commands.preprocess
+    from toolkit.commands.batch_caption import batch_caption
     from toolkit.options import BatchCaptionOptions, PreprocessOptions
+    from toolkit.runtime import processes as engines
 
     notes = out / "notes"
     notes.mkdir(parents=True)
@@ -91,28 +91,28 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
 
     began = time.time()
     if command == "preprocess":
-        toolkit.preprocess.run = run  # type: ignore[assignment]
+        toolkit.commands.preprocess.run = run  # type: ignore[assignment]
         options = PreprocessOptions(
             annotations=folder / "captions.txt", images=folder / "Images", out=out / "cache", engine=engine,
             encoder=str(folder / "encoder"), decoder=str(folder / "decoder"), num_workers=workers,
             ray_address=address,
         )  # fmt: skip
-        values, size = toolkit.preprocess.preprocess(options).values, toolkit.staging.PIECE_ROWS
+        values, size = toolkit.commands.preprocess.preprocess(options).values, toolkit.cache.staging.PIECE_ROWS
     else:
-        toolkit.caption_pieces.run = run  # type: ignore[assignment]
+        toolkit.captioning.shards.run = run  # type: ignore[assignment]
         captioning = BatchCaptionOptions(
             paths=(str(folder / "drawn" / "Images"),), model=str(folder / "model"), output=out / "captions.jsonl",
             engine="ray", num_workers=workers, ray_address=address,
         )  # fmt: skip
-        values, size = batch_caption(captioning).values, toolkit.caption_pieces.PIECE_IMAGES
+        values, size = batch_caption(captioning).values, toolkit.captioning.shards.PIECE_IMAGES
     print(json.dumps({"rate": rate(notes, values["images"], size), "seconds": time.time() - began}))
 
 
 def train(folder: Path, out: Path) -> None:
     """One rank's part of a training of four steps; the first rank prints the rate of all as JSON."""
-    from toolkit import finetune
+    from toolkit.commands import finetune
     from toolkit.options import FinetuneOptions
-    from toolkit.ranks import rank, ranks
+    from toolkit.training.distributed import rank, ranks
 
     ends: list[float] = []
 

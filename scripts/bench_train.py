@@ -65,7 +65,7 @@ def words(images: int) -> np.ndarray:
 
 def padding() -> None:
     """Share of a batch that is padding, for 6,000 images: a row a caption, an image's captions in a row, and sorted."""
-    from toolkit.batches import CaptionDataset, SimilarLengths
+    from toolkit.training.collator import CaptionDataset, SimilarLengths
 
     tokens = words(6000) + 1
 
@@ -99,9 +99,9 @@ def make_data(folder: Path, images: int, size: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from toolkit.modeling import train_tiny_tokenizer
+    from toolkit.commands.preprocess import preprocess
+    from toolkit.models.presets import train_tiny_tokenizer
     from toolkit.options import PreprocessOptions
-    from toolkit.preprocess import preprocess
 
     make_images(folder, PHOTOS, images, (500, 375))
     rng = np.random.default_rng(0)
@@ -194,7 +194,7 @@ def notebook(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def toolkit(folder: Path, arguments: argparse.Namespace, **options: Any) -> dict[str, float]:
-    from toolkit import finetune
+    from toolkit.commands import finetune
     from toolkit.options import FinetuneOptions
 
     trainers = []
@@ -220,7 +220,7 @@ def matmul_rate(size: str) -> float:
     """FLOP/s of a product of matrices as large as the model's, in the precision that it is trained in."""
     import torch
 
-    from toolkit.modeling import pick_dtype
+    from toolkit.models.precision import pick_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = 8192 if device.type == "cuda" else 2048

@@ -34,7 +34,8 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from toolkit.modeling import TINY_DECODER, TINY_ENCODER, silence_transformers, train_tiny_tokenizer
+from toolkit.models.loading import silence_transformers
+from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, train_tiny_tokenizer
 
 
 def read_rows(directory: Path, limit: int | None) -> list[tuple[Path, str]]:

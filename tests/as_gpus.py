@@ -14,14 +14,14 @@ from accelerate import state
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-import toolkit.finetune
-import toolkit.training
+import toolkit.commands.finetune
+import toolkit.training.trainer
 from toolkit.cli import main
 
 state.PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-toolkit.finetune.check_sharding = lambda *_: None
-whole_model = toolkit.training.whole_model
+toolkit.commands.finetune.check_sharding = lambda *_: None
+whole_model = toolkit.training.trainer.whole_model
 
 
 def checked(model: Any, kind: type) -> Any:
@@ -32,5 +32,5 @@ def checked(model: Any, kind: type) -> Any:
     return whole_model(model, kind)
 
 
-toolkit.training.whole_model = checked
+toolkit.training.trainer.whole_model = checked
 main()

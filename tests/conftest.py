@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that a 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_stay_pytest_s() -> Iterator[None]:
     """`cli.main`, called in this process, takes its signals otherwise."""
-    from toolkit import ending
+    from toolkit.runtime import ending
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ending, "watch", lambda: None)
@@ -27,7 +27,7 @@ def _signals_stay_pytest_s() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 drawn scenes with five captions each: captions.txt, Images/, scenes.jsonl, split lists."""
-    from toolkit.sample import draw_sample
+    from toolkit.data.scenes import draw_sample
 
     directory = tmp_path_factory.mktemp("sample") / "data"
     draw_sample(directory, images=48, seed=7)
@@ -37,8 +37,8 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cache_dir(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of `sample_dir` with the tiny preset."""
+    from toolkit.commands.preprocess import preprocess
     from toolkit.options import PreprocessOptions
-    from toolkit.preprocess import preprocess
 
     out = tmp_path_factory.mktemp("cache") / "dataset"
     preprocess(
@@ -52,7 +52,7 @@ def cache_dir(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def model_dir(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A captioner of the tiny preset after two epochs: it knows nothing, but everything is in its place."""
-    from toolkit.finetune import finetune
+    from toolkit.commands.finetune import finetune
     from toolkit.options import FinetuneOptions
 
     out = tmp_path_factory.mktemp("trained") / "model"

@@ -66,7 +66,7 @@ class DataSet:
         return PreprocessOptions(**{**defaults, **options})
 
     def run(self, **options: Any) -> Summary:
-        from toolkit.preprocess import preprocess
+        from toolkit.commands.preprocess import preprocess
 
         return preprocess(self.options(**options))
 
@@ -86,13 +86,13 @@ class DataSet:
 
 def run_alone(options: PreprocessOptions) -> None:
     """What `DataSet.script` runs: small pieces, and no process for the processors, which would import torch."""
-    import toolkit.preprocess
+    import toolkit.commands.preprocess
     from toolkit.errors import ToolkitError
 
-    toolkit.staging.PIECE_ROWS = int(os.environ.get("TEST_PIECE_ROWS", PIECE_ROWS))
-    toolkit.preprocess.fetch_processors = stored_processors  # type: ignore[assignment]
+    toolkit.cache.staging.PIECE_ROWS = int(os.environ.get("TEST_PIECE_ROWS", PIECE_ROWS))
+    toolkit.commands.preprocess.fetch_processors = stored_processors  # type: ignore[assignment]
     try:
-        toolkit.preprocess.preprocess(options)
+        toolkit.commands.preprocess.preprocess(options)
     except ToolkitError as error:
         sys.exit(f"Error: {error}")
 
@@ -125,15 +125,15 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the size of each image that is decoded from now on (in this process)."""
-    import toolkit.build
+    import toolkit.cache.build
 
-    real, calls = toolkit.build.read_image, list[int]()
+    real, calls = toolkit.cache.build.read_image, list[int]()
 
     def read_image(source: Any) -> Image.Image:
         calls.append(len(source))
         return real(source)
 
-    monkeypatch.setattr(toolkit.build, "read_image", read_image)
+    monkeypatch.setattr(toolkit.cache.build, "read_image", read_image)
     return calls
 
 

@@ -19,9 +19,10 @@ import pytest
 from preprocessing import picture
 from typer.testing import CliRunner
 
-from toolkit import __version__, progress
+from toolkit import __version__
 from toolkit.cli import COMMANDS, app, main
 from toolkit.errors import InputError
+from toolkit.runtime import progress
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -52,10 +53,10 @@ def test_readme_names_every_command(command: str) -> None:
     assert f"toolkit {command}" in README.read_text(encoding="utf-8")
 
 
-def test_readme_names_every_module() -> None:
+def test_readme_names_every_folder() -> None:
     text = README.read_text(encoding="utf-8")
-    modules = [path for path in (README.parent / "toolkit").glob("*.py") if not path.name.startswith("__")]
-    assert [path.name for path in modules if f"`{path.name}`" not in text] == []
+    folders = {path.name for path in (README.parent / "toolkit").iterdir() if (path / "__init__.py").exists()}
+    assert {name for name in folders if f"`{name}/`" not in text} == set()
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -107,10 +108,10 @@ def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, tmp_path
 def test_our_own_mistake_is_a_traceback_and_a_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import toolkit.sample
+    import toolkit.commands.sample
     from toolkit.cli import main
 
-    monkeypatch.setattr(toolkit.sample, "sample", lambda options: options.no_such_option)
+    monkeypatch.setattr(toolkit.commands.sample, "sample", lambda options: options.no_such_option)
     monkeypatch.setattr(sys, "argv", ["toolkit", "sample", "s"])
     with pytest.raises(SystemExit) as end:
         main()
@@ -141,7 +142,7 @@ def test_a_tilde_is_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatc
             seen.append(options)
             raise Seen
 
-        return SimpleNamespace(**{name.removeprefix("toolkit."): run})
+        return SimpleNamespace(**{name.removeprefix("toolkit.commands."): run})
 
     monkeypatch.setattr(cli, "import_module", module)
     monkeypatch.setenv("HOME", "/home/somebody")

@@ -9,16 +9,16 @@ from pathlib import Path
 import hostile
 import pytest
 
-import toolkit.evaluation_page
-import toolkit.facts.census
-from toolkit.evaluate import evaluate
-from toolkit.inspect import inspect
+import toolkit.reports.evaluation_page
+import toolkit.reports.facts.stats
+from toolkit.commands.evaluate import evaluate
+from toolkit.commands.inspect import inspect
 from toolkit.options import EvaluateOptions, InspectOptions
 
 
 @pytest.mark.parametrize("near", ["3", "off"])
 def test_inspect(near: str, hostile_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.facts.census, "EXAMPLES", 1000)
+    monkeypatch.setattr(toolkit.reports.facts.stats, "EXAMPLES", 1000)
     expected = {**hostile.REASONS, **hostile.REASONS_OF_NAMES}
     if near == "off":  # read, but not decoded
         files = ("not a regular file", "dangling link", "missing", "leads outside", "too large: a file of")
@@ -37,7 +37,7 @@ def test_inspect(near: str, hostile_dir: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_evaluate(hostile_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all images on the page: of each the picture, or why there is none."""
-    monkeypatch.setattr(toolkit.evaluation_page, "CARDS", 1000)
+    monkeypatch.setattr(toolkit.reports.evaluation_page, "CARDS", 1000)
     names = [*hostile.GOOD, *hostile.REASONS, *hostile.REASONS_OF_NAMES]
     rows = [{"image": name, "caption": f"a picture called {name}"} for name in names]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

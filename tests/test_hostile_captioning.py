@@ -10,9 +10,9 @@ from typing import Any
 import hostile
 import pytest
 
-import toolkit.caption_pieces
-from toolkit.batch_caption import batch_caption
-from toolkit.caption import caption
+import toolkit.captioning.shards
+from toolkit.commands.batch_caption import batch_caption
+from toolkit.commands.caption import caption
 from toolkit.options import BatchCaptionOptions, CaptionOptions
 from toolkit.records import Summary
 
@@ -57,7 +57,7 @@ def test_batch_caption_in_pieces(
         for task in tasks:
             pickle.loads(pickle.dumps(function))(task)
 
-    monkeypatch.setattr(toolkit.caption_pieces, "run", run)
+    monkeypatch.setattr(toolkit.captioning.shards, "run", run)
     local = captioned(hostile_dir / "Images", model_dir, tmp_path / "local.jsonl")[1]
     summary, rows = captioned(hostile_dir / "Images", model_dir, tmp_path / "out.jsonl", engine="ray")
     check(summary, rows)

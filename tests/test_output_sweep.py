@@ -238,12 +238,14 @@ def has_overwrite(case: Case) -> bool:
 def test_nothing_foreign_changes(
     case: Case, world: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import toolkit.batch_caption
-    import toolkit.preprocess
+    import toolkit.commands.batch_caption
+    import toolkit.commands.preprocess
 
     root, before = world
-    monkeypatch.setattr(toolkit.preprocess, "fetch_processors", stored_processors)
-    monkeypatch.setattr(toolkit.batch_caption, "load_captioner", cache(toolkit.batch_caption.load_captioner))
+    monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
+    monkeypatch.setattr(
+        toolkit.commands.batch_caption, "load_captioner", cache(toolkit.commands.batch_caption.load_captioner)
+    )
     monkeypatch.setenv("HOME", str(root / "home"))
     monkeypatch.chdir(root / "work")
     case = replace(case, given={name: _moved(value, root) for name, value in case.given.items()})

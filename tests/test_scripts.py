@@ -81,7 +81,7 @@ def test_flickr8k_to_the_row(tmp_path: Path) -> None:
     """The whole recipe on a dozen photographs and weights of a minute's size."""
     from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
-    from toolkit.modeling import TINY_DECODER, TINY_ENCODER, tiny_image_processor, train_tiny_tokenizer
+    from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, tiny_image_processor, train_tiny_tokenizer
 
     data = tmp_path / "data"
     shutil.copytree(PHOTOS, data)

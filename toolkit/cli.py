@@ -21,10 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
-from toolkit import __version__, ending, progress
+from toolkit import __version__
 from toolkit import options as o
 from toolkit.errors import SaidElsewhere, ToolkitError
 from toolkit.records import Summary
+from toolkit.runtime import ending, progress
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -180,7 +181,7 @@ class Call:
         module, options = self.command.replace("-", "_"), None
         try:
             options = COMMANDS[self.command][0](**self.given)  # before the import: a wrong value answers at once
-            summary = getattr(import_module(f"toolkit.{module}"), module)(options)
+            summary = getattr(import_module(f"toolkit.commands.{module}"), module)(options)
         except SaidElsewhere:
             raise
         except ToolkitError as error:

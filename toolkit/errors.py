@@ -42,7 +42,7 @@ class RunError(ToolkitError):
 
 
 class SaidElsewhere(ToolkitError):
-    """Another process of the same run says what is wrong (toolkit/ranks.py); this one ends without a word."""
+    """Another process of the same run says what is wrong (toolkit/training/distributed.py); this one ends without a word."""
 
 
 class ImageError(ToolkitError):

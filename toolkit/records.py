@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,3 +64,18 @@ class Summary:
     values: dict[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     said_elsewhere: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Where a model looked for each word of a caption.
+
+    Attributes:
+        words: (start, end) of each in the caption, in characters.
+        maps: uint8 (n_words, rows, columns), each word's own least value 0 and greatest 255.
+        box: (left, top, width, height) of what the maps cover, as shares of the image's sides.
+    """
+
+    words: tuple[tuple[int, int], ...]
+    maps: np.ndarray
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)

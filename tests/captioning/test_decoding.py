@@ -1,0 +1,271 @@
+"""Captions and their scores against stock `generate` and a teacher-forced forward pass."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    GenerationConfig,
+    GPT2Config,
+    RobertaConfig,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
+
+from toolkit.cache.schema import open_cache
+from toolkit.captioning import generate as decoding
+from toolkit.captioning import kv_cache as steps
+from toolkit.captioning.beam_search import Found
+from toolkit.captioning.generate import caption_lengths, decode, generate_captions, stock, unsupported
+from toolkit.models.loading import Captioner, load_captioner
+from toolkit.models.special_tokens import SpecialTokens, first_position
+from toolkit.options import GenerationOptions
+
+
+@pytest.fixture(scope="module")
+def captioner(model_dir: Path) -> Captioner:
+    return load_captioner(str(model_dir), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pixels(cache_dir: Path) -> torch.Tensor:
+    """uint8 (6, 3, 64, 64)."""
+    reader = open_cache(cache_dir)["train"]
+    return torch.stack([torch.from_numpy(reader[i]["pixel_values"].copy()) for i in range(6)])
+
+
+def forced_score(model: VisionEncoderDecoderModel, inputs: torch.Tensor, tokens: list[int]) -> float:
+    """Mean log-probability of a token row (start token first), one forward pass."""
+    row = torch.tensor([tokens])
+    first = first_position(model.decoder)
+    positions = torch.arange(first, first + len(tokens) - 1)[None]
+    if first:  # as RoBERTa does it when it is given one token after another
+        positions = positions.masked_fill(row[:, :-1] == first - 1, first - 1)
+    with torch.no_grad():
+        logits = model(pixel_values=inputs[None], decoder_input_ids=row[:, :-1], decoder_position_ids=positions).logits
+    return logits.log_softmax(-1)[0].gather(1, row[0, 1:, None]).mean().item()
+
+
+# ---- a trained captioner --------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    GenerationOptions(num_beams=4, max_length=24),
+    GenerationOptions(num_beams=3, max_length=24, length_penalty=0.5, early_stopping="true", no_repeat_ngram_size=0),
+    GenerationOptions(num_beams=1, max_length=24),
+    GenerationOptions(num_beams=4, max_length=24, num_captions=3),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_captions_and_scores(captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions) -> None:
+    decoded = generate_captions(captioner, pixels, options)
+    arguments = {} if options.num_beams == 1 else {
+        "length_penalty": options.length_penalty, "early_stopping": options.early_stopping == "true",
+    }  # fmt: skip
+    wanted = captioner.model.generate(
+        pixel_values=captioner.normalizer(pixels), num_beams=options.num_beams, max_length=options.max_length,
+        no_repeat_ngram_size=options.no_repeat_ngram_size, num_return_sequences=options.num_captions, do_sample=False,
+        **{"length_penalty": 1.0, "early_stopping": False, **arguments},
+    )  # fmt: skip
+    texts = [t.strip() for t in captioner.tokenizer.batch_decode(wanted, skip_special_tokens=True)]
+    n = options.num_captions
+    assert [d.captions for d in decoded] == [tuple(texts[i : i + n]) for i in range(0, len(texts), n)]
+    eos = captioner.model.generation_config.eos_token_id
+    for i, row in enumerate(wanted.tolist()):
+        end = row.index(eos, 1) + 1 if eos in row[1:] else len(row)
+        inputs = captioner.normalizer(pixels[i // n])
+        assert decoded[i // n].scores[i % n] == pytest.approx(
+            forced_score(captioner.model, inputs, row[:end]), abs=1e-4
+        )
+        assert decoded[i // n].ended[i % n] == (eos in row[1:])
+
+
+def test_sampling_is_seeded(captioner: Captioner, pixels: torch.Tensor) -> None:
+    options = GenerationOptions(max_length=16, sample=True, num_captions=5, seed=1)  # more than there would be beams
+    first, again = (generate_captions(captioner, pixels, options) for _ in range(2))
+    assert first == again
+    assert first != generate_captions(captioner, pixels, replace(options, seed=2))
+    assert all(len(d.captions) == 5 and list(d.scores) == sorted(d.scores, reverse=True) for d in first)
+
+
+@pytest.mark.parametrize("options", [GenerationOptions(max_length=24), GenerationOptions(num_beams=1, max_length=24),
+                                     GenerationOptions(max_length=24, sample=True, num_captions=2)])  # fmt: skip
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_batch_changes_nothing(
+    captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions, at_once: int
+) -> None:
+    together = generate_captions(captioner, pixels, options)
+    alone = [generate_captions(captioner, pixels[i : i + 1], options)[0] for i in range(len(pixels))]
+    streamed = generate_captions(captioner, pixels.flip(0), options, at_once)[::-1]
+    for other in (alone, streamed):
+        assert [(d.captions, d.ended) for d in other] == [(d.captions, d.ended) for d in together]
+        assert [s for d in other for s in d.scores] == pytest.approx([s for d in together for s in d.scores], abs=1e-5)
+
+
+def test_the_model_is_left_as_it_was(captioner: Captioner, pixels: torch.Tensor, monkeypatch: Any) -> None:
+    """Packed weights follow the weights; stock `generate` finds its own attention afterwards."""
+    monkeypatch.setattr(steps, "PACK_FROM", 1)
+    own = copy.deepcopy(captioner)
+    options = GenerationOptions(max_length=12, num_beams=2)
+    modes = [module.config._attn_implementation for module in own.model.modules() if hasattr(module, "config")]
+    before = generate_captions(own, pixels, options)
+    assert [m.config._attn_implementation for m in own.model.modules() if hasattr(m, "config")] == modes
+    assert not any("forward" in vars(module) for module in own.model.modules())
+    with torch.no_grad():
+        own.model.decoder.transformer.h[0].mlp.c_fc.weight.mul_(-1)
+    after = generate_captions(own, pixels, options)
+    assert after != before
+    monkeypatch.setattr(steps, "PACK_FROM", 1 << 60)
+    plain = generate_captions(own, pixels, options)
+    assert [d.captions for d in after] == [d.captions for d in plain]
+
+
+# ---- random models and settings -------------------------------------------------------------------------------------
+
+
+def random_model(rng: random.Random) -> VisionEncoderDecoderModel:
+    """Start, EOS and pad the same id or not; hidden sizes that differ are joined by a projection."""
+    torch.manual_seed(rng.randrange(10**6))
+    vocabulary, hidden, wide = rng.choice([13, 30, 60]), rng.choice([16, 24, 32]), rng.choice([0.2, 0.3, 0.4])
+    encoder = ViTConfig(hidden_size=rng.choice([16, 32]), num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, image_size=16, patch_size=8, initializer_range=0.2)  # fmt: skip
+    small = {"hidden_size": hidden, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    decoder = rng.choice([
+        GPT2Config(vocab_size=vocabulary, n_embd=hidden, n_layer=2, n_head=2, n_positions=40, initializer_range=wide),
+        BertConfig(vocab_size=vocabulary, max_position_embeddings=40, initializer_range=wide, **small),
+        RobertaConfig(vocab_size=vocabulary, max_position_embeddings=42, initializer_range=wide, pad_token_id=1, **small),
+    ])  # fmt: skip
+    model = VisionEncoderDecoderModel(config=VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
+    eos = rng.randrange(vocabulary)
+    start, pad = rng.choice([(eos, eos), (rng.randrange(vocabulary), rng.randrange(vocabulary))])
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id = config.bos_token_id = start
+        config.eos_token_id, config.pad_token_id = eos, pad
+    return model.eval()
+
+
+def random_settings(rng: random.Random) -> GenerationConfig:
+    beams = rng.choice([1, 2, 3, 4, 5])
+    settings: dict[str, Any] = {
+        "num_beams": beams, "do_sample": False, "num_return_sequences": rng.randint(1, beams),
+        "no_repeat_ngram_size": rng.choice([0, 0, 2, 3]), "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.8]),
+    }  # fmt: skip
+    if beams > 1:
+        settings["length_penalty"] = rng.choice([1.0, 2.0, 0.0, -1.0, 0.5])
+        settings["early_stopping"] = rng.choice([True, False, "never"])
+    settings.update(rng.choice([{"max_length": rng.randint(2, 24)}, {"max_new_tokens": rng.randint(1, 20)}, {}]))
+    settings.update(rng.choice([{"min_length": rng.randint(1, 10)}, {"min_new_tokens": rng.randint(1, 10)}, {}]))
+    return GenerationConfig(**settings)
+
+
+def complete(model: VisionEncoderDecoderModel, config: GenerationConfig) -> GenerationConfig:
+    full = copy.deepcopy(config)
+    full.update(**model.generation_config.to_dict(), defaults_only=True)
+    full.update(length_penalty=1.0, defaults_only=True)
+    return full
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default", "ignore:Unfeasible length constraints")
+@pytest.mark.parametrize("seeds", [range(i, i + 50) for i in range(0, 200, 50)], ids=str)
+def test_tokens_of_generate(seeds: range) -> None:
+    ended = 0
+    for seed in seeds:
+        rng = random.Random(seed)
+        model, config = random_model(rng), random_settings(rng)
+        inputs = torch.randn(rng.randint(1, 6), 3, 16, 16) * 2
+        if seed % 3 == 0:  # where nothing is ever as good as equal
+            model, inputs = model.double(), inputs.double()
+        full = complete(model, config)
+        assert unsupported(model, full) is None
+        with torch.no_grad():
+            wanted = stock(model, inputs, full)
+        at_once = rng.choice([None, 1, 2, 4])
+        found = decode(model, lambda r, x=inputs: x[r.start : r.stop], len(inputs), config, at_once)  # type: ignore[misc]
+        where = f"seed {seed}: {config.to_diff_dict()}"
+        assert [image.tokens for image in found] == [image.tokens for image in wanted], where
+        assert [image.ended for image in found] == [image.ended for image in wanted], where
+        start = model.generation_config.decoder_start_token_id
+        score = forced_score(model, inputs[0], [start, *found[0].tokens[0]])
+        assert found[0].scores[0] == pytest.approx(score, abs=1e-4), where
+        ended += sum(sum(image.ended) for image in found)
+    assert ended > 20  # finished images matter
+
+
+class AsOnCuda(decoding.Engine):
+    """Every step of all slots and positions, asked every fourth time; what stands for the graph is the step itself."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cuda, self.every = True, 4
+
+
+def capture(step: Any, state: list[torch.Tensor]) -> SimpleNamespace:
+    before = [tensor.clone() for tensor in state]
+    step()
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(old)
+    return SimpleNamespace(replay=step)
+
+
+@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+def test_steps_of_one_shape(monkeypatch: Any) -> None:
+    """What a CUDA graph would replay gives the same, though it goes on with images that are done and empty slots."""
+    for seed in range(400, 440):
+        rng = random.Random(seed)
+        model, config = random_model(rng), random_settings(rng)
+        config.update(max_length=12, defaults_only=True)
+        inputs = torch.randn(5, 3, 16, 16) * 2
+
+        def found(at_once: int, model: Any = model, config: Any = config, inputs: Any = inputs) -> list[Found]:
+            return decode(model, lambda r: inputs[r.start : r.stop], 5, config, at_once)
+
+        plain = found(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "Engine", AsOnCuda)
+            patch.setattr(decoding, "_capture", capture)
+            decoding._engines.clear()
+            static = found(3)
+        assert [image.tokens for image in static] == [image.tokens for image in plain], seed
+        assert [image.scores for image in static] == [pytest.approx(image.scores, abs=1e-4) for image in plain], seed
+
+
+def asked(monkeypatch: Any, model: VisionEncoderDecoderModel, **settings: Any) -> tuple[list[Found], list[str]]:
+    """Captions of two images, and what was said."""
+    said: list[str] = []
+    monkeypatch.setattr(decoding, "say", said.append)
+    monkeypatch.setattr(decoding, "_said", set())
+    inputs = torch.randn(2, 3, 16, 16)
+    config = GenerationConfig(**{"max_length": 6, **settings})
+    for _ in range(2):
+        found = decode(model, lambda r: inputs[r.start : r.stop], 2, config)
+    return found, said
+
+
+@pytest.mark.parametrize("settings", [
+    {"num_beams": 2, "bad_words_ids": [[3]]}, {"num_beams": 2, "do_sample": True}, {"num_beams": 20},
+    {"num_beams": 1, "forced_eos_token_id": 0}, {"num_beams": 2, "renormalize_logits": True},
+])  # fmt: skip
+def test_generate_itself_does_the_rest(settings: dict[str, Any], monkeypatch: Any) -> None:
+    model = random_model(random.Random(5))
+    found, said = asked(monkeypatch, model, **settings)
+    assert len(said) == 1
+    assert said[0].startswith("Captions come from transformers' own generate, which is slower")
+    assert len(found) == 2
+    assert all(len(image.tokens) == 1 for image in found)
+    assert asked(monkeypatch, model, num_beams=2, typical_p=1.0)[1] == []
+
+
+def test_lengths_look_for_eos_behind_the_start() -> None:
+    rows = torch.tensor([[5, 6, 0, 0], [0, 0, 0, 0], [5, 6, 7, 8]])  # the start token is cut off already
+    lengths, ended = caption_lengths(rows, SpecialTokens(start=0, eos=0, pad=0))
+    assert lengths.tolist() == [3, 1, 4]
+    assert ended.tolist() == [True, True, False]

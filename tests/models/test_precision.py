@@ -1,0 +1,120 @@
+"""Faster arithmetic, the same results: precision, gradient checkpointing, compilation, the fused optimizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from toolkit.commands.finetune import _arguments, finetune
+from toolkit.errors import InputError
+from toolkit.models.freezing import freeze_encoder
+from toolkit.models.loading import build_captioner
+from toolkit.models.lora import add_lora, plain_model
+from toolkit.models.precision import pick_dtype
+from toolkit.models.special_tokens import SpecialTokens
+from toolkit.options import FinetuneOptions
+
+TOKENS = SpecialTokens(0, 0, 0)
+
+
+def run(cache_dir: Path, out: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
+    """The weights after three updates, and the loss on the validation images."""
+    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, max_steps=3, batch_size=8, num_beams=1, **more))
+    rows = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+    return load_file(out / "model.safetensors"), next(row["eval_loss"] for row in rows if "eval_loss" in row)
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def plain(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], float]:
+    return run(cache_dir, tmp_path_factory.mktemp("plain") / "model")
+
+
+def test_precision_and_checkpointing(cache_dir: Path, tmp_path: Path, plain: Any) -> None:
+    weights, loss = plain
+    checkpointed, same = run(cache_dir, tmp_path / "checkpointed", gradient_checkpointing=True)
+    assert same == loss
+    assert difference(checkpointed, weights) == 0
+    rounded, near = run(cache_dir, tmp_path / "bf16", precision="bf16")
+    assert near == pytest.approx(loss, abs=2e-2)
+    assert near != loss
+    assert all(weight.dtype == torch.float32 for weight in rounded.values())
+
+
+@pytest.mark.parametrize("kind", ["whole", "last layer", "lora", "lora of the encoder"])
+def test_gradients_with_checkpointing(kind: str) -> None:
+    """Reentrant checkpointing would silently drop those of the layers above frozen ones."""
+    found = []
+    for checkpointing in (False, True):
+        model: Any = build_captioner("", "", "tiny", 384, TOKENS, seed=0)
+        if kind == "last layer":
+            freeze_encoder(model.encoder, 1)
+        elif kind != "whole":
+            model = add_lora(model, 2, "both" if kind == "lora" else "encoder", pretrained=kind != "lora")
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if "lora_B" in name:
+                        weight.normal_(std=0.1)
+        if checkpointing:
+            plain_model(model).activation_checkpointing_enable({"use_reentrant": False})
+        calls: list[int] = []
+        layer = plain_model(model).decoder.transformer.h[0].mlp
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.train()
+        torch.manual_seed(0)
+        pixels, labels = torch.randn(2, 3, 64, 64), torch.randint(3, 384, (2, 7))
+        model(pixel_values=pixels, labels=labels, use_cache=False).loss.backward()
+        assert len(calls) == (2 if checkpointing else 1)
+        found.append({n: w.grad for n, w in model.named_parameters() if w.requires_grad})
+    assert all(grad is not None for grad in found[0].values())
+    for name, grad in found[0].items():
+        assert torch.equal(found[1][name], grad), name
+
+
+def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
+    """Several captions in a row survive it; here without the minutes that code generation takes."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # put back afterwards: Trainer sets it for the whole process
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=backend))
+    compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
+    assert graphs
+    assert same == pytest.approx(plain[1], abs=1e-5)
+    assert difference(compiled, plain[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_compiled_for_real(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
+    assert same == pytest.approx(plain[1], abs=1e-3)
+    assert difference(compiled, plain[0]) < 1e-2
+
+
+def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
+        assert pick_dtype("auto", cuda) is (torch.bfloat16 if has else torch.float32)
+    assert pick_dtype("auto", torch.device("cpu")) is torch.float32
+    options = FinetuneOptions(output_dir=tmp_path, gradient_checkpointing=True).resolved(None)
+    arguments = _arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
+    assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--precision fp16: training in it needs a GPU; use auto"):
+            run(cache_dir, tmp_path / "fp16", precision="fp16")

@@ -1,0 +1,125 @@
+"""Whether a cache is what a command would build: told from file states alone, without reading an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.cache.index import read_index
+from toolkit.cache.staging import image_state
+from toolkit.options import PreprocessOptions
+from toolkit.options.fields import to_json
+from toolkit.options.preprocess import DEFAULT_DECODER, DEFAULT_ENCODER
+from toolkit.runtime.files import file_state
+from toolkit.runtime.hashing import Hasher
+from toolkit.runtime.hub import MODEL_FILES, cached
+
+# Options that decide what is in a cache. The others (where it goes, how many workers) leave no trace in it, so that
+# the same inputs give the same bytes.
+CONTENT_OPTIONS = (
+    "annotations", "images", "format", "encoder", "decoder", "preset", "max_length", "val_fraction", "test_fraction",
+    "train_list", "val_list", "test_list", "seed",
+    "image_column", "caption_column", "split_column", "split_map",
+)  # fmt: skip
+# Raised when the same annotations and images give other records than before (captions, names, splits): then a cache is
+# read anew, though no image is decoded again.
+READING = 2
+LARGEST_READ = 2**26  # annotations up to here are known by their bytes; a container of images by its size and time
+
+
+def models(options: PreprocessOptions) -> tuple[str, str]:
+    """Encoder and decoder, named or by default; where a preset takes their place they say nothing."""
+    return options.encoder or DEFAULT_ENCODER, options.decoder or DEFAULT_DECODER
+
+
+def content_options(options: PreprocessOptions) -> dict[str, Any]:
+    """The options that decide what is in the cache, as its manifest has them."""
+    encoder, decoder = models(options)
+    values = {**to_json(options), "encoder": encoder, "decoder": decoder}
+    return {name: values[name] for name in CONTENT_OPTIONS}
+
+
+def is_current(manifest: dict[str, Any], source: str, options: PreprocessOptions, place: Path) -> bool:
+    """Whether the finished cache at `place` is what `options` would build.
+
+    Args:
+        source: `source_fingerprint` of now.
+    """
+    made = {**content_options(PreprocessOptions()), **manifest["options"]}  # older caches lack options that are newer
+    if made != content_options(options) or manifest["inputs"]["annotations"] != source:
+        return False
+    if manifest["inputs"].get("reading") != READING:
+        return False
+    if manifest["inputs"]["processors"] != processor_identity(options):
+        return False
+    if any(file_state(place / name)[0] != size for name, size in manifest["files"].items()):
+        return False
+    if manifest["inputs"]["images"] is None:  # inside containers, whose fingerprint is in `source`
+        return True
+    root = Path(manifest["inputs"]["images"])
+    images = 0
+    for _, _, table in read_index(place):
+        images += len(table)
+        columns = (table[name].to_pylist() for name in ("path", "size", "mtime_ns", "split", "reason"))
+        for path, size, mtime_ns, split, reason in zip(*columns, strict=True):
+            if (split or reason) and image_state(root, path) != (size, mtime_ns):
+                return False
+    return images == manifest["counts"]["images"]
+
+
+def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
+    """A hash of the annotations as they lie on disk: a file's bytes, a folder's names, sizes and times.
+
+    A data set on the hub is known by its name alone, and so never looks changed.
+    """
+    digest = Hasher()
+    path = options.annotations
+    lists = [p for p in (options.train_list, options.val_list, options.test_list) if p]
+    if path.is_dir():
+        for file, state in _files_below(path, place):
+            digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n")
+    elif path.is_file():
+        # Lists that lie beside the annotations are picked up by the readers.
+        lists += [path, *sorted(path.parent.glob("*Images.txt"))]
+    for list_file in lists:
+        size, mtime_ns = file_state(list_file)
+        digest.update(f"{list_file.name}\0{size}\0")
+        digest.update(list_file.read_bytes() if 0 <= size <= LARGEST_READ else f"{mtime_ns}")
+    return digest.hex()
+
+
+def _files_below(root: Path, place: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below a folder, links to folders followed, but for the cache itself and what is built beside it."""
+    visited = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in visited:
+            names.clear()
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        if os.path.realpath(folder) == str(place.parent):
+            beside = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
+            names[:] = [name for name in names if name not in beside]
+            files = [name for name in files if name not in beside]
+        names.sort()
+        for name in sorted(files):
+            file = os.path.join(folder, name)
+            yield os.path.relpath(file, root), os.lstat(file)
+
+
+def processor_identity(options: PreprocessOptions) -> str:
+    """A hash of the encoder's and decoder's small files where they are on this machine, else of their names alone."""
+    if options.preset is not None:
+        return f"preset {options.preset} of toolkit {__version__}"
+    digest = Hasher()
+    for model in models(options):
+        digest.update(f"{model}\0")
+        for name in MODEL_FILES:
+            file = Path(model) / name if Path(model).is_dir() else cached(model, name)
+            if file is not None and file.is_file():
+                digest.update(f"{name}\0")
+                digest.update(file.read_bytes())
+    return digest.hex()

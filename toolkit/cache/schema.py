@@ -1,0 +1,171 @@
+"""The cache: a plain Hugging Face dataset folder, its manifest, and a zero-copy way to read it.
+
+    cache/dataset/
+        dataset_dict.json  train/ validation/ test/    datasets.load_from_disk() opens these
+        manifest.json      what made it: options, identities, counts, versions, content hashes
+        rejected.jsonl     images that could not be read, with the reason
+        index/             a row per source image: size, time, content hash, where its pixels are (for rebuilding)
+        tokenizer/  image_processor/                    as `save_pretrained` writes them
+
+Each split is a row of Arrow stream files, one per piece of the source (toolkit/cache/build.py writes them).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.cache.reader import Rows, SplitReader
+from toolkit.errors import InputError
+from toolkit.records import SPLITS
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+COLUMNS = ("image_id", "path", "captions", "pixel_values", "labels")
+_FILES = re.compile(
+    rf"({'|'.join(SPLITS)})/(data-\d{{6,}}\.arrow|state\.json|dataset_info\.json)|index/\d{{6,}}\.arrow"
+    r"|(tokenizer|image_processor)/.+|dataset_dict\.json|rejected\.jsonl"
+)
+
+
+def cache_features(shape: tuple[int, int, int], max_length: int) -> Features:
+    """The five columns. `pixel_values` is CHW: as HWC, lists of three bytes would add 352 KB of offsets an image."""
+    from datasets import Array3D, Features, List, Value
+
+    return Features(
+        {
+            "image_id": Value("string"),
+            "path": Value("string"),
+            "captions": List(Value("string")),
+            "pixel_values": Array3D(shape, "uint8"),
+            "labels": List(List(Value("int32"), length=max_length)),
+        }
+    )
+
+
+def is_cache_file(name: str) -> bool:
+    """Whether a name, relative to the cache, is one that `preprocess` gives: no other file is its to replace.
+
+    The manifest is none of them; whoever replaces a cache treats it apart.
+    """
+    return _FILES.fullmatch(name) is not None and ".." not in name.split("/")
+
+
+def listed_files(manifest: bytes) -> set[str] | None:
+    """The files that a manifest says are the cache's, as far as they can be; None if it can't be read."""
+    try:
+        return {name for name in json.loads(manifest)["files"] if is_cache_file(name)}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        InputError: no such folder, no cache, or one of another schema version.
+    """
+    path = directory / MANIFEST
+    if not directory.exists():
+        raise InputError(f"{directory}: no such folder; run `toolkit preprocess` first, or name the cache.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{directory}: not a cache (no readable {MANIFEST}); `toolkit preprocess` writes one."
+        ) from None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{directory}: a cache of schema version {version}, this toolkit reads {SCHEMA_VERSION}; "
+            "run `toolkit preprocess --overwrite` to build it anew."
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened cache: `cache["train"]` is a SplitReader."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.manifest["pixels"]["shape"]
+        return (channels, height, width)
+
+    def __getitem__(self, split: str) -> SplitReader:
+        if split not in SPLITS:
+            raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}.")
+        return SplitReader(self.directory / split, self.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SPLITS)
+
+
+def open_cache(directory: Path | str) -> Cache:
+    """Opens a finished cache.
+
+    Raises:
+        InputError: as `read_manifest`.
+    """
+    directory = Path(directory)
+    return Cache(directory, read_manifest(directory))
+
+
+class CaptionView(Sequence[dict[str, np.ndarray]]):
+    """One row per caption, normalised: what a stock `Seq2SeqTrainer` with `default_data_collator` takes.
+
+    `view[i]` is {"pixel_values": float32 (C, H, W), "labels": int64 (max_length,)}. Pixels are normalised row by row
+    here, since a stock Trainer does not do it on the device; that is why toolkit's own trainer is faster.
+    """
+
+    def __init__(self, rows: Rows, order: np.ndarray, pixels: dict[str, Any]) -> None:
+        self.rows = rows
+        self.order = order
+        self.ends = np.cumsum(rows.caption_counts()[order])
+        self.scale = np.float64(pixels["rescale_factor"])
+        self.mean = np.array(pixels["mean"], dtype=np.float32).reshape(-1, 1, 1)
+        self.std = np.array(pixels["std"], dtype=np.float32).reshape(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        index = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        position = int(np.searchsorted(self.ends, index, side="right"))
+        row = int(self.order[position])
+        pixels, labels = self.rows.pixel_row(row), self.rows.label_rows(row)
+        caption = index - int(self.ends[position])  # from the end of the row's captions
+        scaled = (pixels * self.scale).astype(np.float32)  # float64 product, rounded once: as the HF processors do
+        return {"pixel_values": (scaled - self.mean) / self.std, "labels": labels[caption].astype(np.int64)}
+
+
+def caption_view(dataset: Dataset) -> CaptionView:
+    """One row per caption of a split opened with `datasets.load_from_disk`; `select` and `shuffle` are followed.
+
+    Raises:
+        InputError: the data set does not stem from one cache folder, or its columns were changed.
+    """
+    folders = {Path(file["filename"]).parent for file in dataset.cache_files if "data-" in Path(file["filename"]).name}
+    if len(folders) != 1 or set(COLUMNS) - set(dataset.column_names):
+        raise InputError("caption_view: give one split of `datasets.load_from_disk(cache)`, or a `select` of it.")
+    manifest = read_manifest(folders.pop().parent)
+    rows = Rows(dataset.data.table, tuple(manifest["pixels"]["shape"]))
+    # shuffle() and select() may leave the table alone and keep a list of rows beside it; ignoring that list would
+    # silently give other rows than the data set shows.
+    indices = dataset._indices
+    order = np.arange(len(rows)) if indices is None else indices.column(0).to_numpy()
+    return CaptionView(rows, order, manifest["pixels"])

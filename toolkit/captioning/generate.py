@@ -1,0 +1,338 @@
+"""Captions from pixels. Knows no files: tensors in, `Decoded` out.
+
+toolkit's own decoder gives in fp32 the tokens that `transformers.generate` gives, several times faster
+(docs/benchmarks.md); whatever it does not know is handed to `generate`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from toolkit.captioning.beam_search import Found, longest, search_for
+from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
+from toolkit.models.loading import Captioner
+from toolkit.models.special_tokens import SpecialTokens, generation_config
+from toolkit.models.twins import turn
+from toolkit.options import GenerationOptions
+from toolkit.runtime.hashing import hash_hex
+from toolkit.runtime.progress import say
+
+# Raised when the same model, image and settings are to give another caption than before: what batch-caption has from
+# before is then made anew.
+DECODING_VERSION = 2
+
+# The settings that toolkit's own decoder knows; with any other, `generate` is asked.
+SETTINGS = {
+    "num_beams", "num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size",
+    "repetition_penalty", "min_length", "min_new_tokens", "max_length", "max_new_tokens", "do_sample", "top_k", "top_p",
+    "temperature", "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version",
+    "use_cache", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+    "return_dict_in_generate",
+}  # fmt: skip
+_said: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The captions of one image.
+
+    Attributes:
+        captions: `num_captions` of them, best first.
+        scores: mean log-probability of each one's tokens, EOS included, in nats; 0 is certainty. What the model thinks
+            of a token, not what is left of it after top-k, banned n-grams or a repetition penalty.
+        ended: whether each ended with EOS, or ran into `max_length`.
+    """
+
+    captions: tuple[str, ...]
+    scores: tuple[float, ...]
+    ended: tuple[bool, ...]
+
+
+def generate_captions(
+    captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions, at_once: int | None = None
+) -> list[Decoded]:
+    """One `Decoded` an image; what it is does not depend on the other images.
+
+    Args:
+        pixels: uint8 (n, C, H, W), as `PixelTransform` makes them.
+        at_once: images in the decoder at a time; as one is done the next takes its place. Without it, all.
+    """
+    config = settled(captioner.model, options)
+    seeds = (
+        [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
+        if options.sample
+        else []
+    )
+
+    def load(images: range) -> torch.Tensor:
+        part = pixels[images.start : images.stop].to(captioner.device)
+        return captioner.normalizer(part).to(captioner.model.dtype)
+
+    found = decode(captioner.model, load, len(pixels), config, at_once, seeds)
+    texts = iter(captioner.decode([row for image in found for row in image.tokens]))
+    return [
+        Decoded(tuple(next(texts) for _ in image.tokens), tuple(image.scores), tuple(image.ended)) for image in found
+    ]
+
+
+def settled(model: Any, options: GenerationOptions) -> GenerationConfig:
+    """The settings that captions are decoded with: the options, and of the model's own what no option says."""
+    own = model.generation_config
+    if options.sample:
+        options = replace(options, num_beams=1)  # drawn instead of searched for
+    config = generation_config(options, SpecialTokens(own.decoder_start_token_id, own.eos_token_id, own.pad_token_id))
+    config.do_sample = options.sample
+    return _completed(model, config)
+
+
+def _completed(model: Any, config: GenerationConfig) -> GenerationConfig:
+    config = copy.deepcopy(config)
+    config.update(**model.generation_config.to_dict(), defaults_only=True)
+    config.update(num_beams=1, num_return_sequences=1, length_penalty=1.0, top_k=50, defaults_only=True)
+    return config
+
+
+def describe_settings(model: Any, options: GenerationOptions) -> str:
+    """One line: the settings that captions are decoded with, and where the model's own are others."""
+    used, own = settled(model, options), model.generation_config
+    names = ["num_beams", "max_length", "no_repeat_ngram_size"]
+    if used.num_beams > 1:
+        names += ["length_penalty", "early_stopping"]
+    if options.sample:
+        names += ["do_sample", "top_k", "top_p", "temperature"]
+    if used.num_return_sequences > 1:
+        names.append("num_return_sequences")
+    has = [name for name in [*names, "do_sample"] if getattr(own, name, None) is not None]
+    differing = [
+        f"{name} {getattr(own, name)}" for name in dict.fromkeys(has) if getattr(own, name) != getattr(used, name)
+    ]
+    others = {"length_penalty", "early_stopping", "top_k", "top_p", "temperature", "do_sample", "num_return_sequences"}
+    added = [
+        f"{name} {value}"
+        for name, value in own.to_diff_dict().items()
+        if name not in {*names, *others} and not name.startswith("_") and not name.endswith("_id")
+        and name != "transformers_version" and value is not None and value not in (False, 1.0)
+    ]  # fmt: skip
+    text = "decoding with " + ", ".join(f"{name} {getattr(used, name)}" for name in names)
+    if added:
+        text += f", and from the model's own generation_config.json {', '.join(added)}"
+    if differing:
+        return f"{text}; the model's own generation_config.json has {', '.join(differing)} instead"
+    return text + ("; the model's own settings are the same" if has else "; the model has no settings of its own")
+
+
+def decode(
+    model: Any,
+    load: Callable[[range], torch.Tensor],
+    count: int,
+    config: GenerationConfig,
+    at_once: int | None = None,
+    seeds: Sequence[int] = (),
+) -> list[Found]:
+    """Tokens and scores of each image.
+
+    Args:
+        load: pixel_values (n, C, H, W) of some of the images 0 to `count`, on the model's device; asked in order.
+        config: as for `generate`: what it leaves open is filled in from the model's own.
+        seeds: of each image, where tokens are drawn.
+    """
+    config = _completed(model, config)
+    reason = unsupported(model, config)
+    with torch.inference_mode():
+        if reason:
+            if reason not in _said:
+                _said.add(reason)
+                say(f"Captions come from transformers' own generate, which is slower: {reason}.")
+            return stock(model, load(range(count)), config, seeds)
+        with turn(model):
+            return _engine(prepared(model), config, min(at_once or count, count)).run(load, count, seeds)
+
+
+def unsupported(model: Any, config: GenerationConfig) -> str | None:
+    """Why toolkit's own decoder can't do it; None if it can."""
+    kind = getattr(getattr(model, "decoder", None), "config", None)
+    if model.config.model_type != "vision-encoder-decoder" or kind is None or kind.model_type not in DECODERS:
+        return f"toolkit does not know a decoder of type {getattr(kind, 'model_type', model.config.model_type)}"
+    for name, value in config.to_diff_dict().items():
+        neutral = value is None or (value is not True and not name.endswith("_id") and value in (False, 0, 1))
+        if name not in SETTINGS and not name.startswith("_") and not neutral:
+            return f"the model's generation settings have {name}={value}"
+    if not isinstance(config.eos_token_id, int) or not isinstance(config.pad_token_id, int):
+        return f"eos_token_id is {config.eos_token_id} and pad_token_id {config.pad_token_id}"
+    if config.do_sample and config.num_beams > 1:
+        return "tokens are to be drawn and searched for at the same time"
+    if kind.vocab_size <= 2 * config.num_beams:
+        return f"there are {config.num_beams} beams to {kind.vocab_size} tokens"
+    if config.num_return_sequences > config.num_beams and not config.do_sample:
+        return f"{config.num_return_sequences} captions are asked of {config.num_beams} beams"
+    return None
+
+
+# ---- the decoder ----------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Images through the decoder, up to `slots` at a time: as some are done, waiting ones take their place."""
+
+    def __init__(self, model: Any, config: GenerationConfig, slots: int) -> None:
+        self.encoder, self.start, self.slots = model.encoder, config.decoder_start_token_id, slots
+        self.project = getattr(model, "enc_to_dec_proj", nn.Identity())
+        self.limit = longest(config)
+        self.search = search_for(config, slots, model.device)
+        self.steps = Steps(model.decoder, slots, self.search.rows, self.limit)
+        self.graph: Any = None
+        self.cuda = model.device.type == "cuda"
+        # Asking a GPU whether an image is done waits for it; an image that is done takes no harm from further steps.
+        self.every = 4 if self.cuda else 1
+
+    def run(self, load: Callable[[range], torch.Tensor], count: int, seeds: Sequence[int]) -> list[Found]:
+        found: dict[int, Found] = {}
+        images: list[int] = []  # in the slots
+        new: list[int] = []  # tokens of each
+        waiting, ticks = 0, 0
+        while images or waiting < count:
+            free = min(self.slots - len(images), count - waiting)
+            if free and (not images or free >= self.slots / 4):  # a batch for the encoder, not one by one
+                taken = range(waiting, waiting + free)
+                self._admit(load(taken), seeds[taken.start : taken.stop])
+                images += taken
+                new += [1] * free
+                waiting += free
+            else:
+                self._tick(len(images), max(new))
+                new = [n + 1 for n in new]
+                ticks += 1
+            ask = ticks % self.every == 0
+            done = self.search.done[: len(images)].tolist() if ask else [False] * len(images)
+            for slot in reversed(range(len(images))):
+                if done[slot] or new[slot] + 1 >= self.limit:
+                    found[images[slot]] = self.search.result(slot)
+                    self._release(slot, images, new)
+        return [found[i] for i in range(count)]
+
+    def _admit(self, pixels: torch.Tensor, seeds: Sequence[int]) -> None:
+        states = self.project(self.encoder(pixel_values=pixels).last_hidden_state)
+        low, high = self.steps.active, self.steps.active + len(states)
+        logits = self.steps.admit(states, self.start)
+        self.search.admit(low, high, seeds)
+        self.search.advance(logits[:, None], low, high)
+
+    def _tick(self, images: int, positions: int) -> None:
+        """A step of all images; on a GPU of all slots and positions, so that it is the same every time."""
+        if not self.cuda:
+            self._step(images, positions + 1)
+            return
+        if self.graph is None:
+            self.graph = _capture(lambda: self._step(self.slots, self.limit), [*self.search.state, *self.steps.state])
+        self.graph.replay()
+
+    def _step(self, images: int, positions: int) -> None:
+        parents = None if self.search.parents is None else self.search.parents[:images]
+        self.search.advance(self.steps.step(self.search.last[:images], parents, positions), 0, images)
+
+    def _release(self, slot: int, images: list[int], new: list[int]) -> None:
+        """The last slot's image moves into the one that became free, so that the used ones come first."""
+        last = len(images) - 1
+        if slot != last:
+            self.steps.move(last, slot)
+            for tensor in self.search.state:
+                tensor[slot] = tensor[last]
+            images[slot], new[slot] = images[last], new[last]
+        images.pop()
+        new.pop()
+        self.steps.active = last
+
+
+def _capture(step: Callable[[], None], state: list[torch.Tensor]) -> Any:
+    """The step as a CUDA graph: hundreds of kernels started at once. What it did to `state` meanwhile is undone."""
+    before = [tensor.clone() for tensor in state]
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(2):  # libraries set themselves up in the first calls, which a graph must not record
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(old)
+    return graph
+
+
+_engines: WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = WeakKeyDictionary()
+
+
+def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
+    """A twin's engine of the last call if it fits: its memory is mapped, and on a GPU its graph captured."""
+    key = config.to_json_string(), model.device, model.dtype, [p.data_ptr() for p in model.decoder.parameters()]
+    known, engine = _engines.pop(model, (None, None))
+    if engine is None or known != key or engine.slots < slots or engine.steps.active:
+        engine = Engine(model, config, slots)
+    _engines[model] = key, engine
+    return engine
+
+
+# ---- transformers' own ----------------------------------------------------------------------------------------------
+
+
+def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Sequence[int] = ()) -> list[Found]:
+    """The same from `generate`, whatever the model and the settings are."""
+    if seeds and len(pixels) > 1:  # one by one, since what is drawn for an image would depend on the others
+        return [
+            found for i in range(len(pixels)) for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1])
+        ]
+    beams = config.num_beams > 1
+    prompt = 1 + getattr(model.config, "num_query_tokens", 0)  # BLIP-2: places for the image before the start token,
+    if prompt > 1:  # which are no part of the caption's length
+        config = copy.deepcopy(config)
+        config.update(max_length=None, max_new_tokens=config.max_new_tokens or config.max_length - 1)
+    if seeds:
+        torch.manual_seed(seeds[0])
+    output = model.generate(
+        pixel_values=pixels,
+        generation_config=config,
+        return_dict_in_generate=True,
+        output_scores=beams,
+        output_logits=not beams,
+    )
+    sequences = output.sequences[:, prompt:]  # the start token is nobody's caption
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    lengths, ended = caption_lengths(sequences, eos)
+    if beams:
+        # A beam's score is its log-probability over length ** length_penalty.
+        scores = output.sequences_scores.float() * lengths.float() ** (config.length_penalty - 1)
+    else:
+        steps = [
+            logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+            for logits, token in zip(output.logits, sequences.T, strict=False)
+        ]
+        inside = torch.arange(len(steps), device=lengths.device) < lengths[:, None]
+        scores = torch.stack(steps, dim=1).masked_fill(~inside, 0).sum(1) / lengths
+    n = config.num_return_sequences
+    rows = [row[:m] for row, m in zip(sequences.tolist(), lengths.tolist(), strict=True)]
+    return [
+        Found(rows[i : i + n], scores[i : i + n].tolist(), ended[i : i + n].tolist()) for i in range(0, len(rows), n)
+    ]
+
+
+def caption_lengths(sequences: torch.Tensor, eos: Sequence[int] | SpecialTokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens up to and including the first EOS, and whether there is one: int64 (n,), bool (n,).
+
+    Args:
+        sequences: int64 (n, T) without the start token, which may be the same id as EOS.
+        eos: the ids that end a caption, or the special tokens that have it.
+    """
+    ids = [eos.eos] if isinstance(eos, SpecialTokens) else eos
+    is_eos = torch.isin(sequences, torch.tensor(ids, device=sequences.device))
+    ended = is_eos.any(dim=1)
+    first = is_eos.int().argmax(dim=1) + 1
+    return torch.where(ended, first, sequences.shape[1]), ended

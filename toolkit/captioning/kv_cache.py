@@ -1,0 +1,256 @@
+"""The decoder's steps: what it keeps of each image, and one more token for each of its captions.
+
+An image's captions (its beams, or what is drawn for it) are rows of queries over the same keys and values. Those of
+cross-attention are then projected and kept once an image, not once a beam, and never move. Those of self-attention are
+written once, at the place of their position and row, and never move either: which of them a row sees, its ancestors, is
+a mask that is reordered in their stead. transformers' own decoder modules do the arithmetic; they only find another
+attention function and other caches.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+from transformers import AttentionInterface, Cache, EncoderDecoderCache
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from toolkit.models.special_tokens import first_position
+from toolkit.models.twins import twin_of
+
+DECODERS = ("gpt2", "bert", "roberta", "xlm-roberta", "camembert")  # each compared with `generate` in the tests
+SHARED = "toolkit_shared"
+
+
+def shared_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """One query a row, the rows of an image over the keys of that image.
+
+    Args:
+        query: (images * rows, heads, 1, d)
+        key, value: (images, heads, keys, d)
+        attention_mask: bool (images, 1, rows, keys), or None where all is seen.
+
+    Returns:
+        (images * rows, 1, heads, d), and None for the weights.
+    """
+    total, heads, _, d = query.shape
+    images = key.shape[0]
+    folded = query.reshape(images, total // images, heads, d).transpose(1, 2)
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.transpose(1, 2).reshape(total, 1, heads, d), None
+
+
+AttentionInterface.register(SHARED, shared_attention)
+
+
+class _Own(Cache):
+    """Self-attention: writes each row's key and value at `places`, and gives those of all entries so far."""
+
+    def __init__(self, steps: Steps, images: slice, places: torch.Tensor, used: int) -> None:
+        self.steps, self.images, self.places, self.used = steps, images, places, used
+        self.layers: list[Any] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, heads, _, d = key_states.shape
+        if layer_idx == len(self.steps.own):
+            # Zeros: an entry that nobody sees is still multiplied by its weight of 0, and 0 times NaN is NaN.
+            shape = (self.steps.slots, self.steps.length * self.steps.rows, heads, d)
+            self.steps.own.append((key_states.new_zeros(shape), key_states.new_zeros(shape)))
+        keys, values = self.steps.own[layer_idx]
+        for kept, new in ((keys, key_states), (values, value_states)):
+            kept.view(-1, heads * d).index_copy_(0, self.places, new.transpose(1, 2).reshape(rows, heads * d))
+        return keys[self.images, : self.used].transpose(1, 2), values[self.images, : self.used].transpose(1, 2)
+
+
+class _Cross(Cache):
+    """Cross-attention: keeps what was projected from new images."""
+
+    def __init__(self, steps: Steps, images: slice) -> None:
+        self.steps, self.images = steps, images
+        self.layers = [_Layer(keys[images], values[images]) for keys, values in steps.cross]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer_idx == len(self.steps.cross):
+            shape = (self.steps.slots, *key_states.shape[1:])
+            self.steps.cross.append((key_states.new_empty(shape), key_states.new_empty(shape)))
+        keys, values = self.steps.cross[layer_idx]
+        keys[self.images], values[self.images] = key_states, value_states
+        return key_states, value_states
+
+
+class _Layer:
+    """Where transformers looks for a layer's keys and values that are there already."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
+
+
+class _Caches(EncoderDecoderCache):
+    """Both, as the decoder asks for them."""
+
+    def __init__(self, own: _Own, cross: _Cross, projected: bool) -> None:
+        self.self_attention_cache, self.cross_attention_cache = own, cross
+        self.is_updated = dict.fromkeys(range(len(cross.layers)), projected)
+
+
+class Steps:
+    """The decoder's memory for up to `slots` images of `rows` captions each.
+
+    Images fill the slots from the first on; `active` of them are in use.
+
+    Attributes:
+        cross: keys and values of each layer, (slots, heads, S, d).
+        own: keys and values of each layer, (slots, length * rows, heads, d); position p of row r is entry p * rows + r.
+        seen: bool (slots, 1, rows, length * rows), the entries that a row sees.
+        age: int64 (slots,), the position of the last token.
+    """
+
+    def __init__(self, decoder: nn.Module, slots: int, rows: int, length: int) -> None:
+        self.decoder, self.slots, self.rows, self.length = decoder, slots, rows, length
+        self.device = next(decoder.parameters()).device
+        self.first = first_position(decoder)
+        self.active = 0
+        self.cross: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.seen = torch.zeros(slots, 1, rows, length * rows, dtype=torch.bool, device=self.device)
+        self.age = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self.row = torch.arange(rows, device=self.device)
+        self.slot = torch.arange(slots, device=self.device)[:, None]
+        self.state = [self.seen, self.age]
+
+    def admit(self, states: torch.Tensor, start: int) -> torch.Tensor:
+        """Takes images in, and their start token once for all rows, which are the same as yet.
+
+        Args:
+            states: (n, S, D), the encoder's; n at most `slots - active`.
+
+        Returns:
+            Logits of the first token, (n, vocabulary).
+        """
+        n = states.shape[0]
+        new = slice(self.active, self.active + n)
+        self.active += n
+        self.seen[new] = False
+        self.seen[new, ..., 0] = True
+        self.age[new] = 0
+        return self._decode(
+            torch.full((n, 1), start, device=self.device),
+            self.age[new, None],
+            self.seen[new, :, :1, :1],
+            states,
+            _Caches(
+                _Own(self, new, self.slot[new, 0] * (self.length * self.rows), 1), _Cross(self, new), projected=False
+            ),
+        )
+
+    def step(self, tokens: torch.Tensor, parents: torch.Tensor | None, positions: int) -> torch.Tensor:
+        """Logits of the next token for each row of the first slots: (images, rows, vocabulary).
+
+        Args:
+            tokens: int64 (images, rows), the last one of each row.
+            parents: int64 (images, rows), the row that each continues; None where each continues itself.
+            positions: no image is older than this.
+        """
+        images, rows, used = len(tokens), self.rows, positions * self.rows
+        now = slice(0, images)
+        age = self.age[now].add_(1).clamp_(max=self.length - 1)  # it stays there where nobody looks any more
+        seen = self.seen[now, :, :, :used]
+        if parents is not None:
+            seen.copy_(seen.gather(2, parents[:, None, :, None].expand(seen.shape)))
+        entries = age[:, None] * rows + self.row
+        seen.scatter_(3, entries[:, None, :, None], True)
+        places = (self.slot[now] * (self.length * rows) + entries).flatten()
+        return self._decode(
+            tokens.reshape(-1, 1),
+            age[:, None].expand(images, rows).reshape(-1, 1),
+            seen,
+            self.cross[0][0],  # never looked at: its keys and values are there
+            _Caches(_Own(self, now, places, used), _Cross(self, now), projected=True),
+        ).view(images, rows, -1)
+
+    def _decode(
+        self, tokens: torch.Tensor, age: torch.Tensor, seen: torch.Tensor, states: torch.Tensor, caches: _Caches
+    ) -> torch.Tensor:
+        positions = age + self.first
+        if self.first:  # RoBERTa-likes give their padding token a position of its own, wherever it stands
+            positions = positions.masked_fill(tokens == self.first - 1, self.first - 1)
+        return self.decoder(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=seen,
+            encoder_hidden_states=states,
+            past_key_values=caches,
+            use_cache=True,
+        ).logits[:, -1]
+
+    def move(self, source: int, target: int) -> None:
+        """The image in slot `source` takes the place of the one in `target`."""
+        for pair in (*self.cross, *self.own, (self.seen, self.age)):
+            for kept in pair:
+                kept[target] = kept[source]
+
+
+# ---- the model, made ready -----------------------------------------------------------------------------------------
+
+PACK_FROM = 1 << 18  # weights of a matrix; smaller ones stay in the processor's caches anyway
+ROWS_TO_EXPECT = 32  # 8 images with 4 beams; weights packed for them serve any other number
+_packed: WeakKeyDictionary[nn.Module, tuple[Any, torch.Tensor]] = WeakKeyDictionary()
+
+
+def prepared(model: nn.Module) -> Any:
+    """The model's twin for decoding: decoder attention shared by an image's rows, and on a CPU weights in oneDNN's layout.
+
+    A step multiplies a few rows with every weight once, and of that half the time goes into laying the weights out. The
+    copies cost the memory of the weights again, and are kept as long as the weights don't change.
+    """
+    twin = twin_of(model, SHARED)
+    for module in twin.modules():
+        if type(module) in (nn.Linear, Conv1D) and _can_pack(module.weight):
+            module.forward = _packed_forward(module)
+        elif type(module) is NewGELUActivation:  # one pass over memory instead of eight; the same formula
+            module.forward = partial(gelu, approximate="tanh")
+        else:
+            vars(module).pop("forward", None)
+    return twin
+
+
+def _can_pack(weight: Any) -> bool:
+    return (
+        weight.numel() >= PACK_FROM
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # what torch.compile uses; not promised to stay
+    )
+
+
+def _packed_forward(module: nn.Module) -> Any:
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    state = weight.data_ptr(), None if weight.is_inference() else weight._version
+    known = _packed.get(module)
+    if known is None or known[0] != state:
+        plain = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t().contiguous()
+        known = _packed[module] = state, torch.ops.mkldnn._reorder_linear_weight(plain, ROWS_TO_EXPECT)
+    packed, bias = known[1], module.bias
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    return forward

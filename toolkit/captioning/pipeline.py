@@ -1,0 +1,205 @@
+"""Images to captions, batch by batch: what batch-caption does here, and on each node of a cluster.
+
+    read, hash and resize (threads, ahead) -> batch -> caption -> (image, row)
+
+Knows the journal as what says which captions are there already, and no output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from toolkit.captioning.captioner import result
+from toolkit.captioning.generate import DECODING_VERSION, Decoded, generate_captions, settled
+from toolkit.captioning.journal import Fingerprint, Journal, State
+from toolkit.data.images import PASSING, FoundImage, read_file, read_image
+from toolkit.data.pixels import PixelTransform
+from toolkit.errors import ImageError, RunError
+from toolkit.models.loading import Captioner
+from toolkit.options import BatchCaptionOptions, GenerationOptions
+from toolkit.options.fields import to_json
+from toolkit.records import CaptionResult
+from toolkit.runtime.ahead import in_threads
+from toolkit.runtime.files import file_state
+from toolkit.runtime.hashing import Hasher, hash_hex
+from toolkit.runtime.progress import say
+from toolkit.runtime.remote import url_behind
+
+Row = dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    found: FoundImage
+    pixels: np.ndarray | None  # (C, H, W) as the captioner takes them; None of what can't be read or is known
+    size: tuple[int, int] | None
+    error: str | None
+    state: State
+    content: str | None  # a hash of the bytes; None where they say nothing: not opened, or an error that passes
+
+
+class Captioned(NamedTuple):
+    """An image and its row; `kept` where its bytes have a row already, under another name or time, or in this batch."""
+
+    found: FoundImage
+    state: State
+    content: str | None
+    kept: bool
+    row: Row
+
+
+def place_of(found: FoundImage) -> str:
+    """What a file is known by: the folder and the name below it, or the URL that it stands for."""
+    return url_behind(found.path) or f"{_real(found.root)}/{found.name}"
+
+
+@lru_cache(maxsize=64)
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def known_row(found: FoundImage, journal: Journal) -> tuple[str, Row] | None:
+    """Content and row of an image that is as it was when it was captioned."""
+    content = journal.content(place_of(found), file_state(found.path))
+    row = journal.row(content) if content else None
+    return (content, row) if content and row else None
+
+
+def caption_images(
+    captioner: Captioner, images: Sequence[FoundImage], options: BatchCaptionOptions, journal: Journal
+) -> Iterator[list[Captioned]]:
+    """Rows batch by batch, in the order of the images; a batch that does not fit in memory is done again in halves.
+
+    Raises:
+        RunError: not even one image fits in memory.
+    """
+    auto = options.batch_size == "auto"
+    size = (64 if captioner.device.type == "cuda" else 8) if auto else int(options.batch_size)
+    load = partial(_load, captioner=captioner, journal=journal)
+    with closing(in_threads(load, images, options.num_workers, ahead=4 * size)) as source:
+        while batch := list(islice(source, size)):
+            contents = {one.content for one in batch if one.content}
+            # asked again, as it may be of a batch that was in hand when the image was read
+            rows = {content: row for content in contents if (row := journal.row(content)) is not None}
+            fresh: dict[str, Loaded] = {}  # copies within the batch are captioned once
+            for one in batch:
+                if one.pixels is not None and one.content and one.content not in rows:
+                    fresh.setdefault(one.content, one)
+            good = list(fresh.values())
+            done = 0
+            while done < len(good):
+                some = good[done : done + size]
+                pixels = torch.from_numpy(np.stack([one.pixels for one in some if one.pixels is not None]))
+                try:
+                    answers = generate_captions(captioner, pixels, options.generation)
+                except torch.OutOfMemoryError:
+                    if len(some) == 1 or not auto:
+                        raise RunError(
+                            f"--batch-size {options.batch_size}: {len(some)} images do not fit in the device's memory; give "
+                            "a smaller number, or fewer --num-beams."
+                        ) from None
+                    answers = None
+                if answers is None:  # outside of except, whose traceback holds the tensors that did not fit
+                    size = len(some) // 2
+                    torch.cuda.empty_cache()
+                    say(f"a batch of {len(some)} does not fit in memory: going on with {size}")
+                    continue
+                rows.update(
+                    (one.content, _row(one, answer)) for one, answer in zip(some, answers, strict=True) if one.content
+                )
+                done += len(some)
+            yield [
+                Captioned(one.found, one.state, one.content, fresh.get(one.content) is not one, rows[one.content])
+                if one.content in rows
+                else Captioned(one.found, one.state, one.content, False, _row(one, None))
+                for one in batch
+            ]  # fmt: skip
+
+
+def _load(found: FoundImage, captioner: Captioner, journal: Journal) -> Loaded:
+    try:
+        data, state = read_file(found.path)
+    except ImageError as error:
+        return Loaded(found, None, None, str(error), (-1, -1), None)
+    content = hashlib.sha256(data).hexdigest()
+    if journal.row(content) is not None:
+        return Loaded(found, None, None, None, state, content)
+    try:
+        image = read_image(data)
+        return Loaded(found, captioner.transform(image), image.size, None, state, content)
+    except ImageError as error:
+        return Loaded(found, None, None, str(error), state, None if str(error) in PASSING else content)
+
+
+def _row(loaded: Loaded, decoded: Decoded | None) -> Row:
+    name = loaded.found.name
+    if decoded is None or loaded.size is None:
+        return CaptionResult(name, error=loaded.error).to_row()
+    return result(name, decoded, loaded.size).to_row()
+
+
+# ---- what decides a caption -----------------------------------------------------------------------------------------
+
+FORMER_VERSION = "0.1.0"
+FORMER_OPTIONS = (
+    "num_beams", "max_length", "length_penalty", "no_repeat_ngram_size", "early_stopping", "sample", "top_k", "top_p",
+    "temperature", "num_captions", "seed",
+)  # fmt: skip
+
+
+def fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
+    """All that decides a caption besides the image: weights and architecture, precision, tokenizer, image processor, the
+    settings of decoding with what the model's own add to them, the seed of --sample, and the version of decoding."""
+    weights = Hasher()
+    for name, tensor in sorted(captioner.model.state_dict().items()):
+        weights.update(name)
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    dtype = str(captioner.model.dtype)
+    given = {name: value for name, value in to_json(options).items() if name in FORMER_OPTIONS}
+    parts = {
+        "weights": weights.hex(),
+        "architecture": _plain(captioner.model.config.to_diff_dict()),
+        "precision": dtype,
+        "tokenizer": _tokenizer(captioner.tokenizer),
+        "image_processor": _processor(captioner),
+        "decoding": _plain(settled(captioner.model, options).to_diff_dict()),
+        "seed": options.seed if options.sample else None,
+    }
+    now = f"{DECODING_VERSION}:{hash_hex(json.dumps(parts, sort_keys=True, default=str))}"
+    weights.update(json.dumps([FORMER_VERSION, given, dtype], sort_keys=True))
+    return Fingerprint(now, weights.hex())
+
+
+def _plain(settings: Any) -> Any:
+    """Settings without where they come from and what wrote them."""
+    if isinstance(settings, dict):
+        said = ("transformers_version", "architectures", "dtype", "torch_dtype")
+        return {k: _plain(v) for k, v in settings.items() if not k.startswith("_") and k not in said}
+    return settings
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """Whatever turns tokens into words."""
+    words = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
+    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", None)
+    return hash_hex(words, json.dumps([type(tokenizer).__name__, sorted(tokenizer.all_special_ids), cleans]))
+
+
+def _processor(captioner: Captioner) -> Any:
+    """Whatever turns an image into pixels."""
+    if isinstance(captioner.transform, PixelTransform):
+        return asdict(captioner.transform)
+    return _plain(json.loads(captioner.image_processor.to_json_string()))

@@ -1,0 +1,154 @@
+"""Captioning in pieces, for an engine whose workers share nothing but storage.
+
+<output>.pieces/000000.todo      the images of a piece, a line each
+<output>.pieces/000000.jsonl     its rows, finished by rename; first line: what made them
+
+A piece is a whole number of batches, so that an image stands in the same batch as in a run without pieces. When all
+are done, or a later run finds what a stopped one left, the rows go into the journal and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
+from toolkit.captioning.pipeline import caption_images, fingerprint, place_of
+from toolkit.data.images import FoundImage
+from toolkit.errors import OutputError, RunError
+from toolkit.models.loading import Captioner, silence_transformers
+from toolkit.options import BatchCaptionOptions
+from toolkit.runtime.files import finishing, unfinished
+from toolkit.runtime.processes import run
+from toolkit.runtime.progress import Progress
+
+PIECE_IMAGES = 128  # a minute of work on two cores, a second on a GPU
+LARGEST_BATCH = 64  # of --batch-size auto
+OURS = re.compile(r"\d{6,}\.(todo|jsonl)(\.[0-9a-f]{8}\.tmp)?")  # the names that we write in the folder
+
+
+@dataclass
+class PieceCaptioner:
+    """Captions pieces; picklable. `self(task)` captions one and writes its rows; the model is loaded once."""
+
+    folder: Path
+    options: BatchCaptionOptions
+    maker: Fingerprint  # what the captioner must have on each node
+    threads: int  # of torch on a CPU: sums of another number of threads differ in the last digit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "captioner"}
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        torch.set_num_threads(self.threads)
+        silence_transformers()
+        captioner = load_captioner(self.options.model, self.options.device, self.options.precision)
+        if fingerprint(captioner, self.options.generation) != self.maker:
+            raise RunError(
+                f"--model {self.options.model}: other weights, another precision ({captioner.model.dtype} here) or another "
+                "toolkit on a node of the cluster than where the command runs; name --precision, and give one folder that "
+                "all nodes share."
+            )
+        return captioner
+
+    def __call__(self, task: dict[str, Any]) -> None:
+        path = self.folder / f"{task['piece']:06d}.jsonl"
+        places: dict[FoundImage, str] = {}
+        for root, name, place in _lines(path.with_suffix(".todo")):
+            places[FoundImage(Path(root), name)] = place
+        journal = Journal(IN_MEMORY, self.maker)  # an image that the piece holds twice is captioned once
+        with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
+            file.write(json.dumps(self.maker.now) + "\n")
+            for batch in caption_images(self.captioner, list(places), self.options, journal):
+                journal.add((places[one.found], one.state, one.content, one.row) for one in batch if one.content)
+                for one in batch:
+                    line = [places[one.found], one.found.name, one.state, one.content, one.kept, one.row]
+                    file.write(json.dumps(line) + "\n")
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    """A JSON value a line, in ASCII: names that are no UTF-8 come through."""
+    with open(path, encoding="ascii") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def caption_in_pieces(
+    options: BatchCaptionOptions, images: Sequence[FoundImage], journal: Journal, folder: Path
+) -> tuple[int, dict[str, str]]:
+    """Captions the images where `options.engine` says, and takes the rows into the journal; returns what `gather` does.
+
+    Raises:
+        RunError: as the engine; finished pieces stand, and the next run takes them.
+    """
+    batch = LARGEST_BATCH if options.batch_size == "auto" else int(options.batch_size)
+    size = max(1, PIECE_IMAGES // batch) * batch
+    folder.mkdir()
+    pieces = [images[start : start + size] for start in range(0, len(images), size)]
+    for piece, part in enumerate(pieces):
+        with open(folder / f"{piece:06d}.todo", "w", encoding="ascii") as file:
+            for found in part:
+                file.write(json.dumps([str(found.root), found.name, place_of(found)]) + "\n")
+    threads = torch.get_num_threads()
+    function = PieceCaptioner(folder.absolute(), options, journal.maker, threads)
+    given = [Path(path) for path in options.paths]
+    with Progress("caption", len(images)) as progress:
+        run(
+            options,
+            function,
+            [{"piece": piece} for piece in range(len(pieces))],
+            progress,
+            lambda: sum(len(pieces[int(path.stem)]) for path in folder.glob("*.jsonl")),
+            shared=[folder.absolute(), *(path for path in given if path.is_dir())],
+            cpus=threads,
+            gpus=options.device in ("auto", "cuda"),
+        )
+    return gather(folder, journal)
+
+
+def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
+    """Takes the rows of finished pieces into the journal and removes the folder.
+
+    Returns:
+        How many images were captioned or tried, and those whose bytes say nothing, with the reason.
+
+    Raises:
+        OutputError: there is something else in the folder.
+    """
+    new, lost = 0, dict[str, str]()
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    if any(not OURS.fullmatch(path.name) for path in files):
+        raise OutputError(
+            f"{folder}: holds files that batch-caption did not write; move them, or name another --output."
+        )
+    for path in files:
+        if path.suffix != ".jsonl":
+            continue
+        lines = _lines(path)
+        if next(lines) != journal.maker.now:  # of a run with other settings
+            continue
+        rows = list(lines)
+        # An image that an earlier piece has too keeps the row that stands.
+        standing = {content: journal.row(content) for _, _, _, content, _, _ in rows if content}
+        new += sum(not kept and standing.get(content) is None for _, _, _, content, kept, _ in rows)
+        lost.update((name, row["error"]) for _, name, _, content, _, row in rows if content is None)
+        journal.add(
+            (place, tuple(state), content, standing[content] or row)
+            for place, _, state, content, _, row in rows
+            if content
+        )
+    for path in files:
+        path.unlink()
+    with suppress(FileNotFoundError):
+        folder.rmdir()
+    return new, lost

@@ -1,0 +1,267 @@
+"""`toolkit batch-caption`: a caption for every image below some folders, as rows of a file.
+
+    find -> caption what has no caption yet (pipeline, or pieces on a cluster) -> journal -> export
+
+The journal lies beside the output as `<output>.state` and stays there: a rerun captions only what it has not got. Rows
+go from it to the output in the images' sorted order, one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from toolkit.cache.urls import caption_at_urls
+from toolkit.captioning.attention import Attention
+from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning.generate import describe_settings
+from toolkit.captioning.journal import IN_MEMORY, Journal
+from toolkit.captioning.pipeline import Row, caption_images, fingerprint, known_row, place_of
+from toolkit.captioning.shards import caption_in_pieces, gather
+from toolkit.data.images import FoundImage, find_images
+from toolkit.errors import InputError, OutputError
+from toolkit.models.loading import Captioner, silence_transformers
+from toolkit.options import BatchCaptionOptions
+from toolkit.outputs.exports import Export, polish
+from toolkit.outputs.writers import format_of
+from toolkit.records import CaptionResult, Summary
+from toolkit.reports.gallery import gallery_output, write_caption_gallery
+from toolkit.runtime.files import beside, lock_file
+from toolkit.runtime.overwrite import Output
+from toolkit.runtime.progress import Progress, printable, say
+
+SUFFIX_OF = {"coco": "json"}
+
+
+def batch_caption(options: BatchCaptionOptions) -> Summary:
+    """Captions what has no caption yet.
+
+    Raises:
+        InputError: a path that does not exist or holds no image.
+        ModelError: `--model` is no captioner.
+        OutputError: the output can't be written, or is somebody else's.
+        RunError: stopped half way; the same command goes on.
+    """
+    return caption_at_urls(options, _batch_caption)
+
+
+def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
+    format = format_of(options.format, options.output)
+    output = _place(options, format)
+    images = find_images(options.paths, options.recursive)
+    _check_names(images)
+    _check_output(output, format, [] if among_images else images)
+    page = None
+    if options.gallery is not None:
+        inputs = [output, Path(options.model), *(image.path for image in images)]
+        page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
+    silence_transformers()
+    with _held(output):
+        state = beside(output, ".state")
+        journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind
+        try:
+            with _told(output):
+                export = Export(options, format, output, images, journal)
+            captioner = load_captioner(options.model, options.device, options.precision)
+            attention = Attention(captioner, f"--model {options.model}") if options.attention else None
+            maker = fingerprint(captioner, options.generation)
+            with _told(output):
+                if not state.exists():
+                    journal.close()
+                    journal = export.journal = Journal(state)
+                journal.begin(maker, options.existing == "overwrite")
+                return _Run(options, output, images, captioner, attention, journal, export, page).summary()
+        finally:
+            journal.close()
+
+
+@dataclass
+class _Run:
+    """One run with all that it has: captions, then writes.
+
+    Attributes:
+        lost: images whose bytes say nothing (not opened, out of memory): tried again each time, with the reason.
+        count: of what was exported: errors, weak, uncompared.
+    """
+
+    options: BatchCaptionOptions
+    output: Path
+    images: Sequence[FoundImage]
+    captioner: Captioner
+    attention: Attention | None
+    journal: Journal
+    export: Export
+    page: Output | None
+    lost: dict[str, str] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=lambda: {"errors": 0, "weak": 0, "uncompared": 0})
+    first_error: Row | None = None
+
+    def summary(self) -> Summary:
+        new = self._caption()
+        self.export.write(self._polished())
+        if self.page is not None:  # what the model said: its words have their heat maps
+            rows, workers = [row for row, _ in self._said()], self.options.num_workers
+            write_caption_gallery(self.page, rows, self.images, len(rows), explainer=self.attention, workers=workers)
+        return self._summary(new)
+
+    def _caption(self) -> int:
+        """How many images were captioned or tried."""
+        options, journal = self.options, self.journal
+        if self.export.format == "txt" and any(
+            a == b.name + ".txt" for a, b in zip(self.export.names, self.images, strict=True)
+        ):
+            say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
+        pieces = beside(self.output, ".pieces")
+        gather(pieces, journal)  # what a stopped run has finished there
+        todo = [image for image in self.images if known_row(image, journal) is None]
+        if len(todo) < len(self.images):
+            say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images have their row already")
+        if todo:
+            say(describe_settings(self.captioner.model, options.generation))
+        if options.engine != "local" and todo:
+            new, self.lost = caption_in_pieces(options, todo, journal, pieces)
+            return new
+        new = 0
+        with Progress("caption", len(todo)) as progress:
+            for batch in caption_images(self.captioner, todo, options, journal):
+                self.lost.update((done.found.name, done.row["error"]) for done in batch if done.content is None)
+                journal.add(
+                    (place_of(done.found), done.state, done.content, done.row) for done in batch if done.content
+                )
+                new += sum(not done.kept for done in batch)
+                progress.update(len(batch))
+        return new
+
+    def _said(self) -> Iterator[tuple[Row, bool]]:
+        """The row of each image as the model said it, and whether all that made it could be compared."""
+        for image in self.images:
+            known = None if image.name in self.lost else known_row(image, self.journal)
+            if known is None:
+                error = self.lost.get(image.name, "changed during the run")
+                yield CaptionResult(image.name, error=error).to_row(), True
+            else:
+                yield {**known[1], "image": image.name}, self.journal.is_compared(known[0])
+
+    def _polished(self) -> Iterator[Row]:
+        for row, compared in self._said():
+            row = polish(row, self.options)
+            if row["image"] in self.export.changed:  # somebody else's stands in its place
+                yield row
+                continue
+            self.count["errors"] += row["error"] is not None
+            self.count["weak"] += bool(row.get("weak"))
+            self.count["uncompared"] += not compared
+            if row["error"] is not None and self.first_error is None:
+                self.first_error = row
+            yield row
+
+    def _summary(self, new: int) -> Summary:
+        options, count, kept, first = self.options, self.count, self.export.kept, self.first_error
+        text = f"{self.output}: {len(self.images)} images, {new} captioned or tried now."
+        values: dict[str, Any] = {"output": str(self.output), "images": len(self.images), "new": new}
+        values["errors"] = count["errors"]
+        if first is not None:
+            text += (
+                f"\n  {count['errors']} could not be read (first: {printable(first['image'])}, {first['error']}); "
+                "each has a row with its reason"
+            )
+        if options.min_score is not None:
+            text += f"\n  {count['weak']} are weak: their score is below {options.min_score}"
+            values["weak"] = count["weak"]
+        if kept:
+            text += (
+                f"\n  {len(kept)} were changed by somebody since they were written and stay as they are (first: "
+                f"{printable(kept[0])}); --overwrite replaces them"
+            )
+            values["kept"] = len(kept)
+        if count["uncompared"]:
+            text += (
+                f"\n  {count['uncompared']} captions are of an earlier toolkit, by the same weights and options; whether its "
+                "tokenizer, image processor and the model's own settings were the same could not be compared; --existing "
+                "overwrite captions them anew"
+            )
+            values["uncompared"] = count["uncompared"]
+        if self.journal.anew:
+            text += f"\n  {self.journal.anew} with a caption of an earlier toolkit by other weights or options, captioned anew"
+        return Summary(text, values, exit_code=3 if first is not None else 0)
+
+
+# ---- places ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told(output: Path) -> Iterator[None]:
+    """What the file system or the state file can't do, as one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    """The output for this run alone."""
+    lock = beside(output, ".lock")
+    try:
+        if lock.is_symlink() or (lock.exists() and not (lock.is_file() and lock.stat().st_size == 0)):
+            raise OutputError(
+                f"--output {output}: would need {lock.name} beside it, which is another's; name another file."
+            )
+        handle = lock_file(lock)
+    except BlockingIOError:
+        raise OutputError(f"--output {output}: another run is writing it; wait for it, or name another file.") from None
+    except OSError as error:
+        raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        handle.close()
+
+
+def _check_names(images: Sequence[FoundImage]) -> None:
+    """A row is known by its image's name, so two folders may not bring the same one."""
+    for one, other in pairwise(images):  # sorted by name
+        if one.name == other.name:
+            raise InputError(
+                f"{one.path} and {other.path}: both would be reported as {one.name}; caption them in two runs, or give the "
+                "folder above both."
+            )
+
+
+def _place(options: BatchCaptionOptions, format: str) -> Path:
+    """The file written; for txt the folder that the sidecars go below."""
+    if format not in ("txt", "imagefolder"):
+        return options.output or Path(f"captions.{SUFFIX_OF.get(format, format)}")
+    folder = options.output
+    if folder is None:
+        if len(options.paths) != 1 or not Path(options.paths[0]).is_dir():
+            raise InputError(
+                f"--format {format}: captions go beside the images of one folder; give one, or an --output."
+            )
+        folder = Path(options.paths[0])
+    if folder.name in ("", ".."):  # which nothing can be named after, as the state beside it is
+        folder = Path(os.path.realpath(folder))
+    return folder if format == "txt" or folder.name == "metadata.jsonl" else folder / "metadata.jsonl"
+
+
+def _check_output(output: Path, format: str, images: Sequence[FoundImage]) -> None:
+    if format == "txt" and os.path.realpath(output) == "/":
+        raise OutputError(f"--output {output}: is /, where nothing is written; name another folder.")
+    if format == "txt" and output.exists() and not output.is_dir():
+        raise OutputError(f"--output {output}: a file; --format txt needs a folder.")
+    if format == "imagefolder" and not all((output.parent / image.name).exists() for image in images):
+        raise OutputError(
+            f"--output {output}: metadata.jsonl must lie in the folder of the images; leave --output out."
+        )
+    if format != "txt" and output.is_dir():
+        raise OutputError(f"--output {output}: a folder; name a file.")
+    if not output.parent.is_dir():
+        raise OutputError(f"--output {output}: there is no folder {output.parent}; make it, or name another file.")

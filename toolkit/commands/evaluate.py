@@ -1,0 +1,230 @@
+"""`toolkit evaluate`: captions against references, with what it takes to trust and to repeat the figures.
+
+    hypotheses + references -> which caption is of which image -> scores -> intervals -> a table, a file, a page
+
+Figures are fractions in `--json` and `--per-image` (CIDEr: 0 to 10); the table and the page have them times 100, as
+they are published.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from toolkit.cache.urls import (
+    local_annotations,
+    local_model,
+    local_only,
+    local_source,
+    localized,
+    named,
+    renamed_summary,
+)
+from toolkit.data.annotations import Columns
+from toolkit.data.pixels import PixelTransform
+from toolkit.errors import InputError, ModelError
+from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
+from toolkit.evaluation.judge import NAMES, Evaluation, Side, health_sentence, judge, label, percent
+from toolkit.evaluation.references import References, read_references
+from toolkit.evaluation.significance import LEVEL, Figure
+from toolkit.options import EvaluateOptions
+from toolkit.records import Summary
+from toolkit.reports.evaluation_page import write_evaluation_page
+from toolkit.runtime.overwrite import Output, is_page
+from toolkit.runtime.progress import Progress, printable
+from toolkit.runtime.remote import local_tree
+
+DEFAULT_HYPOTHESES = Path("captions.jsonl")
+
+
+def evaluate(options: EvaluateOptions) -> Summary:
+    """Judges captions; writes nothing but `--per-image` and `--page`.
+
+    Raises:
+        InputError: captions or references that are not there, broken, or not of the same images.
+        ModelError: `--model` is no captioner, or sees other pixels than the cache has.
+        OutputError: `--per-image` or `--page` can't be written, or would replace what is not ours.
+        ToolkitError: METEOR or SPICE can't run here.
+    """
+    captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
+    local_only(options, "per_image", "page")
+    outputs = _outputs(options)
+    sources = {"references": local_source, "idf": local_source, "images": local_tree, "model": local_model}
+    options, names = localized(options, {**captions, **sources})
+    with named(names):
+        return renamed_summary(_evaluate(options, outputs), names)
+
+
+def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
+    """`--per-image` and `--page`, checked."""
+    hypotheses = DEFAULT_HYPOTHESES if options.hypotheses is None and options.model is None else options.hypotheses
+    idf = None if options.idf in ("evaluated", "train") else options.idf
+    inputs = (hypotheses, options.against, options.references, options.images, idf, options.model)
+    table, page = options.per_image, options.page
+    return (
+        None if table is None else Output("--per-image", table, inputs, options.overwrite),
+        None if page is None else Output("--page", page, inputs, options.overwrite, is_page("evaluation")),
+    )
+
+
+def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
+    find = options.images is not None or options.page is not None
+    columns = Columns.of(options)
+    references = read_references(
+        options.references, options.split, options.images, options.format, columns=columns, find=find
+    )
+    given = [
+        caption_split(options.model, references, options)
+        if options.model is not None
+        else read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)
+    ]
+    if options.against is not None:
+        given.append(read_hypotheses(options.against, "--against"))
+    found = judge(given, references, options)
+    text = _text(found)
+    table, page = outputs
+    if table is not None:
+        write_per_image(table, found)
+        text += "\n" + printable(f"{table.path}: the figures of each image")
+    if page is not None:
+        write_evaluation_page(page, found)
+        text += "\n" + printable(f"{page.path}: a page to judge by")
+    return Summary(text, _values(found, options))
+
+
+# ---- captioning the split -------------------------------------------------------------------------------------------
+
+
+def caption_split(model: str, references: References, options: EvaluateOptions) -> Hypotheses:
+    """Captions of the pixels in the cache.
+
+    Raises:
+        InputError: the references are no cache.
+        ModelError: `--model` can't be loaded, or resizes images in another way than the cache was made.
+    """
+    cache = references.cache
+    if cache is None:
+        raise InputError(
+            f"--model {model}: captions the pixels of a cache, but {references.source} is none; run "
+            "`toolkit batch-caption` on the images, then evaluate its output."
+        )
+    import torch
+
+    from toolkit.captioning.captioner import load_captioner
+    from toolkit.captioning.generate import generate_captions
+
+    captioner = load_captioner(model, options.device, options.precision)
+    ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
+    pixels = json.loads(json.dumps(ours))  # tuples as lists
+    differs = [
+        k for k in ("size", "shortest_edge", "crop", "resample") if pixels.get(k, "") != cache.manifest["pixels"][k]
+    ]
+    if differs:
+        raise ModelError(
+            f"--model {model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "
+            "run `toolkit preprocess` with the encoder of this model."
+        )
+    rows: list[Hypothesis] = []
+    readers = {split: cache[split] for split, _ in references.rows.values()}
+    ids = list(references.captions)
+    with Progress("caption", len(ids)) as progress:
+        for start in range(0, len(ids), options.batch_size):
+            batch = ids[start : start + options.batch_size]
+            images = [readers[references.rows[i][0]][references.rows[i][1]]["pixel_values"] for i in batch]
+            stacked = torch.stack([torch.tensor(image) for image in images])
+            for image_id, decoded in zip(batch, generate_captions(captioner, stacked, options.generation), strict=True):
+                rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
+            progress.update(len(batch))
+    return Hypotheses(model, "model", rows)
+
+
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+
+def write_per_image(table: Output, found: Evaluation) -> None:
+    """A row an image, in the order of the references: CSV or Parquet by the suffix. It may serve as hypotheses again."""
+    columns: dict[str, list[Any]] = {"image_id": found.ids, "image": [found.references.paths[i] for i in found.ids]}
+    for side, prefix in zip(found.sides, ("", "against_"), strict=False):
+        place = {image_id: row for row, image_id in enumerate(side.scores.image_ids)}
+        rows = [place[i] for i in found.ids]
+        columns[f"{prefix}caption"] = [side.captions[i] for i in found.ids]
+        columns |= {prefix + name: values[rows].tolist() for name, values in side.scores.per_image.items()}
+    columns["signature"] = [found.signature] * len(found.ids)
+    with table.writing() as temporary:
+        if table.path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table(columns), temporary)
+        else:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
+    values = {
+        **_side_values(found.sides[0]),
+        "references": found.references.source,
+        "split": found.references.split,
+        "images": len(found.ids),
+        "images_in_split": len(found.references.captions),
+        "signature": found.signature,
+        "against": None,
+        "human": None if found.human is None else asdict(found.human),
+        "notes": found.notes,
+        "per_image": None if options.per_image is None else str(options.per_image),
+        "page": None if options.page is None else str(options.page),
+    }
+    if found.differences is not None:
+        differences = {name: asdict(d) for name, d in found.differences.items()}
+        values["against"] = {**_side_values(found.sides[1]), "differences": differences}
+    return values
+
+
+def _side_values(side: Side) -> dict[str, Any]:
+    return {
+        "hypotheses": side.name,
+        "format": side.format,
+        "metrics": {name: asdict(figure) for name, figure in side.figures.items()},
+        "health": side.health,
+        "matching": side.matched.to_json(),
+    }
+
+
+def _with_interval(figure: Figure) -> str:
+    return percent(figure.score) + (
+        f" [{percent(figure.low)}, {percent(figure.high)}]" if figure.low is not None else ""
+    )
+
+
+def _text(found: Evaluation) -> str:
+    """For people; all figures times 100."""
+    sides, human, differences = found.sides, found.human, found.differences
+    n_references = sum(len(found.references.captions[i]) for i in found.ids)
+    title = f"{' and '.join(side.name for side in sides)} against {found.references.name}: {len(found.ids):,} images, "
+    title += f"{n_references:,} references; figures x 100, [{LEVEL} % interval]"
+    rows = [["", *(label(side.name) for side in sides)]]
+    rows[0] += ["difference", "p"] if differences is not None else []
+    rows[0] += ["a person", "captions, judged alike"] if human is not None else []
+    for name in sides[0].figures:
+        row = [NAMES[name], *(_with_interval(side.figures[name]) for side in sides)]
+        if differences is not None:
+            p = differences[name].p
+            row += [_with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
+        row += [percent(human.human[name]), percent(human.same[name])] if human is not None else []
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    if human is not None:
+        lines.append(
+            f"  a person: each reference judged by the others, {human.rounds} rounds over {human.images:,} images; beside it "
+            "the captions judged by these same others"
+        )
+    lines += [f"{label(side.name)}: {health_sentence(side.health)}" for side in sides]
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -1,0 +1,146 @@
+"""`toolkit inspect`: what is in a cache, in raw annotations, in a model or in a run. Writes nothing but `--sheet`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.cache.labels import CaptionEncoder
+from toolkit.cache.schema import MANIFEST, open_cache
+from toolkit.cache.urls import local_only, local_source, localized, named, renamed_summary
+from toolkit.data.annotations import AnnotationSet, Columns, images_beside, read_annotations
+from toolkit.errors import InputError, ModelError, is_bug
+from toolkit.options import InspectOptions
+from toolkit.options.preprocess import DEFAULT_DECODER
+from toolkit.records import Summary
+from toolkit.reports.facts.annotated import annotation_facts
+from toolkit.reports.facts.caches import cache_facts
+from toolkit.reports.facts.models import RUN_LOG, model_facts, run_facts
+from toolkit.reports.facts.stats import Sheet, bytes_below
+from toolkit.reports.facts.words import describe, table, title
+from toolkit.reports.html import write_page
+from toolkit.runtime.files import beside
+from toolkit.runtime.hub import why_not
+from toolkit.runtime.overwrite import Output, is_page
+from toolkit.runtime.progress import printable
+from toolkit.runtime.remote import local_tree
+
+
+def inspect(options: InspectOptions) -> Summary:
+    """Looks at whatever `options.path` is.
+
+    Returns:
+        Its exit code is 3 where images of raw annotations can't be read or rows not used.
+
+    Raises:
+        InputError: it is nothing that is known, or damaged.
+        ModelError: `--decoder` has no tokenizer.
+        OutputError: `--sheet` can't be written, or would replace what is not ours.
+    """
+    local_only(options, "sheet")
+    inputs, sheet = (options.path, options.images, options.decoder), None
+    if options.sheet is not None:
+        sheet = Output("--sheet", options.sheet, inputs, options.overwrite, is_page("inspect"))
+    options, names = localized(options, {"path": local_source, "images": local_tree})
+    with named(names):
+        return renamed_summary(_inspect(options, sheet), names)
+
+
+def _inspect(options: InspectOptions, page: Output | None) -> Summary:
+    path = options.path
+    living = beside(path.absolute(), ".partial")  # where a run lives until its model is whole
+    if not (path / MANIFEST).is_file() and not _has_run(path) and _has_run(living):
+        options = replace(options, path=living)
+        path = living
+    annotated = options.format != "auto" or not path.is_dir()
+    if not annotated and (path / MANIFEST).is_file():
+        Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
+        if options.images is not None:
+            raise InputError(f"--images {options.images}: is for annotations, but {path} is a cache; leave it out.")
+        cache = open_cache(path)
+        values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
+        return _summary(page, values, sheet)
+    model, run = (path / "config.json").is_file(), _has_run(path)
+    if annotated or not (model or run):
+        values, sheet = annotation_facts(options, _annotations(options), _tokenizer(options.decoder))
+        lost = values["rejected"]["count"] or values["unusable_rows"]["count"]
+        return _summary(page, values, sheet, exit_code=3 if lost else 0)
+    kind = "model" if model else "run"
+    Columns.of(options).refuse(f"is for images with captions, but {path} is a {kind}")
+    for name, usual in (
+        ("sheet", None),
+        ("split", None),
+        ("decoder", None),
+        ("images", None),
+        ("near_duplicates", "on"),
+    ):
+        if getattr(options, name) != usual:
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: is for images with captions, but {path} is a {kind}."
+            )
+    values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
+    values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
+    return _summary(None, values, None)
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / RUN_LOG).is_file()
+
+
+def _summary(page: Output | None, values: dict[str, Any], sheet: Sheet | None, exit_code: int = 0) -> Summary:
+    text = describe(values)
+    if page is not None:
+        shown: dict[str, Any] = {"title": title(values), "rows": table(values), "sheet": sheet}
+        shown |= {"for_model": values["kind"] == "cache", "counted": values["captions"]["tokens"] is not None}
+        write_page(page, "inspect", **shown)
+        values["sheet"] = str(page.path)
+        text += "\n" + printable(f"  {page.path}: a sample to look at")
+    return Summary(text, values, exit_code)
+
+
+def _annotations(options: InspectOptions) -> AnnotationSet:
+    path, images = options.path, images_beside(options.path, options.images)
+    try:
+        return read_annotations(path, images, options.format, columns=Columns.of(options))
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        if not path.exists() and options.format == "auto":
+            reason = "no such file or folder; name a cache, annotations, a model or a run."
+        elif path.is_dir() and options.format == "auto":
+            reason = f"neither a cache, a model nor a run (no {MANIFEST}, config.json or {RUN_LOG}); as annotations: {reason}"
+        elif reason == str(error):  # of something else, as --format
+            raise
+        raise InputError(f"{path}: {reason}") from None
+
+
+def _tokenizer(decoder: str | None) -> CaptionEncoder | None:
+    """What counts tokens; None where no decoder is named and the default's is not on this machine."""
+    file = _tokenizer_file(decoder)
+    try:
+        return CaptionEncoder(file, 0, 0) if file else None  # for its lengths alone, never for rows
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        if is_bug(error):
+            raise
+        raise ModelError(f"--decoder {decoder or DEFAULT_DECODER}: {file} can't be read ({error}).") from None
+
+
+def _tokenizer_file(decoder: str | None) -> Path | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+
+    if decoder is None:
+        found = try_to_load_from_cache(DEFAULT_DECODER, "tokenizer.json")
+        return Path(found) if isinstance(found, str) else None
+    if Path(decoder).is_dir():  # a decoder's, a captioner's or a cache
+        for file in (Path(decoder, "tokenizer.json"), Path(decoder, "tokenizer", "tokenizer.json")):
+            if file.is_file():
+                return file
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another folder.")
+    try:
+        return Path(hf_hub_download(decoder, "tokenizer.json", etag_timeout=5))
+    except RemoteEntryNotFoundError:
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another.") from None
+    except (OSError, HFValidationError) as error:  # what the hub raises, without a network too, is an OSError
+        reason = why_not(decoder, error, "name a local folder, or leave the option out")
+        raise ModelError(f"--decoder {decoder}: its tokenizer.json could not be loaded: {reason}.") from None

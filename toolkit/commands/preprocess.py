@@ -1,0 +1,300 @@
+"""`toolkit preprocess`: images and captions, once, into a cache.
+
+    annotations -> records (staging.py) -> pieces (build.py) -> manifest -> one rename
+
+Everything is built in `<out>.partial` beside the output (workspace.py); a finished cache is replaced only by a
+finished one, and whatever else lies in its folder stays there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from toolkit.cache.build import PieceBuilder, decoded_file
+from toolkit.cache.finalize import finish, leak_error, summary_of
+from toolkit.cache.freshness import content_options, is_current, models, source_fingerprint
+from toolkit.cache.index import data_name, piece_name, pixels_key, read_index
+from toolkit.cache.schema import MANIFEST, read_manifest
+from toolkit.cache.staging import Staged, stage
+from toolkit.cache.uploads import Outbox
+from toolkit.cache.urls import local_annotations, localized, named, renamed_summary
+from toolkit.cache.workspace import building, clear, foreign, interrupted, leftovers, link, mend, set_aside, swap, tidy
+from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
+from toolkit.data.pixels import PixelTransform
+from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.models.processors import fetch_processors
+from toolkit.options import PreprocessOptions
+from toolkit.records import SPLITS, ImageRecord, Summary
+from toolkit.runtime.files import beside
+from toolkit.runtime.hashing import hash_hex
+from toolkit.runtime.hub import check_name, positions_of
+from toolkit.runtime.overwrite import check_folder
+from toolkit.runtime.processes import run
+from toolkit.runtime.progress import Progress, say
+from toolkit.runtime.remote import local_tree, url_of
+
+SHOWN_CAPTIONS, SHOWN_LENGTH = 5, 100  # of each image that is shown, and in characters
+LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
+
+
+def preprocess(options: PreprocessOptions) -> Summary:
+    """Builds the cache, or finds it as it should be, or brings it up to date.
+
+    Raises:
+        InputError: something is wrong with the annotations, the images or an option; nothing is written.
+        OutputError: `--out` holds something else, or can't be written, or another run is building there.
+        ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
+        RunError: the build stopped half way; the same command goes on from there.
+    """
+    read = dict.fromkeys(("annotations", *LISTS.values()), local_annotations)
+    options, names = localized(options, {"images": local_tree, **read})
+    url = url_of(options.out)
+    with named(names):
+        if url is None:
+            return renamed_summary(_preprocess(options), names)
+        with Outbox(url) as outbox:
+            names[outbox.file] = url
+            outbox.prepare_cache()
+            summary = _preprocess(replace(options, out=outbox.file))
+            outbox.put_cache()
+            return renamed_summary(summary, names)
+
+
+def _preprocess(options: PreprocessOptions) -> Summary:
+    place = Path(os.path.realpath(options.out))  # a link to a folder on a larger disk stays a link
+    check_folder("--out", options.out, [options.annotations, options.images])
+    summary = None if interrupted(place) else _if_current(options, place)
+    if summary is not None and not leftovers(place):
+        return summary
+    with building(options.out, place) as partial:
+        if mend(place):
+            summary = _if_current(options, place)
+        tidy(place)
+        return summary or _build(options, place, partial)
+
+
+# ---- what is there already ------------------------------------------------------------------------------------------
+
+
+def _if_current(options: PreprocessOptions, place: Path) -> Summary | None:
+    """The summary of the cache at --out if it is what would be built; None if there is something to do."""
+    manifest = _existing(options, place)
+    if manifest is None or not is_current(manifest, source_fingerprint(options, place), options, place):
+        return None
+    if manifest["counts"]["leaked"] and options.strict_splits:
+        raise leak_error(options, manifest["counts"]["leaked"], manifest["leaks"][0])
+    return summary_of(manifest, options.out, f"{options.out}: up to date, nothing to do.", decoded=0)
+
+
+def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
+    """The manifest of the cache at --out, or None if there is none (or one to be replaced)."""
+    out = options.out
+    if not place.exists():
+        return None
+    if place.is_mount():
+        raise OutputError(f"--out {out}: a mount point, beside which nothing can be built; name a folder in it.")
+    if not any(place.iterdir()):
+        return None
+    if not (place / MANIFEST).exists():
+        raise OutputError(f"--out {out}: holds files that are no cache; name another folder.")
+    try:
+        manifest = read_manifest(place)
+    except InputError as error:
+        if options.overwrite and _is_damaged_or_old(place):
+            return None
+        raise OutputError(str(error).replace(str(place), f"--out {out}", 1)) from None
+    content = content_options(options)
+    for name in ("annotations", "images"):
+        if manifest["options"][name] != content[name] and not options.overwrite:
+            raise OutputError(
+                f"--out {out}: holds the cache of another data set ({name} {manifest['options'][name]}); "
+                "name another --out, or replace it with --overwrite."
+            )
+    return manifest
+
+
+def _is_damaged_or_old(place: Path) -> bool:
+    """Whether the manifest that can't be used is one of ours, and not another's file of that name."""
+    try:
+        ours = b'"schema_version"' in (place / MANIFEST).read_bytes()
+        return ours or all((place / name).is_dir() for name in ("index", *SPLITS))
+    except OSError:
+        return False
+
+
+# ---- building -------------------------------------------------------------------------------------------------------
+
+
+def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
+    fresh = not partial.exists()
+    (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was finished, but not yet put in its place
+    try:
+        source = source_fingerprint(options, place)  # before it is read: a change meanwhile is seen next time
+        lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
+        columns = Columns.of(options)
+        annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+        if options.preset is None:
+            for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
+                check_name(option, name)
+        _check_positions(options)
+        _make_folders(partial)
+        staged = stage(annotations, partial)
+        say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
+        for note in annotations.notes.sentences():
+            say(f"  {note}")
+        for record in staged.sample:
+            _show(record, staged.own_splits)
+        _check_rows(options, annotations, staged)
+        _check_missing(options, annotations, staged)
+        # Needed next, and a second long to import: meanwhile another process imports torch.
+        threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
+        settings, tokens = fetch_processors(*models(options), options.preset, partial)
+        _check_positions(options)  # which may have been fetched just now
+        transform = PixelTransform.from_processor_config(settings)
+    except (ToolkitError, OSError):
+        if fresh:
+            clear(partial)
+        raise
+    tokenizer_file = partial / "tokenizer" / "tokenizer.json"
+    labels = {**tokens, "max_length": options.max_length, "tokenizer": hash_hex(tokenizer_file.read_bytes())}
+    no_list = annotations.lists and "validation" not in annotations.lists | staged.splits
+    draw_validation = bool(no_list and options.val_fraction > 0)
+    if draw_validation:
+        say(f"  validation has no list: it is drawn from train by --val-fraction {options.val_fraction:g}")
+    fractions: list[float | str] = [options.seed, options.val_fraction, options.test_fraction, staged.own_splits]
+    fractions += ["validation from train"] if draw_validation else []
+    root = annotations.images.as_posix() if annotations.images is not None else None
+    common = json.dumps([root, pixels_key(transform), labels, fractions])
+    keys = [hash_hex(common, digest) for digest in staged.digests]
+    builder = PieceBuilder(
+        directory=partial,
+        images=annotations.images,
+        transform=transform,
+        tokenizer_file=tokenizer_file,
+        eos_token_id=tokens["eos"],
+        max_length=options.max_length,
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        own_splits=staged.own_splits,
+        draw_validation=draw_validation,
+        known_directories=_reuse(options.out, place, partial, keys),
+    )
+    decoded = _run(builder, keys, staged, options)
+    manifest = finish(options, source, annotations, staged, builder, labels)
+    swap(partial, place, options.out)
+    return summary_of(manifest, options.out, f"{options.out}: done.", decoded)
+
+
+def _check_positions(options: PreprocessOptions) -> None:
+    """A decoder can't be trained on rows that are longer than it has positions for."""
+    decoder = models(options)[1]
+    positions = positions_of(decoder) if options.preset is None else None
+    if positions is not None and options.max_length > positions:
+        raise InputError(
+            f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; take that or less."
+        )
+
+
+def _show(record: ImageRecord, own_splits: bool) -> None:
+    """An image and its captions as they were read, for a look before hours of work."""
+    split = f" ({record.split or 'left out'})" if own_splits else ""
+    say(f"  {record.path}{split}")
+    for caption in record.captions[:SHOWN_CAPTIONS]:
+        say(f"    {caption if len(caption) <= SHOWN_LENGTH else caption[: SHOWN_LENGTH - 2] + ' …'}")
+    if len(record.captions) > SHOWN_CAPTIONS:
+        say(f"    … and {len(record.captions) - SHOWN_CAPTIONS} more")
+
+
+def _make_folders(partial: Path) -> None:
+    for name in ("index", *SPLITS):
+        (partial / name).mkdir(parents=True, exist_ok=True)
+        for unfinished in (partial / name).glob("*.tmp"):
+            unfinished.unlink()
+
+
+def _check_rows(options: PreprocessOptions, annotations: AnnotationSet, staged: Staged) -> None:
+    """Too many rows that can't be used are an error, before anything is decoded."""
+    considered = staged.images + staged.unusable
+    if staged.unusable > options.max_rejected * considered:
+        raise InputError(
+            f"{options.annotations}: {staged.unusable} rows can't be used beside {staged.images} images "
+            f"({annotations.notes.unusable}), more than --max-rejected {options.max_rejected:g}; mend them, or accept "
+            "the loss with --max-rejected."
+        )
+
+
+def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, staged: Staged) -> None:
+    """Too many missing files are an error, before anything is decoded."""
+    if annotations.images is None:
+        return
+    if not annotations.images.is_dir():
+        raise InputError(
+            f"--images {annotations.images}: no such folder; name the folder that {options.annotations} speaks of."
+        )
+    near = annotations.notes.nearest
+    some = ", ".join(f"{name}, nearest {near[name]}" if name in near else name for name in staged.examples)
+    some += ", ..." if staged.missing > len(staged.examples) else ""
+    if staged.missing > options.max_rejected * staged.images:
+        raise InputError(
+            f"--images {annotations.images}: {staged.missing} of the {staged.images} images that {options.annotations} "
+            f"names are not there ({some}); name the right folder, or accept the loss with --max-rejected."
+        )
+    if staged.missing:
+        say(f"  images that are not there: {staged.missing} ({some})")
+
+
+def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
+    """Takes over every finished piece with the right key; returns earlier caches that may hold pixels of others.
+
+    An unfinished build with other keys (other options, other captions) is set aside: its pieces may not be replaced
+    while their pixels are read.
+    """
+    stale = beside(place, ".stale")
+    standing = {piece: info.key for piece, info, _ in read_index(partial)}
+    if any(piece >= len(keys) or keys[piece] != key for piece, key in standing.items()):
+        set_aside(out, place)
+        _make_folders(partial)
+        for name in ("records", "tokenizer", "image_processor"):
+            os.rename(stale / name, partial / name)
+        standing = {}
+    for path in (partial / "index").glob("*.arrow"):  # of pieces that are not whole
+        if int(path.stem) not in standing:
+            path.unlink()
+    earlier = (place,) if foreign(stale) else (stale, place)
+    known = tuple(directory for directory in earlier if (directory / "index").is_dir())
+    for directory in known:
+        for piece, info, _ in read_index(directory):
+            if piece < len(keys) and piece not in standing and info.key == keys[piece]:
+                for split in info.files:
+                    link(directory / split / data_name(piece), partial / split / data_name(piece))
+                link(directory / "index" / piece_name(piece), partial / "index" / piece_name(piece))
+                standing[piece] = info.key
+    return known
+
+
+def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> int:
+    """Builds the pieces that do not stand yet; returns how many images were decoded for them."""
+    folder = builder.directory / "index"
+    rows = {piece_name(piece): count for piece, count in enumerate(staged.rows)}
+
+    def standing() -> int:
+        return sum(rows.get(entry.name, 0) for entry in os.scandir(folder))
+
+    before = standing()
+    if before:
+        say(f"  {before} of {staged.images} images stand already in finished pieces")
+    missing = [piece for piece in range(len(keys)) if not (folder / piece_name(piece)).exists()]
+    tasks = [{"piece": piece, "key": keys[piece]} for piece in missing]
+    with Progress("preprocess", staged.images - before) as progress:
+        shared = [builder.directory, *([builder.images] if builder.images else [])]
+        run(options, builder, tasks, progress, lambda: standing() - before, shared=shared)
+    decoded = sum(int(decoded_file(builder.directory, piece).read_text()) for piece in missing)
+    _make_folders(builder.directory)  # a worker that was lost on the way, and its piece made by another, left its own
+    return decoded

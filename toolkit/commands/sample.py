@@ -1,0 +1,14 @@
+"""`toolkit sample`: a small captioned data set of drawn scenes."""
+
+from __future__ import annotations
+
+from toolkit.cache.urls import local_only
+from toolkit.data.scenes import draw_sample
+from toolkit.options import SampleOptions
+from toolkit.records import Summary
+
+
+def sample(options: SampleOptions) -> Summary:
+    """The command; see `draw_sample`."""
+    local_only(options, "directory")
+    return draw_sample(options.directory, options.images, options.seed)

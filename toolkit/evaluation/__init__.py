@@ -1,0 +1,4 @@
+"""Captions judged by what people said.
+
+In: hypotheses and references. Out: metrics with intervals. Start with `judge.py`.
+"""

@@ -1,0 +1,186 @@
+"""Captions to judge, from any form that batch-caption writes them in, and from COCO results.
+
+    jsonl         {"image": "a.jpg", "caption": "A dog runs .", "ended": true, "error": null}
+    csv, parquet  the same as columns
+    coco          [{"image_id": 391895, "caption": "a man riding a motorcycle"}, ...]
+    imagefolder   metadata.jsonl, .csv or .parquet: {"file_name": "a.jpg", "text": "A dog runs ."}
+    txt           a folder with a.txt for a.jpg
+
+Which is told from the file itself; the columns may go by any of the names above in any of the forms.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.annotations._csv import read_csv, table_delimiter
+from toolkit.data.annotations._json import json_shape, read_json, read_json_lines
+from toolkit.data.annotations._text import files_below, open_file, read_text, split_lines
+from toolkit.errors import InputError
+
+ID_KEYS = ("image_id",)
+NAME_KEYS = ("image", "file_name", "path", "filename")
+CAPTION_KEYS = ("caption", "text", "captions")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SHAPE = '"image" or "image_id", and "caption"'
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One row.
+
+    Attributes:
+        names: what the row calls its image, id before path; composed Unicode, "/" between parts.
+        caption: None where the row says that there is none.
+        ended: whether generation ended by itself, where the row says so.
+        error: why there is no caption.
+    """
+
+    names: tuple[str, ...]
+    caption: str | None
+    ended: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """A file of captions: its form and its rows, in their order."""
+
+    source: str
+    format: str
+    rows: list[Hypothesis]
+
+
+def clean_name(name: str) -> str:
+    """A name as it is compared: one system writes composed letters and "/", another neither."""
+    name = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def read_hypotheses(path: Path, option: str = "--hypotheses") -> Hypotheses:
+    """All captions of a file or folder.
+
+    Raises:
+        InputError: no such file, not captions, broken, or empty.
+    """
+    if not path.exists():
+        raise InputError(
+            f"{option} {path}: no such file or folder; write one with `toolkit batch-caption`, or name your captions."
+        )
+    format, rows = _folder(path) if path.is_dir() else _file(path)
+    hypotheses = list(rows)
+    if not hypotheses:
+        raise InputError(f"{option} {path}: there is no caption in it; name a file with some.")
+    return Hypotheses(path.as_posix(), format, hypotheses)
+
+
+def _folder(path: Path) -> tuple[str, Iterator[Hypothesis]]:
+    if metadata := [file for file in files_below(path, METADATA, 8) if file.name.lower() in METADATA]:
+        return "imagefolder", (row for file in metadata for row in _file(file, _prefix(file, path))[1])
+    if texts := files_below(path, (".txt",), 64):
+        return "txt", (_text(file, path) for file in texts)
+    raise InputError(f"{path}: neither metadata.jsonl nor .txt files in this folder; name a file with captions.")
+
+
+def _prefix(file: Path, root: Path) -> str:
+    folder = file.parent.relative_to(root).as_posix()
+    return "" if folder == "." else folder + "/"
+
+
+def _text(file: Path, root: Path) -> Hypothesis:
+    """`a.txt` is called `a` and `a.jpg.txt` `a.jpg`; of several captions the first is the best one."""
+    lines = split_lines(read_text(file).strip())
+    return Hypothesis((clean_name(file.relative_to(root).as_posix()[: -len(".txt")]),), lines[0] if lines else "")
+
+
+def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
+    with open_file(path) as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        format, rows = "parquet", _parquet(path)
+    elif not start:
+        raise InputError(f"{path}: the file is empty; name one with captions.")
+    elif (shape := json_shape(path)) is None:
+        format, rows = "csv", _csv(path)
+    elif shape.kind == "lines":
+        format, rows = "jsonl", (row for _, row in read_json_lines(path))
+    elif shape.kind == "list":
+        format, rows = "coco", _best(row for _, _, row in read_json(path))
+    else:
+        raise InputError(f"{path}: not captions: expected a list or a line for each image, with {SHAPE}.")
+    if path.name.lower() in METADATA:
+        format = "imagefolder"
+    return format, (_row(path, row, prefix) for row in rows)
+
+
+def _best(rows: Iterable[Any]) -> Iterator[Any]:
+    """Of entries of one image that follow one another the first: its best caption."""
+    before = None
+    for row in rows:
+        image = row.get("image_id") if isinstance(row, dict) else None
+        if image is None or image != before:
+            yield row
+        before = image
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    delimiter, skip = table_delimiter(path)
+    rows = read_csv(path, delimiter, skip)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    if not set(header) & {*ID_KEYS, *NAME_KEYS} or not set(header) & set(CAPTION_KEYS):
+        raise bad_header(path, header)
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(f"{path}: line {line} has {len(row)} fields for {len(header)} columns; quote captions.")
+        yield dict(zip(header, row, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+
+    from toolkit.data.annotations.parquet import open_parquet
+
+    file = open_parquet(path)
+    # An image itself may stand beside its caption: not to be read for its name.
+    simple = [field.name for field in file.schema_arrow if not pa.types.is_struct(field.type)]
+    columns = [name for name in simple if name in (*ID_KEYS, *NAME_KEYS, *CAPTION_KEYS, "ended", "error")]
+    if not set(columns) & {*ID_KEYS, *NAME_KEYS} or not set(columns) & set(CAPTION_KEYS):
+        raise bad_header(path, file.schema_arrow.names)
+    for batch in file.iter_batches(8192, columns=columns):
+        yield from batch.to_pylist()
+
+
+def bad_header(path: Path, columns: Iterable[str]) -> InputError:
+    return InputError(f"{path}: has the columns {', '.join(columns)[:80]}; captions need {SHAPE}.")
+
+
+def _row(path: Path, row: Any, prefix: str) -> Hypothesis:
+    if not isinstance(row, dict):
+        raise bad_row(path, row)
+    ids = [row[key] for key in ID_KEYS if row.get(key) not in (None, "")]
+    names = [prefix + row[key] for key in NAME_KEYS if isinstance(row.get(key), str) and row[key]]
+    said = [row[key] for key in CAPTION_KEYS if key in row]
+    if not all(isinstance(i, (int, str)) and not isinstance(i, bool) for i in ids) or not ids + names or not said:
+        raise bad_row(path, row)
+    caption = said[0][0] if isinstance(said[0], list) and said[0] else said[0]
+    error = row.get("error") or None
+    if not (caption is None or isinstance(caption, str)) or not (error is None or isinstance(error, str)):
+        raise bad_row(path, row)
+    if caption is None or (error and not caption):
+        caption, error = None, error or "no caption"
+    ended = {True: True, False: False, "true": True, "false": False}.get(_lower(row.get("ended")))
+    return Hypothesis(tuple(dict.fromkeys(clean_name(str(name)) for name in [*ids, *names])), caption, ended, error)
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value if isinstance(value, bool) else None
+
+
+def bad_row(path: Path, row: Any) -> InputError:
+    return InputError(f"{path}: a row is {str(row)[:80]}; each needs {SHAPE}.")

@@ -1,0 +1,155 @@
+"""What people said of the images: from a split of a cache, or from annotations of any format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.cache.schema import MANIFEST, Cache, open_cache
+from toolkit.data.annotations import Columns, images_beside, read_annotations
+from toolkit.data.images import read_image, resolve_image
+from toolkit.errors import InputError
+from toolkit.records import SPLITS
+
+
+@dataclass(frozen=True)
+class References:
+    """A split of a source, and the names of all its images.
+
+    Attributes:
+        split: what was asked for, or "all" where the source has no splits.
+        captions: image id -> captions, of the split.
+        paths: image id -> path below the images' folder, of all splits: a caption may be of an image of another one.
+        train: the captions of the train split; None where there is none.
+        notes: for people, a sentence each.
+        images: the folder that paths are relative to; None if the images are elsewhere.
+        rows: image id -> (split, row) in the cache.
+    """
+
+    source: str
+    split: str
+    captions: dict[str, list[str]]
+    paths: dict[str, str]
+    train: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    cache: Cache | None = None
+    images: Path | None = None
+    rows: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"all of {self.source}" if self.split == "all" else f"the {self.split} split of {self.source}"
+
+    def picture(self, image_id: str) -> Any:
+        """The image as the cache has it, else as its file has it; None where there is no folder of images.
+
+        Raises:
+            ImageError: the file can't be read.
+        """
+        if self.cache is not None:
+            split, row = self.rows[image_id]
+            return np.array(self.cache[split][row]["pixel_values"])
+        return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
+
+
+def read_references(
+    path: Path,
+    split: str,
+    images: Path | None = None,
+    format: str = "auto",
+    option: str = "--references",
+    columns: Columns | None = None,
+    find: bool = False,
+) -> References:
+    """The references of a split.
+
+    Args:
+        split: one of `SPLITS`, or "all".
+        images, format, columns: of annotations, as `read_annotations` takes them.
+        option: what the user named the source with.
+        find: the images will be opened, so that names that lead to no file are looked for.
+
+    Raises:
+        InputError: no such source, a broken one, or nothing in the split.
+    """
+    if not path.exists() and format != "hub":
+        raise InputError(
+            f"{option} {path}: no such file or folder; name a cache (`toolkit preprocess` writes one) or annotations."
+        )
+    if (path / MANIFEST).is_file():
+        for name, value, usual in (("images", images, None), ("format", format, "auto")):
+            if value != usual:
+                raise InputError(f"--{name} {value}: is for annotations, but {path} is a cache; leave it out.")
+        if columns is not None:
+            columns.refuse(f"{path} is a cache, whose columns are known")
+        return _of_cache(path, split, option)
+    return _of_annotations(path, split, images, format, option, columns, find)
+
+
+def _of_cache(path: Path, split: str, option: str) -> References:
+    cache = open_cache(path)
+    captions: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
+    rows: dict[str, tuple[str, int]] = {}
+    train: list[str] = []
+    bare = 0
+    for name in SPLITS:
+        reader = cache[name]
+        ids, said = reader.column("image_id"), reader.column("captions")
+        paths.update(zip(ids, reader.column("path"), strict=True))
+        if name == "train":
+            train = [caption for of_image in said for caption in of_image]
+        if split in (name, "all"):
+            rows.update((image_id, (name, row)) for row, image_id in enumerate(ids))
+            captions.update((image_id, of_image) for image_id, of_image in zip(ids, said, strict=True) if of_image)
+            bare += sum(not of_image for of_image in said)
+    if not captions:
+        raise InputError(f"{option} {path}: has no captions in its {split} split; name another --split.")
+    notes = [f"{bare} images of {path.as_posix()} have no references and are left out"] if bare else []
+    return References(path.as_posix(), split, captions, paths, train or None, notes, cache=cache, rows=rows)
+
+
+def _of_annotations(
+    path: Path, split: str, images: Path | None, format: str, option: str, columns: Columns | None, find: bool
+) -> References:
+    images = images_beside(path, images)
+    try:
+        found = read_annotations(path, images, format, columns=columns, find=find)
+        records = list(found.records)
+    except InputError as error:
+        if not str(error).startswith(f"{path}: "):
+            raise
+        raise InputError(f"{option} {error}") from None
+    splits = {record.split for record in records if record.split is not None}
+    notes = found.notes.sentences()
+    if not splits and split != "all":
+        notes.append(f"{path.as_posix()} has no splits: all of its images are taken")
+        split = "all"
+    if split != "all" and split not in splits:
+        raise InputError(
+            f"{option} {path}: has no {split} split, but {', '.join(sorted(splits))}; name one with --split."
+        )
+    wanted = {r.image_id: list(r.captions) for r in records if r.captions and split in (r.split, "all")}
+    train = [caption for record in records if record.split == "train" for caption in record.captions]
+    paths = {record.image_id: record.path for record in records}
+    return References(path.as_posix(), split, wanted, paths, train or None, notes, images=found.images)
+
+
+def read_idf(
+    idf: str, references: References, images: Path | None, format: str, columns: Columns | None = None
+) -> tuple[dict[str, list[str]], str]:
+    """The corpus that CIDEr's word weights come from, and its name.
+
+    `train` is the train split of the references; a path is a cache or annotations: their train split if they have
+    splits, else all of them.
+    """
+    path = Path(references.source if idf == "train" else idf)
+    if idf == "train" and references.train is None:
+        raise InputError(f"--idf train: {references.source} has no train split; name a cache or annotations instead.")
+    if idf != "train":
+        images, format, columns = None, "auto", None
+    corpus = read_references(path, "train", images, format, "--idf", columns)
+    return corpus.captions, corpus.name

@@ -1,0 +1,189 @@
+"""What a figure is worth: confidence intervals, whether a difference is chance, and what a person would get.
+
+Everything is computed from the figures of each image (`Scores.per_image`, `Scores.bleu_counts`), so nothing is scored
+again: CIDEr's word weights stay those of the corpus that was evaluated. METEOR's corpus figure can't be computed from
+its figures per image, so that it has no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolkit.evaluation.metrics import BLEU_NAMES, Scores, bleu_from_counts, prepare
+from toolkit.evaluation.ptb import ptb_tokenize_lines
+
+BLOCK = 1 << 22  # resampled images at a time: 32 MB
+LEVEL = 95  # per cent
+NO_MEAN = ("meteor",)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a corpus with its interval; None where there can be none."""
+
+    score: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference(Figure):
+    """The other side's figure less the first's; `p` is the chance of one as large if the two were equally good."""
+
+    p: float | None
+
+
+def intervals(sides: Sequence[Scores], resamples: int = 1000, seed: int = 42) -> list[dict[str, Figure]]:
+    """95 % intervals of every figure of every side: percentile bootstrap over images (Efron & Tibshirani 1993, ch. 13).
+
+    Args:
+        sides: scores of the same images. All are resampled alike.
+    """
+    drawn = _bootstrap(sides, resamples, seed)
+    return [
+        {name: Figure(score, *_interval(values.get(name))) for name, score in side.corpus.items()}
+        for side, values in zip(sides, drawn, strict=True)
+    ]
+
+
+def compare(one: Scores, other: Scores, resamples: int = 1000, seed: int = 42) -> dict[str, Difference]:
+    """Differences of two sides on the same images, other less one.
+
+    The interval is the paired bootstrap's (Koehn 2004, "Statistical significance tests for machine translation
+    evaluation"); the two-sided p-value is that of approximate randomisation (Noreen 1989; Riezler & Maxwell 2005): the
+    captions of an image are swapped between the sides at random, and p = (1 + times that the difference was at least
+    as large) / (1 + resamples). Figures of equal files give p = 1.
+    """
+    drawn, p_values = _bootstrap([one, other], resamples, seed), _swapped(one, other, resamples, seed)
+    differences = {}
+    for name, score in one.corpus.items():
+        spread = drawn[1][name] - drawn[0][name] if name in drawn[0] else None
+        differences[name] = Difference(other.corpus[name] - score, *_interval(spread), p_values.get(name))
+    return differences
+
+
+def _interval(values: np.ndarray | None) -> tuple[float | None, float | None]:
+    if values is None:
+        return None, None
+    low, high = np.percentile(values, [50 - LEVEL / 2, 50 + LEVEL / 2])
+    return float(low), float(high)
+
+
+def _sums(scores: Scores) -> tuple[np.ndarray, list[str]]:
+    """Per image what a corpus figure is made of, as columns: BLEU's counts, and the figures that are means."""
+    means = [name for name in scores.per_image if name not in (*BLEU_NAMES, *NO_MEAN)]
+    columns = [scores.per_image[name][:, None] for name in means]
+    if scores.bleu_counts is not None:
+        columns.append(scores.bleu_counts.astype(np.float64))
+    return (np.hstack(columns) if columns else np.zeros((len(scores.image_ids), 0))), means
+
+
+def _figures(sums: np.ndarray, means: list[str], n_images: int) -> dict[str, np.ndarray]:
+    """Sums over images (resamples, columns) -> metric -> (resamples,)."""
+    figures = {name: sums[:, column] / n_images for column, name in enumerate(means)}
+    if sums.shape[1] > len(means):
+        figures |= zip(BLEU_NAMES, bleu_from_counts(sums[:, len(means) :]).T, strict=True)
+    return figures
+
+
+def _bootstrap(sides: Sequence[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Figures of each side on images drawn with replacement."""
+    n_images = len(sides[0].image_ids)
+    parts = [_sums(side) for side in sides]
+    values = np.hstack([columns for columns, _ in parts])
+    rng = np.random.default_rng([seed, 0])
+    sums = np.empty((resamples, values.shape[1]))
+    block = max(1, BLOCK // n_images)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(0, n_images, (rows, n_images), dtype=np.int64)
+        drawn += np.arange(rows)[:, None] * n_images
+        times = np.bincount(drawn.ravel(), minlength=rows * n_images).reshape(rows, n_images)
+        sums[start : start + rows] = times.astype(np.float64) @ values
+    ends = np.cumsum([columns.shape[1] for columns, _ in parts])[:-1]
+    split = np.split(sums, ends, axis=1)
+    return [_figures(part, means, n_images) for part, (_, means) in zip(split, parts, strict=True)]
+
+
+def _swapped(one: Scores, other: Scores, resamples: int, seed: int) -> dict[str, float]:
+    n_images = len(one.image_ids)
+    (first, means), (second, _) = _sums(one), _sums(other)
+    rng = np.random.default_rng([seed, 1])
+    gap = second - first
+    block = max(1, BLOCK // n_images)
+    exceeded = dict.fromkeys(one.corpus.keys() - set(NO_MEAN), 0)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        moved = rng.integers(0, 2, (rows, n_images), dtype=np.int8).astype(np.float64) @ gap
+        ours = _figures(first.sum(axis=0) + moved, means, n_images)
+        theirs = _figures(second.sum(axis=0) - moved, means, n_images)
+        for name in exceeded:
+            observed = abs(other.corpus[name] - one.corpus[name])
+            exceeded[name] += int((np.abs(theirs[name] - ours[name]) >= observed - 1e-12).sum())
+    return {name: (1 + times) / (1 + resamples) for name, times in exceeded.items()}
+
+
+# ---- people ---------------------------------------------------------------------------------------------------------
+
+MOST_ROUNDS = 10  # COCO has images with 7 references
+
+
+@dataclass(frozen=True)
+class HumanBound:
+    """Figures of people, and of the captions against the very same references.
+
+    Attributes:
+        human: metric -> a reference against the others, the mean of all rounds.
+        same: metric -> the captions against those others: what to compare it with, as one reference fewer costs points.
+        images: with at least two references; the others can't be judged so.
+        rounds: as many as an image has references at most; where one has fewer, its references come again in turn.
+    """
+
+    human: dict[str, float]
+    same: dict[str, float]
+    images: int
+    rounds: int
+
+
+def human_bound(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    metrics: Sequence[str],
+    idf: Mapping[str, Sequence[str]] | None = None,
+) -> HumanBound | None:
+    """Leave one out: in each round one reference of every image is the caption, judged by the others.
+
+    Args:
+        hypotheses, references, idf: captions as `tokenized` gives them.
+
+    Returns:
+        None where no image has two references.
+    """
+    several = {i: captions for i, captions in references.items() if len(captions) > 1}
+    if not several:
+        return None
+    rounds = min(MOST_ROUNDS, max(map(len, several.values())))
+    people: list[dict[str, float]] = []
+    captions: list[dict[str, float]] = []
+    for turn in range(rounds):
+        out = {i: turn % len(said) for i, said in several.items()}
+        others = {i: [c for k, c in enumerate(said) if k != out[i]] for i, said in several.items()}
+        prepared = prepare(others, idf, words)
+        people.append(prepared.score({i: said[out[i]] for i, said in several.items()}, metrics).corpus)
+        captions.append(prepared.score({i: hypotheses[i] for i in several}, metrics).corpus)
+    human, same = ({name: float(np.mean([r[name] for r in all_])) for name in all_[0]} for all_ in (people, captions))
+    return HumanBound(human, same, len(several), rounds)
+
+
+def tokenized(corpus: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Captions as their words with a space between, for `prepare(..., tokenize=words)`: cut into words once only."""
+    lines = iter(ptb_tokenize_lines([caption for captions in corpus.values() for caption in captions]))
+    return {i: [" ".join(next(lines)) for _ in captions] for i, captions in corpus.items()}
+
+
+def words(caption: str) -> list[str]:
+    """The words of a caption of `tokenized`; some hold a no-break space."""
+    return [word for word in caption.split(" ") if word]

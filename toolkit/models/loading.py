@@ -1,0 +1,247 @@
+"""Captioners: building, loading and saving them.
+
+A captioner is a plain `VisionEncoderDecoderModel` with its tokenizer and image processor; nothing of toolkit is needed
+to use a saved one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
+
+from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
+from toolkit.errors import ModelError, is_bug
+from toolkit.models.freezing import freeze_unused
+from toolkit.models.lora import is_adapter, read_base, with_adapter
+from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
+from toolkit.models.presets import TINY_DECODER, TINY_ENCODER
+from toolkit.models.special_tokens import SpecialTokens, settle_generation, settle_special_tokens
+from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
+
+
+@dataclass
+class Captioner:
+    """A model with all that it takes to go from images to words.
+
+    Attributes:
+        model: one of `CAPTIONERS`.
+        transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
+    """
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    transform: PixelTransform | ProcessorTransform
+    normalizer: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def decode(self, tokens: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Token rows -> captions, special tokens and surrounding white space dropped."""
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str) -> Any:
+    """Calls `load(local_files_only=...)`; a model that is not there becomes one sentence."""
+    loud = logging.getLogger("transformers"), logging.getLogger("huggingface_hub")
+    levels = [logger.level for logger in loud]
+    for logger in loud:  # transformers explains a failed download on its own logger before it raises
+        logger.setLevel(logging.CRITICAL)
+    try:
+        return load(local_files_only=out_of_reach(name))
+    except ModelError:
+        raise
+    except Exception as error:  # of tokenizers' it is no narrower
+        if is_bug(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        if name.startswith((".", "/")) and not Path(name).exists():
+            raise ModelError(f"{option} {name}: no such folder, seen from here; {hint}.") from None
+        if Path(name).exists():
+            raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None
+        raise ModelError(
+            f"{option} {name}: the {what} could not be loaded from the Hugging Face hub: {why_not(name, error, hint)}."
+        ) from None
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
+
+
+def load_image_processor(name: str, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:
+    """The encoder's image processor on its Pillow backend; torchvision is not needed, and gives other pixels."""
+    return _load(
+        "image processor",
+        option,
+        name,
+        lambda **where: AutoImageProcessor.from_pretrained(name, backend="pil", **where),
+        hint,
+    )
+
+
+def load_tokenizer(name: str, option: str = "--decoder", hint: str = WAYS_OUT) -> Any:
+    return _load("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(name, **where), hint)
+
+
+def build_captioner(
+    encoder: str, decoder: str, preset: str | None, vocab_size: int, tokens: SpecialTokens, seed: int
+) -> VisionEncoderDecoderModel:
+    """Encoder and decoder joined into one model, ready to be trained.
+
+    Args:
+        vocab_size: tokens the tokenizer knows; the embeddings grow to it if need be.
+        seed: of whatever has no pretrained weights (all of the tiny preset; else the new cross-attention).
+
+    Raises:
+        ModelError: a part could not be loaded.
+    """
+    torch.manual_seed(seed)
+    if preset == "tiny":
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+            ViTConfig(**TINY_ENCODER), GPT2Config(vocab_size=vocab_size, **TINY_DECODER)
+        )
+        model = VisionEncoderDecoderModel(config=config)
+    else:
+        # Not from_encoder_decoder_pretrained: it crashes on every GPT-2 whose config.json lacks `is_decoder`.
+        model = VisionEncoderDecoderModel(encoder=_load_encoder(encoder), decoder=_load_decoder(decoder))
+        if vocab_size > model.decoder.get_input_embeddings().weight.shape[0]:
+            model.decoder.resize_token_embeddings(vocab_size)
+            model.config.decoder.vocab_size = vocab_size
+    settle_special_tokens(model, tokens)
+    freeze_unused(model.encoder)
+    return model
+
+
+def _load_encoder(name: str) -> Any:
+    def load(**where: Any) -> Any:
+        config = AutoConfig.from_pretrained(name, **where)
+        if config.model_type == "vision-encoder-decoder":
+            raise ModelError(
+                f"--encoder {name}: a whole captioner; go on from it with `toolkit finetune --init-from {name}`."
+            )
+        if hasattr(config, "vision_config"):  # CLIP, SigLIP and their like: the vision half alone
+            classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+            if config.model_type not in classes:
+                raise ValueError(f"model type {config.model_type} has no vision encoder that toolkit knows")
+            return getattr(transformers, classes[config.model_type]).from_pretrained(name, dtype=torch.float32, **where)
+        return AutoModel.from_pretrained(name, dtype=torch.float32, **where)
+
+    return _load("vision encoder", "--encoder", name, load, WAYS_OUT)
+
+
+def _load_decoder(name: str) -> Any:
+    def load(**where: Any) -> Any:
+        config = AutoConfig.from_pretrained(name, **where)
+        config.is_decoder = True
+        config.add_cross_attention = True
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **where)
+
+    return _load("text decoder", "--decoder", name, load, WAYS_OUT)
+
+
+OURS = "vision-encoder-decoder"
+# Model types that caption an image without being told how; the others that transformers calls image-text-to-text are
+# talked to in prompts.
+CAPTIONERS = (OURS, "blip", "git", "blip-2")
+
+
+def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)) -> Any:
+    """A captioner's model from a folder or the hub, in fp32 on the CPU.
+
+    Args:
+        option: that `name` was given with.
+        kinds: model types that will do.
+
+    Raises:
+        ModelError: no such folder or name, or not a captioner.
+    """
+
+    def check_kind(kind: str | None) -> None:
+        if kind not in kinds:
+            raise ModelError(f"{option} {name}: a model of type {kind}, not a {' or '.join(kinds)} captioner; {hint}.")
+
+    path = Path(name)
+    if is_adapter(path):
+        base = read_base(name, option)
+        if base["init_from"] is not None:
+            model = load_model(base["init_from"], f"{option} {name}, an adapter of", hint)
+        else:
+            parts = (base["encoder"], base["decoder"], base["preset"], base["vocab_size"])
+            model = build_captioner(*parts, SpecialTokens(*base["tokens"]), base["seed"])
+        return with_adapter(model, base, name, option)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
+    if path.is_file():
+        raise ModelError(f"{option} {name}: a file, where a model folder is meant; {hint}.")
+    if path.is_dir():
+        try:
+            check_kind(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        except (ValueError, AttributeError):
+            check_kind(None)
+    elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
+        raise ModelError(f"{option} {name}: no such folder; {hint}.")
+
+    def load(**where: Any) -> Any:
+        check_kind(AutoConfig.from_pretrained(name, **where).model_type)
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32, **where)
+
+    return _load("captioner", option, name, load, hint)
+
+
+def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> Captioner:
+    """A captioner from a folder or the hub, in evaluation mode; `toolkit.captioning.captioner` has one that takes pictures.
+
+    Raises:
+        ModelError: no such folder or name, or not a captioner.
+    """
+    hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
+    model = load_model(name, "--model", hint, CAPTIONERS)
+    tokenizer = load_tokenizer(name, "--model", hint)
+    processor = load_image_processor(name, "--model", hint)
+    transform = transform_of(processor, json.loads(processor.to_json_string()), f"--model {name}")
+    if model.config.model_type != OURS:
+        settle_generation(model)
+    normalizer = PixelNormalizer(transform) if isinstance(transform, PixelTransform) else nn.Identity()
+    where = pick_device(device)
+    model.to(device=where, dtype=pick_dtype(precision, where)).eval()
+    return Captioner(model, tokenizer, processor, transform, normalizer.to(where))
+
+
+def save_captioner(
+    model: VisionEncoderDecoderModel, tokenizer: Any, image_processor: Any, settings: GenerationConfig, directory: Path
+) -> None:
+    """Writes a model folder that `from_pretrained` opens with no toolkit installed; of an adapted model the adapter."""
+    model.generation_config = settings
+    model.save_pretrained(directory)
+    settings.save_pretrained(directory)  # with an adapter none are saved
+    tokenizer.save_pretrained(directory)
+    image_processor.save_pretrained(directory)
+
+
+def silence_transformers() -> None:
+    """Progress bars and advice of the libraries are not for our users; warnings stay."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

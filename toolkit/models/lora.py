@@ -1,0 +1,182 @@
+"""Low-rank adaptation through peft: small updates of the attention are trained instead of all weights.
+
+An adapter's folder holds the updates, with tokenizer, image processor and generation settings, and in `base.json` what
+they are updates of:
+
+    {"init_from": null, "encoder": "google/vit-base-patch16-224", "decoder": "gpt2", "preset": null, "seed": 42,
+     "vocab_size": 50257, "tokens": [50256, 50256, 50256], "weights": "a hash of the base's weights"}
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, VisionEncoderDecoderModel
+from transformers.pytorch_utils import Conv1D
+
+from toolkit.errors import ModelError
+from toolkit.models.freezing import used_weights
+from toolkit.runtime.hashing import Hasher
+
+BASE = "base.json"
+# The parts of a captioner that no encoder or decoder brings along.
+NEW_PARTS = ("crossattention", "ln_cross_attn", "enc_to_dec_proj")
+
+
+def require_peft() -> None:
+    """
+    Raises:
+        ModelError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("LoRA needs peft, which is not installed; pip install 'toolkit[lora]', or pip install peft.")
+
+
+def is_adapted(model: Any) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def plain_model(model: Any) -> VisionEncoderDecoderModel:
+    """The captioner inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def attention_layers(model: VisionEncoderDecoderModel, targets: str, cross: bool) -> list[str]:
+    """Names of the linear layers of attention that the last hidden states and the words depend on.
+
+    Args:
+        targets: encoder, decoder or both.
+        cross: with the decoder's cross-attention.
+    """
+    used = {id(weight) for weight in (*used_weights(model.encoder).values(), *model.decoder.parameters())}
+    halves = ("encoder", "decoder") if targets == "both" else (targets,)
+
+    def wanted(name: str, module: nn.Module) -> bool:
+        half, *parts = name.split(".")
+        return (
+            half in halves
+            and isinstance(module, (nn.Linear, Conv1D))
+            and id(module.weight) in used
+            and any("attn" in part or "attention" in part for part in parts)
+            and (cross or not set(parts) & set(NEW_PARTS))
+        )
+
+    return [name for name, module in model.named_modules() if wanted(name, module)]
+
+
+def add_lora(model: VisionEncoderDecoderModel, rank: int, targets: str, pretrained: bool) -> Any:
+    """The model inside peft's wrapper: W + 2 B A for each W of the attention, with B zero at first.
+
+    Cross-attention that is new has nothing to adapt: it is trained whole, as is the projection between halves of
+    differing width.
+
+    Args:
+        rank: columns of B.
+        targets: encoder, decoder or both.
+        pretrained: the model is a captioner already, so that its cross-attention is adapted like the rest.
+
+    Raises:
+        ModelError: peft is not installed, or the tokenizer has words that the decoder has still to learn.
+    """
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
+    present = {part for name, _ in model.named_modules() for part in name.split(".")}
+    whole = [] if pretrained else [part for part in NEW_PARTS if part in present]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=attention_layers(model, targets, cross=pretrained),
+        modules_to_save=whole or None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that GPT-2's weights lie transposed, which peft sees and heeds
+        adapted = get_peft_model(model, config)
+    config.base_model_name_or_path = None  # or each checkpoint would look for it on the hub; BASE says it
+    return adapted
+
+
+def load_adapter_weights(model: Any, directory: Path | str) -> None:
+    """A checkpoint's tensors into the adapted model, each in its place, none missing and none left over."""
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    stored = load_peft_weights(str(directory), device="cpu")
+    missing = get_peft_model_state_dict(model).keys() ^ stored.keys()
+    if missing:
+        raise ModelError(f"{directory}: not an adapter of this model ({sorted(missing)[0]} is in one of them alone).")
+    set_peft_model_state_dict(model, stored)
+
+
+def merged(model: Any) -> VisionEncoderDecoderModel:
+    """A plain captioner, the updates added to its weights."""
+    return model.merge_and_unload() if is_adapted(model) else model
+
+
+def _base_hash(model: Any) -> str:
+    """Of the weights that an adapter is no part of; a pooler may be random, and changes nothing."""
+    inside = plain_model(model)
+    unused = {id(w) for w in inside.encoder.parameters()} - {id(w) for w in used_weights(inside.encoder).values()}
+    own = ("lora_", "modules_to_save", "original_module")
+    digest = Hasher()
+    for name, weight in sorted(model.named_parameters()):
+        if id(weight) not in unused and not any(part in name for part in own):
+            digest.update(name)
+            digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
+    return digest.hex()
+
+
+def save_base(model: Any, base: dict[str, Any], directory: Path) -> None:
+    """Writes down what the adapter in this folder belongs to.
+
+    Args:
+        base: as in this module's docstring, but for the hash.
+    """
+    text = json.dumps({**base, "weights": _base_hash(model)}, indent=1)
+    (directory / BASE).write_text(text + "\n", encoding="utf-8")
+
+
+def is_adapter(directory: Path) -> bool:
+    return (directory / "adapter_config.json").is_file()
+
+
+def read_base(name: str, option: str) -> dict[str, Any]:
+    """What an adapter's folder says it is an adapter of.
+
+    Args:
+        option: that the folder was given with.
+
+    Raises:
+        ModelError: peft is missing, or `base.json`.
+    """
+    require_peft()
+    try:
+        return json.loads((Path(name) / BASE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(
+            f"{option} {name}: an adapter without {BASE}, which says what it adapts; name a folder that toolkit wrote."
+        ) from None
+
+
+def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: str, option: str) -> Any:
+    """A base with the updates of an adapter's folder added to its weights.
+
+    Raises:
+        ModelError: the base has other weights than when the adapter was trained.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(model, name)
+    if _base_hash(adapted) != base["weights"]:
+        what = base["init_from"] or f"{base['encoder']} and {base['decoder']}"
+        raise ModelError(f"{option} {name}: an adapter of {what}, but other weights stand there now; restore those.")
+    whole = merged(adapted)
+    whole.generation_config = GenerationConfig.from_pretrained(name)
+    return whole

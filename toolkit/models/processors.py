@@ -1,0 +1,110 @@
+"""Fetches an encoder's image processor and a decoder's tokenizer and saves both beside a cache.
+
+In a process of its own: transformers' processors import torch, 300 MB that preprocess and its workers would otherwise
+carry along.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import toolkit
+from toolkit.errors import ModelError, ToolkitError
+
+# With -P: the user's folder, where a `random.py` may lie, is not searched for modules. Ctrl-C is the parent's business.
+CHILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path.append(sys.argv[2])
+from toolkit.models.processors import main
+main(sys.argv[1], int(sys.argv[3]))
+"""
+
+
+def fetch_processors(
+    encoder: str, decoder: str, preset: str | None, directory: Path
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes `tokenizer/` and `image_processor/` below `directory`, which holds the staged records: a preset's own
+    tokenizer is trained on their captions.
+
+    Returns:
+        The image processor's full settings, and the special token ids with the vocabulary's size.
+
+    Raises:
+        ModelError: one of them could not be loaded, or the processor does more than resize, crop and normalise.
+    """
+    request = {"encoder": encoder, "decoder": decoder, "preset": preset, "directory": str(directory)}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            CHILD,
+            json.dumps(request),
+            str(Path(toolkit.__file__).parent.parent),
+            str(os.getpid()),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise ModelError(f"{encoder} and {decoder}: loading their processors failed; see the messages above.") from None
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    return answer["image_processor"], answer["tokens"]
+
+
+def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dict[str, Any]:
+    from toolkit.cache.staging import read_captions
+    from toolkit.data.pixels import PixelTransform, same_pixels
+    from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
+    from toolkit.models.presets import tiny_image_processor, train_tiny_tokenizer
+    from toolkit.models.special_tokens import SpecialTokens
+
+    silence_transformers()
+    if preset == "tiny":
+        processor = tiny_image_processor()
+        tokenizer = train_tiny_tokenizer(read_captions(Path(directory)))
+    else:
+        processor = load_image_processor(encoder)
+        tokenizer = load_tokenizer(decoder)
+    tokens = SpecialTokens.of(tokenizer, decoder)
+    settings = json.loads(processor.to_json_string())
+    if not same_pixels(PixelTransform.from_processor_config(settings), processor):
+        kind = type(processor).__name__
+        raise ModelError(f"--encoder {encoder}: {kind} does more to a picture than resize and crop it; name another.")
+    tokenizer.save_pretrained(Path(directory) / "tokenizer")
+    processor.save_pretrained(Path(directory) / "image_processor")
+    if not (Path(directory) / "tokenizer" / "tokenizer.json").exists():
+        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another --decoder.")
+    return {
+        "image_processor": settings,
+        "tokens": {"start": tokens.start, "eos": tokens.eos, "pad": tokens.pad, "vocab_size": len(tokenizer)},
+    }
+
+
+def main(request: str, parent: int) -> None:
+    """The child process: a JSON object in, one line of JSON out; it ends with the command, however that is killed."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+    try:
+        answer = _save(**json.loads(request))
+    except ToolkitError as error:
+        answer = {"error": str(error)}
+    try:
+        print(json.dumps(answer), flush=True)
+    except BrokenPipeError:  # elsewhere than on Linux; nobody is there to be told
+        os._exit(1)

@@ -1,0 +1,59 @@
+"""Options of `toolkit batch-caption`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import check, check_at_least, check_choice, check_engine, default_workers, option
+from toolkit.options.generation import GENERATION_FIELDS, GenerationOptions, check_generation
+
+
+@dataclass(frozen=True)
+class BatchCaptionOptions(GenerationOptions):
+    """Options of `toolkit batch-caption`; see `GenerationOptions` for those of decoding."""
+
+    paths: tuple[str, ...] = option(
+        (), "Images, folders or globs; here or at URLs such as s3://...", path=True, positional=True, required=True
+    )
+    model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
+    output: Path | None = option(
+        None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
+    )
+    recursive: bool = option(True, "Look into folders below a folder.")
+    batch_size: str = option("auto", "Images a batch: a number, or auto.")
+    num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
+    existing: str = option("skip", "Captions that are there already: skip, or overwrite to make them anew.")
+    format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
+    min_score: float | None = option(None, "Mark captions with a lower score: the column weak.")
+    prefix: str = option("", "Text before every caption, as it is: a trigger word.", show_default=False)
+    suffix: str = option("", "Text after every caption, as it is.", show_default=False)
+    strip_period: bool = option(False, "Leave out the full stop at a caption's end.", flag=True)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16.")
+    gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.", output=True)
+    overwrite: bool = option(
+        False, "Let --output and --gallery replace files that batch-caption did not write.", flag=True
+    )
+    attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
+    engine: str = option("local", "Where the work is done: local, on this machine, or ray.")
+    ray_address: str | None = option(
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_generation(self)
+        check_engine(self)
+        check_at_least(self, 1, "num_workers")
+        check_choice("existing", self.existing, ("skip", "overwrite"))
+        check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
+        check(not self.attention or self.gallery is not None, "attention", "on",
+              "is shown in a page; name one with --gallery")  # fmt: skip
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
+              self.batch_size, "is auto or a number from 1 on")  # fmt: skip
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION_FIELDS})

@@ -1,0 +1,26 @@
+"""Options of `toolkit demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import check_at_least, check_seed, default_workers, option
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `toolkit demo`."""
+
+    directory: Path = option(
+        Path("demo"), "The folder to write; must not exist or be empty.", positional=True, output=True
+    )
+    images: int = option(8000, "How many images are drawn; with fewer the model sees too little to be right.")
+    epochs: float | None = option(None, "Passes over the images. [default: the tiny preset's]")
+    seed: int = option(42, "Seed of everything.")
+    num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
+
+    def __post_init__(self) -> None:
+        check_seed(self)
+        check_at_least(self, 10, "images")
+        check_at_least(self, 1, "num_workers")

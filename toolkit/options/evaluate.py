@@ -1,0 +1,127 @@
+"""Options of `toolkit evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import (
+    check,
+    check_at_least,
+    check_choice,
+    check_seed,
+    check_split_map,
+    check_unused,
+    option,
+)
+from toolkit.options.generation import _FINETUNE_GENERATION, GENERATION_FIELDS, GenerationOptions
+from toolkit.options.preprocess import FORMATS
+
+METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `toolkit evaluate`."""
+
+    hypotheses: Path | None = option(
+        None, "Captions to judge, in any form that batch-caption writes, or COCO results. [default: captions.jsonl]"
+    )
+    references: Path = option(
+        Path("cache/dataset"), "What people said: a cache, an annotation set of any format, or a COCO captions file."
+    )
+    split: str = option("test", "Split of the references: train, validation, test or all.")
+    model: str | None = option(
+        None,
+        "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses.",
+        path=True,
+    )
+    against: Path | None = option(None, "Other captions of the same images: differences and whether they are chance.")
+    human: bool = option(False, "Also judge each reference by the others: what a person would get.", flag=True)
+    metrics: str = option("bleu,rouge_l,cider", f"Of {', '.join(METRICS)}; the last two need Java.")
+    idf: str = option(
+        "evaluated",
+        "Where CIDEr's word weights come from: evaluated, train (of the references), a cache or annotations.",
+        path=True,
+    )
+    missing: str = option(
+        "skip", "An image without a caption, or with an error for one: skip it, or count it as empty."
+    )
+    images: Path | None = option(
+        None, "Of references that are annotations: the folder of the images. [default: Images beside them]"
+    )
+    format: str = option("auto", f"Of references that are annotations: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None,
+        "Of references that are annotations: column or key with the images or their names, where it isn't found by itself.",
+    )
+    caption_column: tuple[str, ...] = option(
+        (),
+        "Of references that are annotations: column or key with captions; give the option once for each of several.",
+        show_default=False,
+    )
+    split_column: str | None = option(
+        None, "Of references that are annotations: column or key with the split of an image."
+    )
+    split_map: tuple[str, ...] = option(
+        (),
+        "Of references that are annotations: call a split by another name: eval=validation; give the option once for each.",
+        show_default=False,
+    )
+    resamples: int = option(1000, "Of the images, for intervals and p-values.")
+    seed: int = option(42, "Seed of the resamples.")
+    per_image: Path | None = option(
+        None, "Also write the figures of each image: FILE.csv or FILE.parquet.", output=True
+    )
+    page: Path | None = option(None, "Also write a page to judge by: one HTML file.", output=True)
+    overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
+    batch_size: int = option(32, "With --model: images a batch.")
+    num_beams: int = option(4, "With --model: beams of the search; 1 is greedy.")
+    max_length: int = option(50, "With --model: longest caption in tokens, start token and EOS included.")
+    length_penalty: float = option(2.0, "With --model: above 0 favours longer captions.")
+    no_repeat_ngram_size: int = option(3, "With --model: no run of this many tokens occurs twice; 0 allows it.")
+    device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
+    precision: str = option("auto", "With --model: auto, fp32, bf16 or fp16.")
+
+    def __post_init__(self) -> None:
+        check_split_map(self)
+        check_choice("split", self.split, ("train", "validation", "test", "all"))
+        check_choice("missing", self.missing, ("skip", "empty"))
+        check_choice("format", self.format, FORMATS)
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_at_least(self, 1, "resamples", "batch_size", "num_beams")
+        check_seed(self)
+        check_at_least(self, 0, "no_repeat_ngram_size")
+        check_at_least(self, 2, "max_length")
+        check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,
+              f"name some of {', '.join(METRICS)}, with commas between")  # fmt: skip
+        check(self.model is None or self.hypotheses is None, "model", self.model,
+              "captions the split itself; leave out --hypotheses")  # fmt: skip
+        if self.model is None:
+            names = (
+                "batch_size",
+                "num_beams",
+                "max_length",
+                "length_penalty",
+                "no_repeat_ngram_size",
+                "device",
+                "precision",
+            )
+            check_unused(self, names, "is for captioning with --model; add that, or leave it out")
+        elif self.num_beams == 1:
+            check_unused(self, ("length_penalty",),
+                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
+        check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
+              "is for CIDEr, which is not among --metrics; leave it out")  # fmt: skip
+        check(self.per_image is None or self.per_image.suffix in (".csv", ".parquet"), "per_image", self.per_image,
+              "name a file that ends in .csv or .parquet")  # fmt: skip
+        check(self.page is None or self.page.suffix in (".html", ".htm"), "page", self.page,
+              "name a file that ends in .html")  # fmt: skip
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.strip() for name in self.metrics.split(",") if name.strip()))
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{k: getattr(self, k) for k in GENERATION_FIELDS if k in _FINETUNE_GENERATION})

@@ -1,0 +1,89 @@
+"""What the option classes share: a field with its help text, and checks of values."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from toolkit.errors import InputError
+
+ENGINES = ("local", "ray")
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with its help text; `positional=True` makes it an argument of the command, `output=True`
+    says that it names what is written, `path=True` that a string may be the name of a file or folder."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def default_workers() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(condition: bool, name: str, value: Any, remedy: str) -> None:
+    if not condition:
+        raise InputError(f"--{name.replace('_', '-')} {value}: {remedy}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    check(value in choices, name, value, f"choose one of {', '.join(choices)}")
+
+
+def check_at_least(options: Any, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        finite = value is None or minimum <= value < float("inf")
+        check(finite, name, value, f"must be at least {minimum}" + (", and finite" if value == float("inf") else ""))
+
+
+def check_seed(options: Any) -> None:
+    check(0 <= options.seed < 2**32, "seed", options.seed, "is a number from 0 to 4294967295")
+
+
+SPLIT_TARGETS = ("train", "validation", "val", "test")
+
+
+def check_split_map(options: Any) -> None:
+    for given in options.split_map:
+        name, _, split = given.partition("=")
+        check(bool(name.strip()) and split in SPLIT_TARGETS, "split_map", given,
+              f"is the source's name, =, and one of {', '.join(SPLIT_TARGETS)}, as eval=validation")  # fmt: skip
+        twice = sum(other.partition("=")[0] == name for other in options.split_map)
+        check(twice == 1, "split_map", given, f"{name} is given {twice} times; give it once")
+
+
+def check_unused(options: Any, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that would be ignored: those of `names` that are not as they are by default."""
+    for f in fields(options):
+        if f.name in names:
+            check(getattr(options, f.name) == f.default, f.name, getattr(options, f.name), why)
+
+
+def check_engine(options: Any) -> None:
+    check_choice("engine", options.engine, ENGINES)
+    check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
+          "Ray is not installed; pip install 'toolkit[ray]', on each node")  # fmt: skip
+    address = options.ray_address
+    check(address is None or options.engine == "ray", "ray_address", address,
+          "means something with --engine ray alone; add that")  # fmt: skip
+    check(not (address or "").startswith("ray://"), "ray_address", address,
+          "is of Ray's client, which sees no shared storage; run the command on a node, with --ray-address auto")  # fmt: skip
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """An options dataclass as plain JSON values; paths as strings with "/"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.as_posix()
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return {f.name: plain(getattr(options, f.name)) for f in fields(options)}

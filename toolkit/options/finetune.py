@@ -1,0 +1,149 @@
+"""Options of `toolkit finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.options.fields import check, check_at_least, check_choice, check_seed, option
+from toolkit.options.generation import _FINETUNE_GENERATION, GENERATION_FIELDS, GenerationOptions
+
+# What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
+# starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
+# handful of templates: there the loss decides.
+TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
+    None: {
+        "epochs": 3.0,
+        "batch_size": 8,
+        "lr": 5e-5,
+        "warmup_ratio": 0.0,
+        "captions_per_image": "all",
+        "eval_metric": "cider",
+    },
+    "tiny": {
+        "epochs": 8.0,
+        "batch_size": 32,
+        "lr": 1.5e-3,
+        "warmup_ratio": 0.06,
+        "captions_per_image": "2",
+        "eval_metric": "loss",
+    },
+}
+
+# Low-rank updates start at zero and want a higher one: at 5e-5 they hardly move (docs/finetuning.md).
+LORA_LR = 5e-4
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of `toolkit finetune`; a None is filled in from `TRAINING_DEFAULTS`."""
+
+    cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
+    output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
+    max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
+    batch_size: int | None = option(
+        None, "Images a step of each process, with their captions. [default: 8; tiny preset: 32]"
+    )
+    eval_batch_size: int = option(32, "Images a batch in evaluation.")
+    lr: float | None = option(None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3]")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
+    warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.06]")
+    gradient_accumulation_steps: int = option(1, "Batches an update.")
+    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
+    captions_per_image: str | None = option(
+        None, "Captions of an image used each epoch: all, or a number drawn anew. [default: all; tiny preset: 2]"
+    )
+    label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
+    init_from: str | None = option(
+        None, "Go on from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
+    )
+    freeze_encoder: bool = option(False, "Train the decoder alone.", flag=True)
+    unfreeze_last: int | None = option(None, "Of the encoder, train the last so many layers alone.")
+    cache_features: bool = option(
+        False, "Freeze the encoder and run it once an image; its states are kept in the cache.", flag=True
+    )
+    feature_precision: str = option("fp16", "What --cache-features stores: fp16, bf16 or fp32.")
+    lora_rank: int | None = option(
+        None, "Train low-rank updates of the attention instead of all weights; 8 and 16 are usual. Needs peft."
+    )
+    lora_targets: str = option("both", "With --lora-rank: encoder, decoder or both.")
+    lora_save: str = option("merged", "With --lora-rank: merged saves a plain model, adapter the updates alone.")
+    compile: bool = option(False, "Compile the model: minutes at the start for faster steps.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, a third slower.", flag=True
+    )
+    fsdp: bool = option(
+        False,
+        "Under torchrun: spread weights, gradients and optimizer over the GPUs, instead of a copy on each.",
+        flag=True,
+    )
+    seed: int = option(42, "Seed of initial weights, data order and dropout.")
+    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
+    eval_metric: str | None = option(
+        None, "What makes a checkpoint the best: cider, bleu_4, rouge_l or loss. [default: cider; tiny preset: loss]"
+    )
+    save_total_limit: int = option(1, "Checkpoints kept besides the best.")
+    resume: bool = option(True, "Go on from the last checkpoint of an unfinished run, or extend a finished one.")
+    num_beams: int = option(4, "Beams in evaluation, and the saved model's default.")
+    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice in a caption; 0 allows it.")
+    length_penalty: float = option(2.0, "Above 0 favours longer captions.")
+    max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
+    report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
+    num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
+    overwrite: bool = option(False, "Train anew and replace the finished model at --output-dir.", flag=True)
+
+    def __post_init__(self) -> None:
+        check_seed(self)
+        check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams")
+        check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers", "no_repeat_ngram_size")
+        check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
+        check_at_least(self, 2, "max_length")
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("eval_metric", self.eval_metric or "cider", ("cider", "bleu_4", "rouge_l", "loss"))
+        check_at_least(self, 1, "unfreeze_last", "lora_rank")
+        check_choice("feature_precision", self.feature_precision, ("fp16", "bf16", "fp32"))
+        check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
+        check_choice("lora_save", self.lora_save, ("merged", "adapter"))
+        frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
+        check(not (frozen and self.unfreeze_last), "unfreeze_last", self.unfreeze_last,
+              f"{frozen} freezes all of the encoder; leave one of the two out")  # fmt: skip
+        check(self.lora_rank is None or self.unfreeze_last is None, "unfreeze_last", self.unfreeze_last,
+              "with --lora-rank no layer is trained whole; leave one of the two out")  # fmt: skip
+        check(not (frozen and self.lora_rank and self.lora_targets != "decoder"), "lora_targets", self.lora_targets,
+              f"{frozen} leaves the encoder as it is; add --lora-targets decoder")  # fmt: skip
+        check(self.lora_rank is not None or self.lora_targets == "both", "lora_targets", self.lora_targets,
+              "means something with --lora-rank alone; name a rank")  # fmt: skip
+        check(self.lora_rank is not None or self.lora_save == "merged", "lora_save", self.lora_save,
+              "means something with --lora-rank alone; name a rank")  # fmt: skip
+        check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
+              "means something with --cache-features alone; add that")  # fmt: skip
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
+        check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
+              and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,
+              "is all or a number from 1 on")  # fmt: skip
+        check(self.warmup_ratio is None or self.warmup_steps is None, "warmup_ratio", self.warmup_ratio,
+              f"--warmup-steps {self.warmup_steps} says it already; leave one of the two out")  # fmt: skip
+        check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
+              "is a share from 0 to below 1")  # fmt: skip
+
+    @property
+    def trains_no_encoder(self) -> bool:
+        """Or but its last layers."""
+        return self.freeze_encoder or self.cache_features or self.unfreeze_last is not None
+
+    def resolved(self, preset: str | None) -> FinetuneOptions:
+        """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset."""
+        preset = preset if self.init_from is None else None  # which is not from random weights any more
+        known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
+        if self.lora_rank is not None and preset is None and self.lr is None:
+            known["lr"] = LORA_LR
+        if self.warmup_steps is not None:  # the user's own count beats the preset's share
+            known.pop("warmup_ratio", None)
+        return replace(self, **known)
+
+    @property
+    def generation(self) -> GenerationOptions:
+        return GenerationOptions(**{k: getattr(self, k) for k in GENERATION_FIELDS if k in _FINETUNE_GENERATION})

@@ -1,0 +1,70 @@
+"""Options of `toolkit inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import check, check_at_least, check_choice, check_split_map, default_workers, option
+from toolkit.options.preprocess import DEFAULT_DECODER, FORMATS
+
+NEAR_DISTANCE = 4  # of 64 bits; scaled or recompressed copies differ in 0 to 4, other photographs in 20 and more
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Options of `toolkit inspect`."""
+
+    path: Path = option(
+        None, "A cache, an annotation file or folder, a model, or a run.", positional=True, required=True
+    )
+    images: Path | None = option(
+        None, "Of annotations: the folder that the image names are relative to. [default: Images beside them]"
+    )
+    format: str = option("auto", f"Of annotations: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None, "Of annotations: column or key with the images or their names, where it isn't found by itself."
+    )
+    caption_column: tuple[str, ...] = option(
+        (), "Of annotations: column or key with captions; give the option once for each of several.", show_default=False
+    )
+    split_column: str | None = option(None, "Of annotations: column or key with the split of an image.")
+    split_map: tuple[str, ...] = option(
+        (),
+        "Of annotations: call a split by another name: eval=validation; give the option once for each.",
+        show_default=False,
+    )
+    split: str | None = option(None, "Count the captions of this split alone, and show it: train, validation or test.")
+    decoder: str | None = option(
+        None,
+        "Whose tokenizer counts tokens: hub name or local folder. [default: the cache's own; of annotations "
+        f"{DEFAULT_DECODER}'s, if it is on this machine]",
+        path=True,
+    )
+    near_duplicates: str = option(
+        "on",
+        f"on, off, or the bits of 64 in which two pictures may differ (on: {NEAR_DISTANCE}). Off, the images of "
+        "annotations are not decoded, so that damaged ones aren't found either.",
+    )
+    sheet: Path | None = option(
+        None, "Also write a page with a sample of images and captions: one HTML file.", output=True
+    )
+    overwrite: bool = option(False, "Let --sheet replace a file that inspect did not write.", flag=True)
+    num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
+
+    def __post_init__(self) -> None:
+        check_split_map(self)
+        check_choice("format", self.format, FORMATS)
+        check_at_least(self, 1, "num_workers")
+        check_choice("split", self.split or "train", ("train", "validation", "test"))
+        near = self.near_duplicates
+        check(near in ("on", "off") or (near.isdigit() and int(near) <= 16), "near_duplicates", near,
+              "is on, off or a number up to 16")  # fmt: skip
+        check(self.sheet is None or self.sheet.suffix in (".html", ".htm"), "sheet", self.sheet,
+              "name a file that ends in .html")  # fmt: skip
+
+    @property
+    def distance(self) -> int | None:
+        """Bits in which near-duplicates may differ; None if none are sought."""
+        named = {"on": NEAR_DISTANCE, "off": None}
+        return named[self.near_duplicates] if self.near_duplicates in named else int(self.near_duplicates)

@@ -1,0 +1,111 @@
+"""Options of `toolkit preprocess`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import (
+    check,
+    check_at_least,
+    check_choice,
+    check_engine,
+    check_seed,
+    check_split_map,
+    default_workers,
+    option,
+)
+
+FORMATS = (
+    "auto",
+    "flickr8k",
+    "flickr8k-token",
+    "flickr30k",
+    "karpathy",
+    "coco",
+    "lavis",
+    "imagefolder",
+    "sidecar",
+    "parquet",
+    "webdataset",
+    "hub",
+)
+DEFAULT_ENCODER = "google/vit-base-patch16-224"
+DEFAULT_DECODER = "gpt2"
+TINY_POSITIONS = 64  # tokens that the tiny preset's decoder has positions for
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """Options of `toolkit preprocess`."""
+
+    annotations: Path = option(
+        Path("captions.txt"), "Annotation file or folder; inputs and outputs may be URLs: s3://..."
+    )
+    images: Path = option(Path("Images"), "Folder that the image names are relative to.")
+    out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
+    format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
+    image_column: str | None = option(
+        None, "Column or key with the images or their names, where it isn't found by itself."
+    )
+    caption_column: tuple[str, ...] = option(
+        (), "Column or key with captions; give the option once for each of several.", show_default=False
+    )
+    split_column: str | None = option(None, "Column or key with the split of an image.")
+    split_map: tuple[str, ...] = option(
+        (), "Call a split by another name: eval=validation; give the option once for each.", show_default=False
+    )
+    encoder: str | None = option(
+        None,
+        f"Vision encoder: hub name or local folder. Its processor decides the pixels. [default: {DEFAULT_ENCODER}]",
+        path=True,
+    )
+    decoder: str | None = option(
+        None,
+        f"Text decoder: hub name or local folder. Its tokenizer makes the labels. [default: {DEFAULT_DECODER}]",
+        path=True,
+    )
+    preset: str | None = option(
+        None, "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded."
+    )
+    max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
+    val_fraction: float = option(
+        0.1,
+        "Share of images for validation, where the source has no splits of its own or lists but none for validation.",
+    )
+    test_fraction: float = option(0.1, "Share of images for test, likewise.")
+    train_list: Path | None = option(
+        None, "File with the image names of train, one a line; without it train is what no list names."
+    )
+    val_list: Path | None = option(
+        None, "File with the image names of validation; without it validation is drawn from train."
+    )
+    test_list: Path | None = option(
+        None, "File with the image names of test; without it test has no images, if there are other lists."
+    )
+    strict_splits: bool = option(False, "Stop if an image stands in two splits of the source's own.", flag=True)
+    seed: int = option(42, "Seed of the splits.")
+    num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
+    max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images and rows can't be read.")
+    overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
+    engine: str = option("local", "Where the work is done: local, in processes of this machine, or ray.")
+    ray_address: str | None = option(
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+    )
+
+    def __post_init__(self) -> None:
+        check_split_map(self)
+        check_choice("format", self.format, FORMATS)
+        check_seed(self)
+        check_at_least(self, 1, "num_workers")
+        check_at_least(self, 2, "max_length")
+        check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected")
+        check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,
+              f"with --test-fraction {self.test_fraction} nothing is left to train on")  # fmt: skip
+        check(self.preset in (None, "tiny"), "preset", self.preset, "the only preset is tiny")
+        for name in ("encoder", "decoder"):
+            check(self.preset is None or getattr(self, name) is None, name, getattr(self, name),
+                  f"--preset {self.preset} has its own; leave one of the two out")  # fmt: skip
+        check(self.preset is None or self.max_length <= TINY_POSITIONS, "max_length", self.max_length,
+              f"the decoder of --preset {self.preset} has positions for {TINY_POSITIONS} tokens; take that or less")  # fmt: skip
+        check_engine(self)

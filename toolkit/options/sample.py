@@ -1,0 +1,23 @@
+"""Options of `toolkit sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.options.fields import check_at_least, check_seed, option
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of `toolkit sample`."""
+
+    directory: Path = option(
+        None, "The folder to write; must not exist or be empty.", positional=True, required=True, output=True
+    )
+    images: int = option(2000, "How many images.")
+    seed: int = option(42, "The same seed draws the same bytes.")
+
+    def __post_init__(self) -> None:
+        check_seed(self)
+        check_at_least(self, 1, "images")

@@ -1,0 +1,307 @@
+"""The captions as a person finds them: one file, or a text file for each image; and what people have changed there.
+
+What was written is in the journal by content hash. A text file, or a row of jsonl and imagefolder, that has changed since
+is a person's work: it is kept, counted and named. csv, parquet and coco can't be told row by row: changed, the file as a
+whole is refused. `--overwrite` replaces all of it, and also what batch-caption has not written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from hashlib import sha256
+from heapq import merge
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from toolkit.captioning.journal import Journal
+from toolkit.data.images import FoundImage
+from toolkit.errors import InputError, OutputError, ToolkitError
+from toolkit.evaluation.hypotheses import read_hypotheses
+from toolkit.options import BatchCaptionOptions
+from toolkit.outputs.writers import WRITERS, Row, metadata_of, sidecar_names, sidecar_text, write_jsonl
+from toolkit.runtime.files import file_state
+from toolkit.runtime.hashing import hash_int
+from toolkit.runtime.overwrite import Output, content_hash
+
+NAME_OF = {"jsonl": "image", "imagefolder": "file_name"}  # forms with a row a line: where it names its image
+CHUNK = 512  # text files a transaction
+
+
+def polish(row: Row, options: BatchCaptionOptions) -> Row:
+    """A row as it is exported: the journal keeps what the model said."""
+
+    def clean(text: str) -> str:
+        text = text.rstrip().removesuffix(".").rstrip() if options.strip_period else text
+        return options.prefix + text + options.suffix
+
+    if row["error"] is None:
+        row["caption"] = clean(row["caption"])
+        if "captions" in row:
+            row["captions"] = [clean(text) for text in row["captions"]]
+    if options.min_score is not None:
+        row["weak"] = row["score"] is not None and row["score"] < options.min_score
+    return row
+
+
+class Export:
+    """The output of one run.
+
+    Attributes:
+        kept: names of the text files or rows that a person has changed, after `write`.
+        changed: by image, the rows of the file that a person has changed, which stand in the place of ours.
+
+    Raises:
+        OutputError: (when made) it would replace something that is not ours.
+    """
+
+    def __init__(
+        self, options: BatchCaptionOptions, format: str, output: Path, images: Sequence[FoundImage], journal: Journal
+    ) -> None:
+        self.options, self.format, self.output, self.images, self.journal = options, format, output, images, journal
+        self.kept: list[str] = []
+        self.changed: dict[str, Row] = {}
+        self._seen: str | None = None  # hash of the file whose rows were kept
+        if format == "txt":
+            self.names = sidecar_names([image.name for image in images])
+            self._adopt_sidecars()
+            self._check_sidecars()
+            return
+        self._adopt_file()
+        inputs = [options.model, *(path for path in options.paths if not Path(path).is_dir())]
+        try:
+            self._file = Output("--output", output, inputs, options.overwrite, self._is_ours)
+        except OutputError:
+            self._check_no_image(output)
+            raise
+        if options.overwrite:
+            self._check_no_image(output)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Writes the rows of the images, which come in their order."""
+        if self.format == "txt":
+            self._write_sidecars(zip(self.names, rows, strict=True))
+        else:
+            self._write_file(rows)
+
+    def _check_no_image(self, path: Path) -> None:
+        with suppress(OSError):
+            state = path.stat()
+            if (state.st_dev, state.st_ino) in self._inputs:
+                raise OutputError(f"--output {path}: is one of the images; name another output.")
+
+    @cached_property
+    def _inputs(self) -> set[tuple[int, int]]:
+        found = set()
+        for image in self.images:
+            with suppress(OSError):
+                state = image.path.stat()
+                found.add((state.st_dev, state.st_ino))
+        return found
+
+    # ---- one file ---------------------------------------------------------------------------------------------------
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether the file may be replaced: what a person has changed in it is kept, or there is nothing of the kind."""
+        content = content_hash(path)
+        if self._seen is not None:
+            return content == self._seen
+        known = self.journal.exported(path.name)
+        if content in known or not known or self.options.overwrite or self.format not in NAME_OF:
+            return content in known
+        self._changed_rows()  # raises where it is no such file any more
+        return True
+
+    def _write_file(self, rows: Iterable[Row]) -> None:
+        several = self.options.num_captions > 1
+        hashes = bytearray()
+        with self._file.writing() as temporary:
+            if self.format in NAME_OF:
+                self.changed = {} if self.options.overwrite else self._changed_rows()
+                self.kept = sorted(self.changed)
+                write_jsonl(temporary, self._merged(rows, hashes))
+            else:
+                WRITERS[self.format](temporary, rows, several)
+            # With rows of a person's the file as a whole is not what we wrote.
+            content = ("kept " if self.kept else "") + content_hash(temporary)
+            self.journal.export([(self.output.name, content, bytes(hashes) or None)])
+        self.journal.settle([(self.output.name, content)])
+
+    def _merged(self, rows: Iterable[Row], hashes: bytearray) -> Iterator[Row]:
+        """Our rows, whose hashes are noted, and a person's, in the order of their images."""
+        name = NAME_OF[self.format]
+
+        def ours() -> Iterator[Row]:
+            for row in rows:
+                if row["image"] in self.changed:
+                    continue
+                if self.format == "imagefolder":
+                    if row["error"] is not None:  # every row's image gets loaded
+                        continue
+                    row = metadata_of(row)
+                hashes.extend(row_hash(row))
+                yield row
+
+        return merge(ours(), (self.changed[key] for key in self.kept), key=lambda row: str(row[name]))
+
+    def _changed_rows(self) -> dict[str, Row]:
+        """By image: the rows of the file that stands there which are not as we wrote them.
+
+        Raises:
+            OutputError: it is no file of such rows any more.
+        """
+        if not self.output.is_file():
+            return {}
+        self._seen = None
+        content = content_hash(self.output)
+        known = self.journal.exported(self.output.name)
+        changed: dict[str, Row] = {}
+        if content not in known:
+            hashes = {blob[i : i + 8] for blob in known.values() if blob for i in range(0, len(blob), 8)}
+            for number, row in self._lines():
+                name = row.get(NAME_OF[self.format])
+                if row_hash(row) in hashes:
+                    continue
+                if not isinstance(name, str) or name in changed:
+                    raise self._no_rows(number)
+                changed[name] = row
+        self._seen = content
+        return changed
+
+    def _lines(self) -> Iterator[tuple[int, Row]]:
+        with open(self.output, encoding="utf-8", errors="backslashreplace") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise self._no_rows(number)
+                yield number, row
+
+    def _no_rows(self, number: int) -> OutputError:
+        return OutputError(
+            f"--output {self.output}: line {number}, which was changed, is no row of one image any more; mend it, name "
+            "another file, or add --overwrite to replace it."
+        )
+
+    # ---- a text file for each image -----------------------------------------------------------------------------------
+
+    def _check_sidecars(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            raise InputError(
+                "--format txt: two images would share one text file; rename one, or choose --format jsonl."
+            )
+        for name in self.names:
+            path = self.output / name
+            try:
+                mode = os.lstat(path).st_mode
+            except OSError:
+                continue
+            if not stat.S_ISREG(mode):
+                raise OutputError(f"--output {path}: is no regular file; name another output.")
+            if self.journal.exported(name):
+                continue
+            self._check_no_image(path)
+            if not self.options.overwrite:
+                raise OutputError(
+                    f"--output {path}: exists and is not what this command wrote; name another output, or add --overwrite "
+                    "to replace it."
+                )
+
+    def _write_sidecars(self, rows: Iterable[tuple[str, Row]]) -> None:
+        texts = ((name, sidecar_text(row)) for name, row in rows if row["error"] is None)
+        temporary = f".toolkit-{secrets.token_hex(4)}.tmp"  # short, for names that are as long as names can be
+        while some := list(islice(texts, CHUNK)):
+            ours, others = [], []
+            for name, text in some:
+                stands = self._stands(name, text)
+                if stands is None:
+                    self.kept.append(name)
+                else:
+                    ours.append((name, sha256(text).hexdigest()))
+                    if not stands:
+                        others.append((name, text))
+            self.journal.export((name, content, None) for name, content in ours)
+            for name, text in others:
+                path = self.output / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.parent / temporary
+                try:
+                    unfinished.write_bytes(text)
+                    os.replace(unfinished, path)
+                finally:
+                    unfinished.unlink(missing_ok=True)
+            self.journal.settle(ours)
+
+    def _stands(self, name: str, text: bytes) -> bool | None:
+        """Whether the text stands there already; None where a person's does, which is kept."""
+        path = self.output / name
+        if file_state(path) == (-1, -1) and not path.is_symlink():
+            return False
+        stands = path.read_bytes()
+        if stands == text:
+            return True
+        return False if self.options.overwrite or sha256(stands).hexdigest() in self.journal.exported(name) else None
+
+    # ---- what toolkit 0.1 wrote ---------------------------------------------------------------------------------------
+    # Its journal has the paths of what it wrote, but not what: ours is what has no other captions than the journal.
+
+    @cached_property
+    def _former(self) -> set[str]:
+        """All captions of the journal, with and without what the options add."""
+        said = set()
+        for row in self.journal.rows():
+            for text in row.get("captions") or [row["caption"] or ""]:
+                said |= {text, polish({"error": None, "caption": text, "score": None}, self.options)["caption"]}
+        return said
+
+    def _adopt_file(self) -> None:
+        name = self.output.name
+        if not self.output.is_file() or self.journal.exported(name) or not self.journal.was_written(name):
+            return
+        content, hashes = content_hash(self.output), None
+        try:
+            if self.format in NAME_OF:
+                rows = [row for _, row in self._lines()]
+                ours = [row_hash(row) for row in rows if self._is_former(row)]
+                content = content if len(ours) == len(rows) else f"kept {content}"
+                hashes = b"".join(ours)
+            elif not all(
+                row.caption is None or row.caption in self._former for row in read_hypotheses(self.output).rows
+            ):
+                return
+        except ToolkitError:  # no file of captions any more
+            return
+        self.journal.export([(name, content, hashes)])
+        self.journal.settle([(name, content)])
+
+    def _is_former(self, row: Row) -> bool:
+        said: Any = row.get("caption", row.get("text"))
+        return (said is None and bool(row.get("error"))) or (isinstance(said, str) and said in self._former)
+
+    def _adopt_sidecars(self) -> None:
+        found = []
+        for name in self.names:
+            if not self.journal.was_written(name) or self.journal.exported(name):
+                continue
+            with suppress(OSError):
+                text = (self.output / name).read_bytes()
+                lines = set(text.decode("utf-8", "backslashreplace").splitlines())
+                ours = bool(lines) and self._former >= lines
+                found.append((name, ("" if ours else "kept ") + sha256(text).hexdigest()))
+        self.journal.export((name, content, None) for name, content in found)
+        self.journal.settle(found)
+
+
+def row_hash(row: Row) -> bytes:
+    """8 bytes that do not depend on how the row is written down."""
+    return hash_int(json.dumps(row, sort_keys=True)).to_bytes(8, "big")

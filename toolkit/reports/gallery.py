@@ -1,0 +1,255 @@
+"""A page with images and what was said of them: one HTML file, or one with a folder of thumbnails beside it.
+
+The page holds its cards as JSON, a line a card, and draws them as one scrolls (templates/gallery.js): 100,000 images are
+20 MB that a browser opens in a second or two. Captions and file names are anybody's. They reach the page as JSON
+strings in ASCII without a "<", and the screen as text nodes; the page's Content-Security-Policy runs no script but ours
+and lets nothing out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
+
+from markupsafe import Markup
+from PIL import Image
+
+from toolkit.data.images import FoundImage, read_file, read_image
+from toolkit.errors import ImageError, OutputError
+from toolkit.options.fields import default_workers
+from toolkit.records import HeatMaps
+from toolkit.reports.html import template_source, thumbnail, write_page
+from toolkit.reports.pictures import Linked, heat_png
+from toolkit.runtime.ahead import in_threads
+from toolkit.runtime.files import file_state
+from toolkit.runtime.overwrite import Output, is_page
+from toolkit.runtime.progress import Progress
+
+EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
+
+
+class Explainer(Protocol):
+    """Tells where a model looked (toolkit/captioning/attention.py); pictures are prepared in threads, explained in batches."""
+
+    def prepare(self, image: Image.Image) -> Any: ...
+
+    def explain(self, prepared: Sequence[Any], captions: Sequence[str]) -> list[HeatMaps | None]: ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of a gallery.
+
+    Attributes:
+        thumbnail: a JPEG, or its name below FILE_files; None where the image can't be shown.
+        score: mean token log-probability in nats, or None.
+        ended: False where the caption ran into the length limit; None where that is not known.
+        verdict: whether the caption is right, where that is known.
+        heat: HeatMaps, with their picture as bytes or a name like `thumbnail`.
+    """
+
+    name: str
+    thumbnail: bytes | str | None
+    caption: str | None
+    score: float | None = None
+    captions: Sequence[str] = ()
+    references: Sequence[str] = ()
+    ended: bool | None = None
+    verdict: bool | None = None
+    error: str | None = None
+    heat: tuple[HeatMaps, bytes | str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the page knows of it; what is not known is left out."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "caption": self.caption,
+            "captions": list(self.captions) if len(self.captions) > 1 else None,
+            "references": list(self.references) or None,
+            "score": round(self.score, 4) if self.score is not None and math.isfinite(self.score) else None,
+            "ended": self.ended,
+            "verdict": self.verdict,
+            "error": self.error,
+            "image": _address(self.thumbnail, "jpeg"),
+        }
+        if self.heat is not None:
+            maps, picture = self.heat
+            values["heat"] = {"image": _address(picture, "png"), "words": maps.words, "grid": maps.maps.shape[1:]}
+            if maps.box != (0.0, 0.0, 1.0, 1.0):
+                values["heat"]["box"] = [round(v, 4) for v in maps.box]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _address(picture: bytes | str | None, kind: str) -> str | None:
+    if isinstance(picture, bytes):
+        return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    return picture
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that may stand within a <script>: ASCII alone (so no line separators, no lone surrogates), and no "<"."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def gallery_output(
+    path: Path, inputs: Iterable[Path | str | None] = (), overwrite: bool = False, total: int = 0
+) -> Output:
+    """The page that `write_gallery` writes, checked before any work is done.
+
+    Args:
+        total: how many images it will show; pictures of very many lie in a folder beside it.
+
+    Raises:
+        OutputError: no HTML name, or it, or that folder, may not be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"--gallery {path}: name a file that ends in .html.")
+    page = Output("--gallery", path, inputs, overwrite, is_page("gallery"))
+    if total > EMBED_LIMIT:
+        _beside(page)
+    return page
+
+
+def _beside(page: Output) -> Linked:
+    linked = Linked(page.path)
+    if not linked.ours:
+        raise page.refused(f"needs the folder {linked.root.name} beside it, where something else is")
+    return linked
+
+
+def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
+    """One page, finished by rename; the cards are written as they come, so that memory stays flat.
+
+    Args:
+        facts: (name, value) pairs shown at the top.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    script = template_source("gallery.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    write_page(
+        page,
+        "gallery",
+        title=title,
+        facts=facts,
+        folder=script_json(quote(page.path.stem + "_files/")),
+        cards=(script_json(card.to_json()) for card in cards),
+        script=Markup(script),
+        script_digest=digest,
+    )
+
+
+def write_caption_gallery(
+    page: Output,
+    rows: Iterable[dict[str, Any]],
+    images: Iterable[FoundImage],
+    total: int,
+    title: str = "Captions",
+    explainer: Explainer | None = None,
+    workers: int = 0,
+    embed_limit: int = EMBED_LIMIT,
+) -> None:
+    """The rows of a captions.jsonl as a page, in their order.
+
+    Thumbnails are made in threads, a few images ahead. More than `embed_limit` of them are linked, and those that lie
+    in the folder already, of the same file as it was, are not made again.
+
+    Args:
+        images: the file of each row.
+        total: how many rows come.
+        explainer: adds the heat map of each word.
+        workers: threads; 0 for the cores.
+
+    Raises:
+        OutputError: the page or its folder can't be written.
+    """
+    linked = _beside(page) if total > embed_limit else None
+    beside = linked or Linked(page.path)
+    with Progress("gallery", total) as progress:
+        write_gallery(
+            page, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
+        )
+    beside.tidy()
+
+
+class _Drawn(NamedTuple):
+    row: dict[str, Any]
+    key: tuple[object, ...]  # what the picture shows: name, bytes, time
+    thumbnail: bytes | str | None
+    prepared: Any
+    error: str | None
+
+
+def _draw(row: dict[str, Any], found: FoundImage, linked: Linked | None, explainer: Explainer | None) -> _Drawn:
+    if row["error"] is not None:
+        return _Drawn(row, (), None, None, row["error"])
+    try:
+        key = (row["image"], *file_state(found.path))
+        name, there = linked.name(".jpg", *key) if linked else ("", False)
+        if there and not explainer:
+            return _Drawn(row, key, name, None, None)
+        data, state = read_file(found.path)
+        image = read_image(data)
+        key = (row["image"], *state)  # of what is shown
+        if linked:
+            name, there = linked.name(".jpg", *key)
+    except ImageError as error:  # it could be read when it was captioned
+        return _Drawn(row, (), None, None, f"can't be shown: {error}")
+    prepared = explainer.prepare(image) if explainer else None
+    if there:
+        return _Drawn(row, key, name, prepared, None)
+    data = thumbnail(image)
+    return _Drawn(row, key, linked.write(name, data) if linked else data, prepared, None)
+
+
+def _cards(
+    rows: Iterable[dict[str, Any]],
+    images: Iterable[FoundImage],
+    linked: Linked | None,
+    explainer: Explainer | None,
+    workers: int,
+    update: Callable[[int], None],
+) -> Iterator[Card]:
+    pairs = zip(rows, images, strict=True)
+    with closing(in_threads(lambda pair: _draw(*pair, linked, explainer), pairs, workers, ahead=4 * workers)) as drawn:
+        while batch := list(islice(drawn, 16)):
+            yield from _explained(batch, linked, explainer)
+            update(len(batch))
+
+
+def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explainer | None) -> Iterator[Card]:
+    told = [drawn for drawn in batch if drawn.prepared is not None]
+    heats = iter(
+        explainer.explain([d.prepared for d in told], [d.row["caption"] for d in told]) if explainer and told else ()
+    )
+    for drawn in batch:
+        row, heat = drawn.row, None
+        maps = next(heats) if drawn.prepared is not None else None
+        if maps is not None:
+            png: bytes | str = heat_png(maps.maps)
+            if linked and isinstance(png, bytes):
+                png = linked.write(linked.name(".png", *drawn.key, png)[0], png)
+            heat = maps, png
+        yield Card(
+            name=row["image"],
+            thumbnail=drawn.thumbnail,
+            caption=row["caption"],
+            score=row["score"],
+            captions=row.get("captions", ()),
+            ended=row.get("ended"),
+            error=drawn.error,
+            heat=heat,
+        )

@@ -1,0 +1,84 @@
+"""What every page shares: templates, thumbnails, writing a page to a file. One look, one file each, no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from toolkit import __version__
+from toolkit.runtime.files import finishing
+from toolkit.runtime.overwrite import Output, page_mark
+from toolkit.runtime.progress import printable
+
+THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """An RGB image as a small JPEG."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image | np.ndarray) -> str:
+    """An RGB image, or uint8 pixels (C, H, W), as a JPEG thumbnail within the page."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image)).decode()
+
+
+# What Markdown, and the HTML and tables in it, make something else of.
+_MARKUP = {ord(character): f"\\{character}" for character in "\\`*_{}[]()<>#|~$!&+-:@=^"}
+
+
+def markdown(value: Any) -> str:
+    """A name or a caption as it is, on one line, in Markdown: nothing in it is a link, a heading, HTML or the end of a
+    table's cell. A backslash before any punctuation is left out when it is shown.
+
+    >>> markdown("a*b|<i>.jpg\\n# c")
+    'a\\\\*b\\\\|\\\\<i\\\\>.jpg\\\\\\\\n\\\\# c'
+    """
+    return printable(str(value)).translate(_MARKUP)
+
+
+@cache
+def _templates() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    # Captions and file names are anybody's: in HTML everything is escaped.
+    environment = Environment(
+        loader=PackageLoader("toolkit.reports"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = markdown
+    return environment
+
+
+def template_source(name: str) -> str:
+    """The text of a file in toolkit/reports/templates."""
+    environment = _templates()
+    return str(environment.loader.get_source(environment, name)[0])
+
+
+def write_page(output: Output | Path, kind: str, **values: Any) -> None:
+    """Renders templates/<kind>.html, with the mark that it is known by; what an iterator brings is written as it comes.
+
+    Args:
+        output: a plain path is within a folder of ours.
+    """
+    page = _templates().get_template(f"{kind}.html")
+    place = output.writing() if isinstance(output, Output) else finishing(output)
+    with place as temporary, open(temporary, "w", encoding="utf-8") as file:
+        page.stream(version=__version__, mark=Markup(page_mark(kind)), **values).dump(file)

@@ -1,0 +1,165 @@
+"""How a training run does: figures and captions of each evaluation, training.jsonl, and lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, TrainerCallback
+
+from toolkit.cache.labels import IGNORE_INDEX
+from toolkit.cache.schema import Cache
+from toolkit.captioning.generate import caption_lengths
+from toolkit.evaluation.metrics import PreparedReferences, health, prepare
+from toolkit.models.special_tokens import SpecialTokens
+from toolkit.runtime.files import finishing
+from toolkit.runtime.progress import Progress, say
+from toolkit.training.distributed import writing
+
+FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
+
+
+class CaptionMetrics:
+    """Trainer's `compute_metrics`: what was generated, scored against the captions of the same images, in order.
+
+    Attributes:
+        captions: of the last evaluation.
+    """
+
+    def __init__(
+        self, references: Sequence[Sequence[str]], decode: Callable[[Any], list[str]], tokens: SpecialTokens
+    ) -> None:
+        self.references = {str(i): captions for i, captions in enumerate(references)}
+        self.decode, self.tokens = decode, tokens
+        self.captions: list[str] = []
+
+    @cached_property
+    def prepared(self) -> PreparedReferences:
+        return prepare(self.references)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The `FIGURES`; shares are from 0 to 1, the loss is in nats a token."""
+        number = len(self.references)  # several ranks pad the last batch with images that were had already
+        rows = torch.as_tensor(np.asarray(prediction.predictions))[:number, 1:]
+        loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
+        self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
+        corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
+        how = health(self.captions, caption_lengths(rows, self.tokens)[1].tolist())
+        return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in FIGURES[1:]}}
+
+
+def caption_warnings(captions: Sequence[str], figures: dict[str, float]) -> list[str]:
+    """What is so wrong with the captions of an evaluation that no score is needed to see it; a sentence each."""
+    found = []
+    caption, times = Counter(captions).most_common(1)[0]
+    if len(captions) > 1 and times > len(captions) / 2:
+        found.append(
+            f'{times} of {len(captions)} validation images get the same caption, "{caption}"; '
+            "early in training that passes, later on --lr is too high or the images are too few."
+        )
+    if figures["ended"] < 0.5:
+        found.append(
+            f"{1 - figures['ended']:.0%} of the validation captions run on to --max-length; "
+            "early in training that passes, later on the training captions have no end to learn."
+        )
+    if figures["loops"] > 0.1:
+        found.append(f"{figures['loops']:.0%} of the validation captions repeat themselves.")
+    return found
+
+
+def warmup_warning(warmup: int, updates: int) -> str | None:
+    """What a warm-up does to a training that is hardly longer; update i of it has (i - 1) / `warmup` of the peak rate."""
+    if not 0 < updates <= warmup:
+        return None
+    rate = (updates - 1) / warmup
+    so = "stays at zero and nothing is learned" if rate == 0 else f"reaches {rate:.0%} of its peak"
+    return f"a warm-up of {warmup} of the {updates} updates: the learning rate {so}; train for longer, or use --warmup-steps 0."
+
+
+class TrainingLog(TrainerCallback):
+    """training.jsonl, a row per log and per evaluation, and progress for people.
+
+    Args:
+        metrics: whose `captions` are those of the last evaluation.
+        generation: of an evaluation after training, with other settings than its own: stands in its row.
+    """
+
+    SAMPLES = 8  # validation images whose captions are followed through training
+
+    def __init__(self, path: Path, metrics: CaptionMetrics, generation: dict[str, Any] | None = None) -> None:
+        self.path = path
+        self.metrics = metrics
+        self.again = {} if generation is None else {"generation": generation}
+        self.progress: Progress | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:  # the last line of a run that was killed
+                    break
+        return rows
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = [row for row in self.rows() if row["step"] <= state.global_step]  # what was done beyond is done again
+        with writing(self.path, "the log"), finishing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        warning = warmup_warning(args.get_warmup_steps(state.max_steps), state.max_steps)
+        if warning is not None:
+            say(f"warning: {warning}")
+        self.progress = Progress("finetune", state.max_steps - state.global_step, "steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {}), **self.again}
+        if "eval_loss" in row:
+            evaluated = {name: row[f"eval_{name}"] for name in FIGURES}
+            row["captions"] = self.metrics.captions[: self.SAMPLES]
+            row["warnings"] = caption_warnings(self.metrics.captions, evaluated)
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
+            say(f'  epoch {row["epoch"]:g}: {figures}; "{row["captions"][0]}"')
+            for warning in row["warnings"]:
+                say(f"  warning: {warning}")
+        with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.__exit__(None, None, None)
+
+    def best(self, step: int | None) -> dict[str, float]:
+        """The figures of the evaluation at this step of training, or of the very last one; empty where there was none."""
+        rows = [row for row in self.rows() if "eval_loss" in row]
+        if step is not None:
+            rows = [row for row in rows if row["step"] == step and "generation" not in row]
+        return {name: rows[-1][f"eval_{name}"] for name in FIGURES} if rows else {}
+
+    def samples(self, cache: Cache) -> list[dict[str, Any]]:
+        """The followed validation images: pixels, their captions, and what was said of them at each evaluation."""
+        reader = cache["validation"]
+        references, ids = reader.column("captions"), reader.column("image_id")
+        evaluations = [row for row in self.rows() if "eval_loss" in row]
+        return [
+            {
+                "image_id": ids[i],
+                "pixels": reader[i]["pixel_values"],
+                "references": references[i],
+                "captions": [(row["epoch"], row["captions"][i]) for row in evaluations],
+            }
+            for i in range(min(self.SAMPLES, len(reader)))
+        ]

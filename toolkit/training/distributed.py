@@ -1,0 +1,128 @@
+"""Several processes that train one captioner, as `torchrun` and `accelerate launch` start them: each is a rank.
+
+Rank 0 decides, writes and speaks. A rank that finds something wrong takes the others along: one of them says it, in one
+sentence, and none is left waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from toolkit.errors import RunError, SaidElsewhere, ToolkitError
+from toolkit.runtime import progress
+
+T = TypeVar("T")
+
+# Gloo has no error class of its own: what it says when the process at the other end of a line is gone, or the line is.
+LOST = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|Timed out|gloo|NCCL")
+
+
+def rank() -> int:
+    """Which one this process is, from 0."""
+    return int(os.environ.get("RANK") or 0) if ranks() > 1 else 0
+
+
+def ranks() -> int:
+    """How many there are; 1 where no launcher has said so."""
+    found = os.environ.get("WORLD_SIZE", "")
+    return int(found) if found.isdigit() else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """The block runs in all ranks, connected (gloo, and NCCL on GPUs); progress is shown by the first alone.
+
+    Raises:
+        RunError: they can't be connected, or another one has ended meanwhile.
+    """
+    if ranks() == 1:
+        yield
+        return
+    quiet, progress.quiet = progress.quiet, progress.quiet or rank() > 0
+    try:
+        try:
+            # Both where there are GPUs: what is agreed on travels on the CPU, gradients on the GPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"WORLD_SIZE {ranks()}: the processes can't be connected ({reason}); start them with torchrun or accelerate "
+                "launch, or unset WORLD_SIZE."
+            ) from None
+        yield
+        dist.destroy_process_group()  # not after an error: it would wait for the others
+    except RuntimeError as error:
+        if is_lost(error):
+            raise RunError(
+                f"rank {rank()}: another process of this run has ended, or does not answer; run the same command again to "
+                "go on from the last checkpoint."
+            ) from None
+        raise
+    finally:
+        progress.quiet = quiet
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether another rank is gone, or the line to it."""
+    return ranks() > 1 and (isinstance(error, dist.DistError) or bool(LOST.search(str(error))))
+
+
+@contextmanager
+def writing(place: Path, what: str = "a checkpoint") -> Iterator[None]:
+    """
+    Raises:
+        RunError: it can't be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by file
+        if is_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{place}: {what} can't be written ({reason}); make room, and run the same command again to go on."
+        ) from None
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """A block that each rank comes through, or none.
+
+    Raises:
+        ToolkitError: that of the block.
+        SaidElsewhere: a rank before this one raises its own.
+    """
+    mine: ToolkitError | None = None
+    try:
+        yield
+    except ToolkitError as error:
+        mine = error
+    found: list[str | None] = [None if mine is None else str(mine)]
+    if ranks() > 1:
+        found = [None] * ranks()
+        dist.all_gather_object(found, None if mine is None else str(mine))
+    if any(message is not None for message in found):
+        speaker = next(i for i, message in enumerate(found) if message is not None)
+        if mine is None or speaker != rank():
+            raise SaidElsewhere(found[speaker])
+        raise (type(mine)(f"rank {speaker}: {mine}") if speaker else mine) from None
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """What `function` gives, called on rank 0 alone; its errors are all ranks'."""
+    found: list[Any] = [None]
+    with agreeing():
+        if rank() == 0:
+            found = [function()]
+    if ranks() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]

@@ -1,0 +1,329 @@
+"""The folder of a training run: where it lives, whether it may be gone on with, and how it takes its place.
+
+    <output-dir>.partial   the run until it is whole: options.json first, checkpoints, the log, the model
+    <output-dir>.lock      held while a run is on
+    <output-dir>           the finished model; one that is replaced stays until the new one is whole
+
+Only files that a run wrote are ever moved, replaced or deleted. A finished run lists them by content hash in
+finetune.json; what somebody has put beside them, or has changed since, stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.cache.schema import MANIFEST, Cache
+from toolkit.errors import OutputError
+from toolkit.options import FinetuneOptions
+from toolkit.options.fields import to_json
+from toolkit.runtime.files import beside, lock_file, write_json
+from toolkit.runtime.overwrite import check_folder, is_below, same_place
+from toolkit.runtime.progress import say
+from toolkit.training.checkpoints import last_checkpoint
+from toolkit.training.run_files import (
+    CHECKPOINTS,
+    FINISHED,
+    STARTED,
+    carry,
+    clear,
+    is_cut,
+    listed,
+    move_unfinished,
+    read_object,
+    swap,
+)
+
+INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
+DEFAULTS = to_json(FinetuneOptions())
+# What the weights of a finished run don't depend on: with others of these it is evaluated again, not trained.
+EVALUATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length", "eval_batch_size")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do.
+
+    Attributes:
+        task: "nothing", where the run is finished already; "train", from the start or, if not
+            `fresh`, from the last checkpoint; "extend" a
+            finished run by more epochs or steps; "evaluate" a finished run again, with other generation options.
+        place: where the finished model is to be; of a link the folder that it leads to.
+        partial: where the run lives until then.
+        fresh: whatever lies in `partial` is of no use.
+        summary: of the finished run.
+        extended: how long the run was before it was extended, each time.
+    """
+
+    task: str
+    place: Path
+    partial: Path
+    fresh: bool = False
+    summary: dict[str, Any] | None = None
+    extended: list[dict[str, Any]] = field(default_factory=list)
+
+    def seen_from_here(self, out: Path) -> Plan:
+        """The same with what this process calls the folder; another one made the plan, and may see others."""
+        place = out.resolve()
+        return replace(self, place=place, partial=beside(place, ".partial"))
+
+
+def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> dict[str, Any]:
+    """What makes two runs give the same model: options, the fingerprints of the rows, how many processes train."""
+    names = ("train", "validation")
+    return {
+        "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
+        "cache": {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
+        "ranks": ranks,
+    }
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The identity that a run has put into its folder; None if no run of toolkit's lives there, whatever else does."""
+    value = read_object(folder / STARTED)
+    options, cache = (value or {}).get("options"), (value or {}).get("cache")
+    ours = isinstance(options, dict) and options.keys() >= {"epochs", "max_steps", "lr", "batch_size", "seed"}
+    return value if ours and isinstance(cache, dict) and cache.keys() == {"train", "validation"} else None
+
+
+def look(options: FinetuneOptions, identity: dict[str, Any]) -> Plan:
+    """What there is to do in `--output-dir`; changes nothing.
+
+    Raises:
+        OutputError: the folder may not be written, holds something else, or a run of other options.
+    """
+    out = options.output_dir
+    place = check_place(options)
+    partial = beside(place, ".partial")
+    unfinished = None if partial.is_symlink() else read_run(partial)
+    if unfinished is None and os.path.lexists(partial) and not _is_empty(partial):
+        raise OutputError(
+            f"--output-dir {out}: {partial} is where the run has to live until it is whole, but holds files that are no run "
+            "of toolkit's; move them, or name another folder."
+        )
+    before = read_run(place)
+    finished = before is not None and (place / FINISHED).is_file()
+    if before is None and unfinished is None and place.is_dir() and not _is_empty(place):
+        raise OutputError(f"--output-dir {out}: holds files that are no run of toolkit's; name another folder.")
+    if before is not None and finished and not options.overwrite:
+        return _go_on_with(options, identity, before, unfinished, place, partial)
+    if not finished:  # before: begun by a toolkit that trained in the folder itself
+        unfinished = unfinished or before
+    if unfinished is None or "preparing" in unfinished:
+        return Plan("train", place, partial, fresh=True)
+    changed = _differences(unfinished, identity)
+    if changed and options.resume and not options.overwrite:
+        raise _other_settings(out, changed, f"{partial.name} holds an unfinished run")
+    fresh = bool(changed) or not options.resume or (options.overwrite and "extended" in unfinished)
+    return Plan("train", place, partial, fresh=fresh, extended=[] if fresh else unfinished.get("extended", []))
+
+
+def _go_on_with(
+    options: FinetuneOptions, identity: dict[str, Any], before: dict[str, Any], unfinished: dict[str, Any] | None,
+    place: Path, partial: Path,
+) -> Plan:  # fmt: skip
+    """What a finished run is good for.
+
+    Args:
+        before: its identity.
+        unfinished: that of the run in `partial`.
+    """
+    out = options.output_dir
+    summary = read_object(place / FINISHED)
+    if summary is None:
+        raise OutputError(f"--output-dir {out}: its {FINISHED} is damaged; train the model anew with --overwrite.")
+    changed, extended = _differences(before, identity), before.get("extended", [])
+    steps, epochs = options.max_steps, options.epochs
+    longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
+    if changed.keys() <= set(EVALUATION):
+        _check_files(out, place, summary)
+        if not changed:
+            return Plan("nothing", place, partial, summary=summary)
+        task = "evaluate"
+    elif changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
+        task = "extend"
+        was = {name: before["options"].get(name) for name in ("epochs", "max_steps")}
+        extended = [*extended, {**was, "steps": summary.get("steps")}]
+    else:
+        raise _other_settings(out, changed, "holds a run")
+    if unfinished is None or "preparing" in unfinished:
+        return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
+    elsewhere = _differences(unfinished, identity)
+    if elsewhere or unfinished.get("extended", []) != extended:
+        raise _other_settings(out, elsewhere, f"{partial.name} holds an unfinished run")
+    if task == "evaluate":  # which is soon done again
+        return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
+    return Plan("train", place, partial, extended=extended)
+
+
+def _check_files(out: Path, place: Path, summary: dict[str, Any]) -> None:
+    """Whether the model of a finished run is there; checkpoints may be gone."""
+    names = [name for name in listed(place, summary) if "/" not in name]
+    if not any(name.endswith(".safetensors") for name in names):  # of an older toolkit's, which listed none
+        names.append("model.safetensors")
+    missing = [name for name in names if not (place / name).is_file()]
+    if missing:
+        raise OutputError(
+            f"--output-dir {out}: a finished run, but its {missing[0]} is missing; put it back, or train the model anew with "
+            "--overwrite."
+        )
+
+
+def check_place(options: FinetuneOptions) -> Path:
+    """Where the model is to be, links resolved.
+
+    Raises:
+        OutputError: no place for a model: an input, what holds one, the working folder, a cache, a home folder.
+    """
+    out = options.output_dir
+    inputs = [options.cache, options.init_from]
+    check_folder("--output-dir", out, inputs)
+    place = out.resolve()
+    partial = beside(place, ".partial")
+    for given in (Path(given) for given in inputs if given is not None):
+        if same_place(given, partial) or is_below(given, partial):
+            raise OutputError(
+                f"--output-dir {out}: {partial}, where the run has to live until it is whole, holds {given}, which this "
+                "command reads; name another folder."
+            )
+    for folder in (place, *place.parents):
+        if (folder / MANIFEST).is_file() and (folder / "dataset_dict.json").is_file():
+            within = "is a cache" if folder == place else f"is inside the cache {folder}"
+            raise OutputError(f"--output-dir {out}: {within}; name another folder.")
+    return place
+
+
+@contextmanager
+def holding(options: FinetuneOptions) -> Iterator[None]:
+    """`--output-dir` for this run alone.
+
+    Raises:
+        OutputError: another run is training there, or it can't be written.
+    """
+    out = options.output_dir
+    place = check_place(options)
+    lock = beside(place, ".lock")
+    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock_file(lock)
+    except BlockingIOError:
+        raise OutputError(
+            f"--output-dir {out}: another run is training there; wait for it, or name another folder."
+        ) from None
+    except OSError as error:
+        raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        handle.close()
+        for folder in made:  # nothing came of it: leave no empty folder behind
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def finish_swap(options: FinetuneOptions) -> None:
+    """What a run that was killed in its very last moments has left to do."""
+    place = check_place(options)
+    if was_cut(place):
+        take_place(beside(place, ".partial"), place, options.output_dir)
+
+
+def was_cut(place: Path) -> bool:
+    partial = beside(place, ".partial")
+    return not partial.is_symlink() and is_cut(partial)
+
+
+def take_place(partial: Path, place: Path, out: Path) -> None:
+    """The whole run in `partial` becomes the finished model."""
+    for name in swap(partial, place, out):
+        say(f"{out}: changed since the run before wrote it, and kept: {name}")
+
+
+def start(plan: Plan, options: FinetuneOptions, identity: dict[str, Any]) -> None:
+    """Makes the folder that the run lives in, once nothing is left that could be found wrong beforehand.
+
+    Raises:
+        OutputError: it can't be written, or a finished run has no checkpoint to be extended from.
+    """
+    out, place, partial = options.output_dir, plan.place, plan.partial
+    checkpoint = last_checkpoint(place / CHECKPOINTS, say) if plan.task == "extend" else None
+    if plan.task == "extend":
+        if checkpoint is None:
+            raise OutputError(
+                f"--output-dir {out}: no checkpoint of the finished run is whole, so that it can't be extended; name another "
+                "folder, or train anew with --overwrite."
+            )
+        done, summary = plan.extended[-1], plan.summary or {}
+        say(
+            f"{out}: finished after {_length(done)} ({summary.get('steps')} updates); going on to "
+            f"{_length(identity['options'])} from {checkpoint.name}, on the schedule of all of them, so that the learning "
+            "rate rises again; that is not the model of a run that was this long from the start"
+        )
+    try:
+        unfinished = read_run(place) is not None and not (place / FINISHED).is_file()
+        if plan.fresh:
+            clear(partial)
+            if unfinished:
+                clear(place)
+        elif unfinished and read_run(partial) in (None, read_run(place)):
+            move_unfinished(place, partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        identity = {**identity, **({"extended": plan.extended} if plan.extended else {})}
+        if plan.task in ("extend", "evaluate"):
+            write_json(partial / STARTED, {**identity, "preparing": True})
+            carry(place, partial, checkpoint)
+        write_json(partial / STARTED, identity)
+        (partial / CHECKPOINTS).mkdir(exist_ok=True)
+    except OSError as error:
+        if plan.fresh:
+            clear(partial)
+        raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
+
+
+def _length(options: dict[str, Any]) -> str:
+    return f"{options['max_steps']} updates" if options["max_steps"] > 0 else f"{options['epochs']:g} epochs"
+
+
+def check_shared(plan: Plan, out: Path) -> None:
+    """Whether this process sees the folder that another one has made."""
+    if not (plan.partial / STARTED).is_file():
+        raise OutputError(
+            f"--output-dir {out}: is not the same folder for all processes; name one that all of them see."
+        )
+
+
+def _is_empty(folder: Path) -> bool:
+    """Of a kill in the first moments of a run a piece of its first file may be left."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(path.name == f"{STARTED}.tmp" for path in folder.iterdir())
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs, by name: how to say it. An option that is newer than the run had its default."""
+    old, new = before["options"], now["options"]
+    changed = {
+        name: f"--{name.replace('_', '-')} {old.get(name, DEFAULTS[name])}, now {new[name]}"
+        for name in new
+        if old.get(name, DEFAULTS[name]) != new[name]
+    }
+    if before["cache"] != now["cache"]:
+        changed["cache"] = "another cache"
+    if before.get("ranks", 1) != now["ranks"]:
+        changed["ranks"] = f"{before.get('ranks', 1)} processes, now {now['ranks']}"
+    return changed
+
+
+def _other_settings(out: Path, changed: dict[str, str], what: str) -> OutputError:
+    listed = "; ".join(changed.values()) or "it extends another run"
+    return OutputError(
+        f"--output-dir {out}: {what} with other settings ({listed}); use those again, name another folder, or replace it "
+        "with --overwrite."
+    )
