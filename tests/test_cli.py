@@ -8,9 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import typing
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,7 @@ from typer.testing import CliRunner
 from toolkit import __version__
 from toolkit.cli import COMMANDS, app, main
 from toolkit.errors import InputError
+from toolkit.options.fields import flat
 from toolkit.runtime import progress
 
 README = Path(__file__).parents[1] / "README.md"
@@ -41,7 +40,7 @@ def toolkit(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProce
 def test_help_names_every_option(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
-    for field in fields(COMMANDS[command][0]):
+    for field in flat(COMMANDS[command][0]):
         name = field.name.upper() if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
         assert name in result.output
     assert "--json" in result.output
@@ -150,15 +149,14 @@ def test_a_tilde_is_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatc
     paths = {"encoder", "decoder", "init_from", "model", "paths", "images", "idf"}
     # What a value must look like, where not everything will do; and what can't be given together.
     endings = {"per_image": ".csv", "page": ".html", "sheet": ".html", "gallery": ".html"}
-    hints = typing.get_type_hints(options_class)
     tried = 0
-    for field in fields(options_class):
-        is_path = "Path" in str(hints[field.name]) or (field.name in paths and "str" in str(hints[field.name]))
+    for field in flat(options_class):
+        is_path = "Path" in str(field.kind) or (field.name in paths and "str" in str(field.kind))
         if not (is_path or field.name in ("prefix", "suffix", "report_to", "ray_address")):
             continue
         value = f"~/a b{endings.get(field.name, '')}"
         arguments = [] if field.metadata.get("positional") else [f"--{field.name.replace('_', '-')}"]
-        required = ["x" for f in fields(options_class) if f.metadata.get("required") and f.name != field.name]
+        required = ["x" for f in flat(options_class) if f.metadata.get("required") and f.name != field.name]
         more = ["--engine", "ray"] if field.name == "ray_address" else []
         seen.clear()
         with suppress(Seen):

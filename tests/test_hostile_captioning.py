@@ -14,6 +14,7 @@ import toolkit.captioning.shards
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.commands.caption import caption
 from toolkit.options import BatchCaptionOptions, CaptionOptions
+from toolkit.options.fields import from_flat
 from toolkit.records import Summary
 
 FAST = {"num_beams": 1, "max_length": 6, "device": "cpu"}
@@ -22,7 +23,7 @@ FAST = {"num_beams": 1, "max_length": 6, "device": "cpu"}
 def captioned(images: Path, model: Path, output: Path, **more: Any) -> tuple[Summary, dict[str, dict]]:
     given = {"paths": (str(images),), "model": str(model), "output": output, "batch_size": "8", **FAST, **more}
     with hostile.within():
-        summary = batch_caption(BatchCaptionOptions(**given))
+        summary = batch_caption(from_flat(BatchCaptionOptions, given))
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert summary.values["images"] == len(rows)
     return summary, {row["image"]: row for row in rows}
@@ -74,7 +75,7 @@ def test_caption(hostile_dir: Path, model_dir: Path, capsys: pytest.CaptureFixtu
     names = [*sorted(path.name for path in images.iterdir()), *hostile.NAMED_ONLY]
     paths = tuple(f"{images}/{name}" for name in names)
     with hostile.within():
-        summary = caption(CaptionOptions(images=paths, model=str(model_dir), **FAST))  # type: ignore[arg-type]
+        summary = caption(from_flat(CaptionOptions, {"images": paths, "model": str(model_dir), **FAST}))  # type: ignore[arg-type]
     assert summary.exit_code == 3
     errors = {name: row["error"] for name, row in zip(names, summary.values["images"], strict=True)}
     expected = {**hostile.REASONS, "script.eps": "not an image", "gone.jpg": "missing", "../outside.jpg": "missing"}

@@ -24,6 +24,7 @@ from preprocessing import stored_processors
 
 from toolkit import cli
 from toolkit.errors import ToolkitError
+from toolkit.options.fields import from_flat
 
 # Paths that are read. One that is neither here nor marked with `output=True` fails the first test.
 INPUTS = {
@@ -222,7 +223,7 @@ def run(case: Case, target: Path, overwrite: bool) -> ToolkitError | None:
     _guarded = True
     try:
         module = case.command.replace("-", "_")
-        getattr(import_module(f"toolkit.{module}"), module)(options_class(**given))
+        getattr(import_module(f"toolkit.{module}"), module)(from_flat(options_class, given))
     except ToolkitError as error:
         return error
     finally:

@@ -14,7 +14,7 @@ import traceback
 import typing
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ import typer
 from toolkit import __version__
 from toolkit import options as o
 from toolkit.errors import SaidElsewhere, ToolkitError
+from toolkit.options.fields import Option, flat, from_flat
 from toolkit.records import Summary
 from toolkit.runtime import ending, progress
 
@@ -51,7 +52,7 @@ def _variables(command: str, name: str) -> list[str]:
 
 
 def _warn_of_unknown_variables() -> None:
-    names = {name: [*(f.name for f in fields(kind)), "json", "quiet"] for name, (kind, _) in COMMANDS.items()}
+    names = {name: [*(f.name for f in flat(kind)), "json", "quiet"] for name, (kind, _) in COMMANDS.items()}
     known = {
         variable for command, options in names.items() for name in options for variable in _variables(command, name)
     }
@@ -83,8 +84,9 @@ def _blamed(message: str, options: Any, set_by: dict[str, str]) -> str:
 # ---- the parser -----------------------------------------------------------------------------------------------------
 
 
-def _parameter(command: str, name: str, kind: Any, default: Any, metadata: Any) -> inspect.Parameter:
-    """One field of an option class as a typer parameter."""
+def _parameter(command: str, option: Option) -> inspect.Parameter:
+    """An option as a typer parameter."""
+    name, kind, default, metadata = option.name, option.kind, option.default, option.metadata
     common = {"help": metadata["help"], "envvar": _variables(command, name), "show_envvar": False}
     optional = type(None) in typing.get_args(kind)
     kind = next((a for a in typing.get_args(kind) if a is not type(None)), kind) if optional else kind
@@ -114,15 +116,11 @@ def _at_home(value: Any, metadata: Any) -> Any:
 
 def _command(command: str, options_class: type, help: str) -> Callable[..., Call]:
     def call(ctx: typer.Context, json_output: bool, quiet: bool, **given: Any) -> Call:
-        given = {f.name: _at_home(given[f.name], f.metadata) for f in fields(options_class)}
+        given = {f.name: _at_home(given[f.name], f.metadata) for f in flat(options_class)}
         return Call(command, given, _set_by(ctx), json_output, quiet)
 
-    hints = typing.get_type_hints(options_class)
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    parameters += [
-        _parameter(command, f.name, hints[f.name], None if f.default is MISSING else f.default, f.metadata)
-        for f in fields(options_class)
-    ]
+    parameters += [_parameter(command, option) for option in flat(options_class)]
     for name, flag, text in (
         ("json_output", "--json", "Print the summary as one JSON object."),
         ("quiet", "--quiet", "Print nothing but errors."),
@@ -180,7 +178,9 @@ class Call:
         _warn_of_unknown_variables()
         module, options = self.command.replace("-", "_"), None
         try:
-            options = COMMANDS[self.command][0](**self.given)  # before the import: a wrong value answers at once
+            options = from_flat(
+                COMMANDS[self.command][0], self.given
+            )  # before the import: a wrong value answers at once
             summary = getattr(import_module(f"toolkit.commands.{module}"), module)(options)
         except SaidElsewhere:
             raise

@@ -23,7 +23,7 @@ from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, ModelError
 from toolkit.models.loading import save_captioner
 from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
-from toolkit.options import BatchCaptionOptions
+from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.records import HeatMaps
 
 CAPTIONS = ["a red circle left of  a blue square.", "zwölf Äpfel 🐕", "one"]
@@ -166,7 +166,7 @@ def test_batch_caption_adds_them(model_dir: Path, sample_dir: Path, tmp_path: Pa
     paths = [str(path) for path in sorted((sample_dir / "Images").iterdir())[:4]]
     (tmp_path / "bad.jpg").write_text("no picture")
     options = BatchCaptionOptions(
-        paths=(*paths, str(tmp_path / "bad.jpg")), model=str(model_dir), output=tmp_path / "rows.jsonl", max_length=16,
+        paths=(*paths, str(tmp_path / "bad.jpg")), model=str(model_dir), output=tmp_path / "rows.jsonl", generation=GenerationOptions(max_length=16),
         gallery=tmp_path / "page.html", attention=True, device="cpu",
     )  # fmt: skip
     for _ in range(2):  # a second run captions nothing, and writes the page again

@@ -17,6 +17,7 @@ from toolkit.captioning.shards import PieceCaptioner
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
+from toolkit.options.fields import from_flat
 from toolkit.records import Summary
 
 PIECES = 4
@@ -54,7 +55,7 @@ def images(sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def run(images: Path, model: Path, output: str, **options: Any) -> Summary:
     given: dict[str, Any] = {"paths": (str(images),), "model": str(model), "output": images.parent / output}
-    return batch_caption(BatchCaptionOptions(**given, batch_size="2", **options))
+    return batch_caption(from_flat(BatchCaptionOptions, {**given, "batch_size": "2", **options}))
 
 
 def test_the_same_rows(images: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

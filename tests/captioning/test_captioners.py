@@ -109,7 +109,11 @@ def test_batch_caption_takes_other_makes(foreign: Path, paths: list[Path], tmp_p
     output = tmp_path / "captions.jsonl"
     batch_caption(
         BatchCaptionOptions(
-            paths=tuple(map(str, paths)), model=str(foreign), output=output, num_beams=3, max_length=12, device="cpu"
+            paths=tuple(map(str, paths)),
+            model=str(foreign),
+            output=output,
+            generation=GenerationOptions(num_beams=3, max_length=12),
+            device="cpu",
         )
     )
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -127,7 +131,11 @@ def test_any_form_of_a_picture_gives_the_same(model_dir: Path, paths: list[Path]
     output = tmp_path / "captions.jsonl"
     batch_caption(
         BatchCaptionOptions(
-            paths=tuple(map(str, paths)), model=str(model_dir), output=output, max_length=16, device="cpu"
+            paths=tuple(map(str, paths)),
+            model=str(model_dir),
+            output=output,
+            generation=GenerationOptions(max_length=16),
+            device="cpu",
         )
     )
     rows = [json.loads(line) for line in output.read_text().splitlines()]

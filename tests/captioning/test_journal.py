@@ -20,7 +20,7 @@ from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import OutputError
 from toolkit.options import BatchCaptionOptions, GenerationOptions
-from toolkit.options.fields import to_json
+from toolkit.options.fields import from_flat, to_json
 from toolkit.records import Summary
 
 FAST = {"num_beams": 2, "max_length": 12}
@@ -44,7 +44,7 @@ def model(model_dir: Path, tmp_path: Path) -> Path:
 
 def run(folder: Path, model: Path, **more: Any) -> Summary:
     given = {"paths": (str(folder),), "model": str(model), "output": folder.parent / "out.jsonl", **FAST, **more}
-    return batch_caption(BatchCaptionOptions(**given))
+    return batch_caption(from_flat(BatchCaptionOptions, given))
 
 
 def rows(folder: Path) -> dict[str, dict]:

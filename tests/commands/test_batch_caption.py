@@ -17,6 +17,7 @@ from toolkit.commands import batch_caption as module
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError
 from toolkit.options import BatchCaptionOptions
+from toolkit.options.fields import from_flat
 
 FAST = {"num_beams": 2, "max_length": 16, "batch_size": "4", "num_workers": 2}
 
@@ -42,7 +43,7 @@ def rows_of(path: Path) -> list[dict]:
 
 def options(folder: Path, model_dir: Path, **more: object) -> BatchCaptionOptions:
     values = {"paths": (str(folder),), "model": str(model_dir), "output": folder.parent / "out.jsonl", **FAST, **more}
-    return BatchCaptionOptions(**values)  # type: ignore[arg-type]
+    return from_flat(BatchCaptionOptions, values)  # type: ignore[arg-type]
 
 
 def test_rows(folder: Path, model_dir: Path) -> None:

@@ -17,6 +17,7 @@ from toolkit.commands.batch_caption import batch_caption
 from toolkit.commands.caption import caption
 from toolkit.errors import InputError, ModelError
 from toolkit.options import BatchCaptionOptions, CaptionOptions
+from toolkit.options.fields import from_flat
 
 SETTINGS = (
     "decoding with num_beams 2, max_length 12, no_repeat_ngram_size 3, length_penalty 2.0, early_stopping False; the model's "
@@ -38,12 +39,12 @@ def captions(folder: Path, model_dir: Path) -> dict[str, dict]:
     """Rows of batch-caption, by file name."""
     output = folder / "rows.jsonl"
     paths = tuple(str(folder / f"{i}.jpg") for i in range(3))
-    batch_caption(BatchCaptionOptions(paths=paths, model=str(model_dir), output=output, **FAST))  # type: ignore[arg-type]
+    batch_caption(from_flat(BatchCaptionOptions, {"paths": paths, "model": str(model_dir), "output": output, **FAST}))  # type: ignore[arg-type]
     return {row["image"]: row for row in map(json.loads, output.read_text().splitlines())}
 
 
 def options(model_dir: Path, *images: object, **more: object) -> CaptionOptions:
-    return CaptionOptions(images=tuple(map(str, images)), model=str(model_dir), **{**FAST, **more})  # type: ignore[arg-type]
+    return from_flat(CaptionOptions, {"images": tuple(map(str, images)), "model": str(model_dir), **FAST, **more})  # type: ignore[arg-type]
 
 
 def test_lines_and_rows(folder: Path, model_dir: Path, captions: dict, capsys: pytest.CaptureFixture[str]) -> None:

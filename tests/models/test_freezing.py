@@ -12,7 +12,7 @@ from encoders import ENCODERS, tiny_encoder
 from toolkit.commands.finetune import finetune
 from toolkit.errors import ModelError
 from toolkit.models.freezing import encoder_layers, freeze_encoder, freeze_unused, used_weights
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, GenerationOptions
 
 # The prefix that the last layer's weights have, and what follows it.
 LAST: dict[str, tuple[str, set[str]]] = {
@@ -95,9 +95,26 @@ def test_the_command(options: dict[str, Any], trained: tuple[str, ...], cache_di
     from safetensors.torch import load_file
 
     out = tmp_path / "model"
-    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, max_steps=3, batch_size=8, num_beams=1, **options))
+    finetune(
+        FinetuneOptions(
+            cache=cache_dir,
+            output_dir=out,
+            max_steps=3,
+            batch_size=8,
+            generation=GenerationOptions(num_beams=1),
+            **options,
+        )
+    )
     saved = load_file(out / "model.safetensors")
-    finetune(FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "none", max_steps=0, epochs=0, num_beams=1))
+    finetune(
+        FinetuneOptions(
+            cache=cache_dir,
+            output_dir=tmp_path / "none",
+            max_steps=0,
+            epochs=0,
+            generation=GenerationOptions(num_beams=1),
+        )
+    )
     begun = load_file(tmp_path / "none" / "model.safetensors")
     changed = {name for name in saved if not torch.equal(saved[name], begun[name])}
     learnt = {n for n in saved if n.startswith(("decoder.", *trained))}

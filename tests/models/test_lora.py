@@ -19,7 +19,7 @@ from toolkit.errors import InputError, ModelError, RunError
 from toolkit.models.loading import build_captioner, load_captioner
 from toolkit.models.lora import add_lora, attention_layers, load_adapter_weights, merged
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training.collator import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.training.trainer import CaptionTrainer
 
@@ -101,7 +101,15 @@ def test_grouped_loss_is_the_naive_one(cache_dir: Path) -> None:
 
 
 def options(cache_dir: Path, out: Path, **more: Any) -> FinetuneOptions:
-    given = {"max_steps": 8, "epochs": 2, "batch_size": 8, "num_beams": 1, "lora_rank": RANK, "lr": 1e-2, **more}
+    given = {
+        "max_steps": 8,
+        "epochs": 2,
+        "batch_size": 8,
+        "generation": GenerationOptions(num_beams=1),
+        "lora_rank": RANK,
+        "lr": 1e-2,
+        **more,
+    }
     return FinetuneOptions(cache=cache_dir, output_dir=out, **given)
 
 

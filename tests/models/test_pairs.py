@@ -156,7 +156,10 @@ def test_by_the_commands(encoder: str, decoder: str, special: dict[str, str], sa
     )  # fmt: skip
     finetune(
         FinetuneOptions(
-            cache=tmp_path / "cache", output_dir=tmp_path / "model", max_steps=2, num_beams=1, max_length=24
+            cache=tmp_path / "cache",
+            output_dir=tmp_path / "model",
+            max_steps=2,
+            generation=GenerationOptions(num_beams=1, max_length=24),
         )
     )
     captioner = load_captioner(str(tmp_path / "model"), "cpu")

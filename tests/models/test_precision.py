@@ -17,14 +17,23 @@ from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, plain_model
 from toolkit.models.precision import pick_dtype
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, GenerationOptions
 
 TOKENS = SpecialTokens(0, 0, 0)
 
 
 def run(cache_dir: Path, out: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
     """The weights after three updates, and the loss on the validation images."""
-    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, max_steps=3, batch_size=8, num_beams=1, **more))
+    finetune(
+        FinetuneOptions(
+            cache=cache_dir,
+            output_dir=out,
+            max_steps=3,
+            batch_size=8,
+            generation=GenerationOptions(num_beams=1),
+            **more,
+        )
+    )
     rows = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
     return load_file(out / "model.safetensors"), next(row["eval_loss"] for row in rows if "eval_loss" in row)
 

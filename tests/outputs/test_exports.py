@@ -14,6 +14,7 @@ import pytest
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import ModelError, OutputError
 from toolkit.options import BatchCaptionOptions
+from toolkit.options.fields import from_flat
 from toolkit.records import Summary
 
 FAST = {"num_beams": 1, "max_length": 8}
@@ -37,7 +38,7 @@ def output_of(folder: Path, form: str) -> Path:
 def run(folder: Path, model: Path, form: str, **more: Any) -> Summary:
     output = None if form in ("txt", "imagefolder") else output_of(folder, form)
     given = {"paths": (str(folder),), "model": str(model), "format": form, "output": output, **FAST, **more}
-    return batch_caption(BatchCaptionOptions(**given))
+    return batch_caption(from_flat(BatchCaptionOptions, given))
 
 
 def lines_of(folder: Path, form: str) -> list[dict]:

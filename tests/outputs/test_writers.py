@@ -14,6 +14,7 @@ from toolkit.data.annotations import read_annotations
 from toolkit.errors import OutputError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
+from toolkit.options.fields import from_flat
 
 NAMES = ["a.jpg", 'comma, "quote".jpg', "café.jpg", "line\nbreak.jpg", "sub/b.jpg"]
 FORMS = ["jsonl", "csv", "parquet", "coco", "txt", "imagefolder"]
@@ -37,7 +38,7 @@ def options(folder: Path, model_dir: Path, output: Path | None, **more: object) 
         "max_length": 8,
         **more,
     }
-    return BatchCaptionOptions(**values)  # type: ignore[arg-type]
+    return from_flat(BatchCaptionOptions, values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", FORMS)

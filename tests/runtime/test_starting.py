@@ -17,7 +17,7 @@ from toolkit.commands.preprocess import preprocess
 from toolkit.errors import ModelError
 from toolkit.models.loading import load_captioner
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.options import FinetuneOptions, PreprocessOptions
+from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.training.setup import starting_model
 
 
@@ -71,7 +71,15 @@ def test_going_on_from_an_old_captioner(old_captioner: Path, its_cache: Path, mo
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if "pooler" not in name)
     out = tmp_path / "model"
-    finetune(FinetuneOptions(cache=its_cache, output_dir=out, init_from=str(old_captioner), max_steps=2, num_beams=1))
+    finetune(
+        FinetuneOptions(
+            cache=its_cache,
+            output_dir=out,
+            init_from=str(old_captioner),
+            max_steps=2,
+            generation=GenerationOptions(num_beams=1),
+        )
+    )
     made = json.loads((out / "options.json").read_text())["options"]
     assert (made["lr"], made["epochs"]) == (5e-5, 3.0), "not the preset's, which are for random weights"
     generation = json.loads((out / "generation_config.json").read_text())

@@ -33,6 +33,7 @@ from toolkit.options import (
     PreprocessOptions,
     SampleOptions,
 )
+from toolkit.options.fields import from_flat
 from toolkit.runtime import remote as stores
 from toolkit.runtime.remote import local_tree, url_of
 
@@ -358,7 +359,7 @@ def test_one_run_at_a_time_writes_an_output(memory: Any) -> None:
 
 def caption(model_dir: Path, *paths: str, **options: Any) -> Any:
     options = {"num_beams": 1, "num_workers": 2, **options}
-    return batch_caption(BatchCaptionOptions(paths=paths, model=str(model_dir), **options))
+    return batch_caption(from_flat(BatchCaptionOptions, {"paths": paths, "model": str(model_dir), **options}))
 
 
 def test_captions_of_urls_at_a_url(

@@ -23,12 +23,12 @@ from toolkit.errors import InputError, OutputError, RunError
 from toolkit.models.loading import build_captioner
 from toolkit.models.precision import PixelNormalizer
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training import features
 from toolkit.training.features import FeatureDataset, encode_splits, picture_hashes, states
 
 CPU = torch.device("cpu")
-QUICK: dict[str, Any] = {"max_steps": 4, "batch_size": 8, "num_beams": 2}
+QUICK: dict[str, Any] = {"max_steps": 4, "batch_size": 8, "generation": GenerationOptions(num_beams=2)}
 
 
 @pytest.fixture

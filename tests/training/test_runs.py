@@ -19,7 +19,7 @@ import toolkit.reports.finished_run
 import toolkit.training.run_files
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, OutputError, RunError
-from toolkit.options import EvaluateOptions, FinetuneOptions, PreprocessOptions
+from toolkit.options import EvaluateOptions, FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.runtime.files import finishing
 from toolkit.training.callbacks import TrainingLog, warmup_warning
 from toolkit.training.checkpoints import last_checkpoint
@@ -41,14 +41,24 @@ def tree(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def short(cache_dir: Path, tmp_path: Path) -> FinetuneOptions:
     """A run of two updates."""
-    return FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", max_steps=2, batch_size=8, num_beams=1)
+    return FinetuneOptions(
+        cache=cache_dir,
+        output_dir=tmp_path / "model",
+        max_steps=2,
+        batch_size=8,
+        generation=GenerationOptions(num_beams=1),
+    )
 
 
 @pytest.fixture(scope="module")
 def made(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `short` makes."""
     out = tmp_path_factory.mktemp("made") / "model"
-    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, max_steps=2, batch_size=8, num_beams=1))
+    finetune(
+        FinetuneOptions(
+            cache=cache_dir, output_dir=out, max_steps=2, batch_size=8, generation=GenerationOptions(num_beams=1)
+        )
+    )
     return out
 
 
@@ -495,7 +505,13 @@ def test_a_finished_run_is_evaluated_with_other_beams(
     (out / "notes").write_text("mine")
     before = tree(out)
     trained = rates(monkeypatch)
-    options = FinetuneOptions(cache=cache_dir, output_dir=out, epochs=2, batch_size=8, num_beams=1, max_length=12)
+    options = FinetuneOptions(
+        cache=cache_dir,
+        output_dir=out,
+        epochs=2,
+        batch_size=8,
+        generation=GenerationOptions(num_beams=1, max_length=12),
+    )
     summary = finetune(options)
     assert summary.text.startswith(f"{out}: evaluated again, not trained.\n  on validation: loss ")
     assert trained == []
@@ -506,7 +522,11 @@ def test_a_finished_run_is_evaluated_with_other_beams(
     }  # fmt: skip
     assert after.keys() == before.keys()
     asked = EvaluateOptions(
-        model=str(out), references=cache_dir, split="validation", resamples=10, num_beams=1, max_length=12
+        model=str(out),
+        references=cache_dir,
+        split="validation",
+        resamples=10,
+        generation=GenerationOptions(num_beams=1, max_length=12),
     )
     metrics = evaluate(asked).values["metrics"]
     for name in ("cider", "bleu_4", "rouge_l"):
@@ -518,7 +538,7 @@ def test_a_finished_run_is_evaluated_with_other_beams(
     rows = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
     assert [row.get("generation", {}).get("num_beams") for row in rows if "eval_loss" in row] == [None, None, 1]
     assert "finished already" in finetune(options).text
-    assert finetune(replace(options, num_beams=4, max_length=50)).values["validation"]["cider"] == pytest.approx(
+    assert finetune(replace(options, generation=GenerationOptions())).values["validation"]["cider"] == pytest.approx(
         first["validation"]["cider"], abs=1e-9
     )
 

@@ -112,10 +112,12 @@ def _check_reporter(name: str) -> None:
 
 def _check_length(options: FinetuneOptions, cache: Cache) -> None:
     rows = cache.manifest["options"]["max_length"]
-    if options.max_length < 3:
-        raise InputError(f"--max-length {options.max_length}: leaves no room for a word; 50 is usual.")
-    if rows > options.max_length:
-        say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.max_length}")
+    if options.generation.max_length < 3:
+        raise InputError(f"--max-length {options.generation.max_length}: leaves no room for a word; 50 is usual.")
+    if rows > options.generation.max_length:
+        say(
+            f"note: captions may be {rows} tokens long in the cache, but are generated up to {options.generation.max_length}"
+        )
 
 
 def _train(options: FinetuneOptions, cache: Cache, identity: dict[str, Any], plan: Plan) -> Summary:
@@ -224,7 +226,7 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
             f"{options.cache}: images of {height}x{width}, but the encoder wants {size}x{size}; preprocess with it."
         )
     positions = getattr(decoder, "max_position_embeddings", None) or getattr(decoder, "n_positions", None)
-    longest = max(cache.manifest["options"]["max_length"], options.max_length)
+    longest = max(cache.manifest["options"]["max_length"], options.generation.max_length)
     if positions is not None and longest > positions:
         raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.options.fields import check, check_at_least, check_choice, check_engine, default_workers, option
-from toolkit.options.generation import GENERATION_FIELDS, GenerationOptions, check_generation
+from toolkit.options.fields import (
+    PRECISIONS,
+    check,
+    check_at_least,
+    check_choice,
+    check_engine,
+    default_workers,
+    nested,
+    option,
+)
+from toolkit.options.generation import ALL, GenerationOptions, check_generation
 
 
 @dataclass(frozen=True)
-class BatchCaptionOptions(GenerationOptions):
-    """Options of `toolkit batch-caption`; see `GenerationOptions` for those of decoding."""
+class BatchCaptionOptions:
+    """Options of `toolkit batch-caption`."""
 
+    generation: GenerationOptions = nested(GenerationOptions(), ALL)
     paths: tuple[str, ...] = option(
         (), "Images, folders or globs; here or at URLs such as s3://...", path=True, positional=True, required=True
     )
@@ -42,18 +52,13 @@ class BatchCaptionOptions(GenerationOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_generation(self)
+        check_generation(self.generation)
         check_engine(self)
         check_at_least(self, 1, "num_workers")
         check_choice("existing", self.existing, ("skip", "overwrite"))
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",
               "is shown in a page; name one with --gallery")  # fmt: skip
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("precision", self.precision, PRECISIONS)
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
               self.batch_size, "is auto or a number from 1 on")  # fmt: skip
-
-    @property
-    def generation(self) -> GenerationOptions:
-        return GenerationOptions(**{name: getattr(self, name) for name in GENERATION_FIELDS})

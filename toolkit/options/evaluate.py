@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.options.fields import (
+    PRECISIONS,
     check,
     check_at_least,
     check_choice,
+    check_nested,
     check_seed,
     check_split_map,
     check_unused,
+    nested,
     option,
 )
-from toolkit.options.generation import _FINETUNE_GENERATION, GENERATION_FIELDS, GenerationOptions
+from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
 from toolkit.options.preprocess import FORMATS
 
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
@@ -76,10 +79,9 @@ class EvaluateOptions:
     page: Path | None = option(None, "Also write a page to judge by: one HTML file.", output=True)
     overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
     batch_size: int = option(32, "With --model: images a batch.")
-    num_beams: int = option(4, "With --model: beams of the search; 1 is greedy.")
-    max_length: int = option(50, "With --model: longest caption in tokens, start token and EOS included.")
-    length_penalty: float = option(2.0, "With --model: above 0 favours longer captions.")
-    no_repeat_ngram_size: int = option(3, "With --model: no run of this many tokens occurs twice; 0 allows it.")
+    generation: GenerationOptions = nested(
+        GenerationOptions(), BEAM_SEARCH, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
+    )
     device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "With --model: auto, fp32, bf16 or fp16.")
 
@@ -88,29 +90,20 @@ class EvaluateOptions:
         check_choice("split", self.split, ("train", "validation", "test", "all"))
         check_choice("missing", self.missing, ("skip", "empty"))
         check_choice("format", self.format, FORMATS)
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_at_least(self, 1, "resamples", "batch_size", "num_beams")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_at_least(self, 1, "resamples", "batch_size")
         check_seed(self)
-        check_at_least(self, 0, "no_repeat_ngram_size")
-        check_at_least(self, 2, "max_length")
+        check_nested(self)
         check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,
               f"name some of {', '.join(METRICS)}, with commas between")  # fmt: skip
         check(self.model is None or self.hypotheses is None, "model", self.model,
               "captions the split itself; leave out --hypotheses")  # fmt: skip
         if self.model is None:
-            names = (
-                "batch_size",
-                "num_beams",
-                "max_length",
-                "length_penalty",
-                "no_repeat_ngram_size",
-                "device",
-                "precision",
-            )
-            check_unused(self, names, "is for captioning with --model; add that, or leave it out")
-        elif self.num_beams == 1:
-            check_unused(self, ("length_penalty",),
-                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
+            why = "is for captioning with --model; add that, or leave it out"
+            check_unused(self, ("batch_size", "device", "precision"), why)
+            check_unused(self.generation, BEAM_SEARCH, why)
+        else:
+            check_generation(self.generation)
         check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
               "is for CIDEr, which is not among --metrics; leave it out")  # fmt: skip
         check(self.per_image is None or self.per_image.suffix in (".csv", ".parquet"), "per_image", self.per_image,
@@ -121,7 +114,3 @@ class EvaluateOptions:
     @property
     def metric_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name.strip() for name in self.metrics.split(",") if name.strip()))
-
-    @property
-    def generation(self) -> GenerationOptions:
-        return GenerationOptions(**{k: getattr(self, k) for k in GENERATION_FIELDS if k in _FINETUNE_GENERATION})

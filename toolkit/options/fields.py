@@ -3,22 +3,80 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_type_hints
 
 from toolkit.errors import InputError
 
 ENGINES = ("local", "ray")
-
-T = TypeVar("T")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field with its help text; `positional=True` makes it an argument of the command, `output=True`
     says that it names what is written, `path=True` that a string may be the name of a file or folder."""
     return field(default=default, metadata={"help": help, **metadata})
+
+
+def nested(default: Any, names: tuple[str, ...], help: Callable[[str, str], str] = lambda name, text: text) -> Any:
+    """A field that holds options of its own; those of `names` are options of the command, and nothing else is.
+
+    Args:
+        help: from an option's name and help text to the text that this command shows.
+    """
+    return field(default=default, metadata={"nested": names, "help": help})
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as the command line has it. `within` is the field that it is nested in."""
+
+    name: str
+    kind: Any
+    default: Any
+    metadata: Any
+    within: str | None = None
+
+    def value(self, options: Any) -> Any:
+        return getattr(getattr(options, self.within) if self.within else options, self.name)
+
+
+def flat(options_class: type) -> list[Option]:
+    """All options of a command, the nested ones in place of the field that holds them."""
+    hints, found = get_type_hints(options_class), []
+    for f in fields(options_class):
+        if "nested" in f.metadata:
+            inner = {option.name: option for option in flat(hints[f.name])}
+            for name in f.metadata["nested"]:
+                default, metadata = getattr(f.default, name), inner[name].metadata
+                metadata = {**metadata, "help": f.metadata["help"](name, metadata["help"])}
+                found.append(Option(name, inner[name].kind, default, metadata, f.name))
+        else:
+            found.append(Option(f.name, hints[f.name], None if f.default is MISSING else f.default, f.metadata))
+    return found
+
+
+def from_flat(options_class: Any, values: dict[str, Any]) -> Any:
+    """The options of a command from values by name, as the command line gives them."""
+    inner: dict[str, dict[str, Any]] = {}
+    values = dict(values)
+    for option in flat(options_class):
+        if option.within and option.name in values:
+            inner.setdefault(option.within, {})[option.name] = values.pop(option.name)
+    hints = get_type_hints(options_class)
+    return options_class(**values, **{name: hints[name](**given) for name, given in inner.items()})
+
+
+def check_nested(options: Any) -> None:
+    """Refuses what a nested field holds beyond the options that this command has."""
+    for f in fields(options):
+        if "nested" in f.metadata:
+            held = getattr(options, f.name)
+            others = tuple(inner.name for inner in fields(held) if inner.name not in f.metadata["nested"])
+            check_unused(held, others, "is no option of this command; leave it out")
 
 
 def default_workers() -> int:
@@ -77,7 +135,7 @@ def check_engine(options: Any) -> None:
 
 
 def to_json(options: Any) -> dict[str, Any]:
-    """An options dataclass as plain JSON values; paths as strings with "/"."""
+    """An options dataclass as plain JSON values, nested options beside the others; paths as strings with "/"."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -86,4 +144,4 @@ def to_json(options: Any) -> dict[str, Any]:
             return [plain(v) for v in value]
         return value
 
-    return {f.name: plain(getattr(options, f.name)) for f in fields(options)}
+    return {option.name: plain(option.value(options)) for option in flat(type(options))}

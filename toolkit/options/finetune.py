@@ -6,8 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.options.fields import check, check_at_least, check_choice, check_seed, option
-from toolkit.options.generation import _FINETUNE_GENERATION, GENERATION_FIELDS, GenerationOptions
+from toolkit.options.fields import (
+    PRECISIONS,
+    check,
+    check_at_least,
+    check_choice,
+    check_nested,
+    check_seed,
+    nested,
+    option,
+)
+from toolkit.options.generation import BEAM_SEARCH, GenerationOptions
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
@@ -33,6 +42,9 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
 
 # Low-rank updates start at zero and want a higher one: at 5e-5 they hardly move (docs/finetuning.md).
 LORA_LR = 5e-4
+
+
+BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 1 is greedy."}
 
 
 @dataclass(frozen=True)
@@ -87,24 +99,23 @@ class FinetuneOptions:
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
     resume: bool = option(True, "Go on from the last checkpoint of an unfinished run, or extend a finished one.")
-    num_beams: int = option(4, "Beams in evaluation, and the saved model's default.")
-    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice in a caption; 0 allows it.")
-    length_penalty: float = option(2.0, "Above 0 favours longer captions.")
-    max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
+    generation: GenerationOptions = nested(
+        GenerationOptions(), BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text)
+    )
     report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
     overwrite: bool = option(False, "Train anew and replace the finished model at --output-dir.", flag=True)
 
     def __post_init__(self) -> None:
         check_seed(self)
-        check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams")
-        check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers", "no_repeat_ngram_size")
+        check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps")
+        check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers")
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
-        check_at_least(self, 2, "max_length")
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_nested(self)
+        check_choice("precision", self.precision, PRECISIONS)
         check_choice("eval_metric", self.eval_metric or "cider", ("cider", "bleu_4", "rouge_l", "loss"))
         check_at_least(self, 1, "unfreeze_last", "lora_rank")
-        check_choice("feature_precision", self.feature_precision, ("fp16", "bf16", "fp32"))
+        check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))
         frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
@@ -143,7 +154,3 @@ class FinetuneOptions:
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)
         return replace(self, **known)
-
-    @property
-    def generation(self) -> GenerationOptions:
-        return GenerationOptions(**{k: getattr(self, k) for k in GENERATION_FIELDS if k in _FINETUNE_GENERATION})

@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from toolkit.options.fields import check, check_at_least, check_choice, check_seed, check_unused, option
-
-
-def check_generation(options: Any) -> None:
-    """Refuses what a way of decoding takes no notice of."""
-    if options.sample:
-        check(options.num_beams in (1, GenerationOptions.num_beams), "num_beams", options.num_beams,
-              "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
-        check_unused(options, ("length_penalty", "early_stopping"),
-                     "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
-    else:
-        check_unused(options, ("top_k", "top_p", "temperature"), "means something with --sample alone; add that")
-        if options.num_beams == 1:
-            check_unused(options, ("length_penalty", "early_stopping"),
-                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,19 @@ class GenerationOptions:
               f"needs as many beams (--num-beams is {self.num_beams}) or --sample")  # fmt: skip
 
 
-GENERATION_FIELDS = tuple(f.name for f in fields(GenerationOptions))
+ALL = tuple(f.name for f in fields(GenerationOptions))
+BEAM_SEARCH = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length")
 
 
-_FINETUNE_GENERATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length")
+def check_generation(options: GenerationOptions) -> None:
+    """Refuses what a way of decoding takes no notice of."""
+    if options.sample:
+        check(options.num_beams in (1, GenerationOptions.num_beams), "num_beams", options.num_beams,
+              "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+        check_unused(options, ("length_penalty", "early_stopping"),
+                     "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+    else:
+        check_unused(options, ("top_k", "top_p", "temperature"), "means something with --sample alone; add that")
+        if options.num_beams == 1:
+            check_unused(options, ("length_penalty", "early_stopping"),
+                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip

@@ -119,7 +119,7 @@ class Export:
         return True
 
     def _write_file(self, rows: Iterable[Row]) -> None:
-        several = self.options.num_captions > 1
+        several = self.options.generation.num_captions > 1
         hashes = bytearray()
         with self._file.writing() as temporary:
             if self.format in NAME_OF:
