@@ -81,7 +81,8 @@ def test_twenty_kills(tmp_path: Path, sample_dir: Path, model_dir: Path) -> None
 # batch-caption with a file server that is gone: the sixth image and all that come after hang in their read.
 HANGING = """
 import os, sys, threading
-from toolkit import cli, pipeline
+from toolkit import cli
+from toolkit.captioning import pipeline
 pipe, _ = os.pipe()
 real, lock, reads = pipeline.read_file, threading.Lock(), []
 def read_file(path):

@@ -18,7 +18,9 @@ from toolkit.options import InspectOptions, SampleOptions
 # A command of the real command line whose work is `BODY`; it writes "ready" when signals may come.
 PROGRAM = """
 import os, sys, threading, time
-from toolkit import cli, ending, sample
+from toolkit import cli
+from toolkit.commands import sample
+from toolkit.runtime import ending
 ending.GRACE, ending.SAME = 0.5, 0.2
 def nap():
     print("ready", file=sys.stderr, flush=True)

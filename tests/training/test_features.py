@@ -53,7 +53,7 @@ def encode(cache: Cache, encoder: Any = None, stored: str = "fp32", splits: Any 
 
 RANK = """
 import os
-from toolkit import features
+from toolkit.training import features
 from toolkit.cli import main
 features.PIECE, features.BATCH = 5 * 17 * 128 * 4 + 3, 2
 writing = features._finishing

@@ -164,7 +164,7 @@ def test_folders_of_their_own(cache_dir: Path, tmp_path: Path) -> None:
 
 SCENES = """
 import json, os, sys
-from toolkit import progress
+from toolkit.runtime import progress
 from toolkit.errors import InputError, RunError, SaidElsewhere
 from toolkit.training.distributed import agreeing, from_first, joined, rank
 me, found = int(os.environ["RANK"]), {}

@@ -137,6 +137,7 @@ RANK = """
 import sys, os
 from pathlib import Path
 import torch
+sys.path.append(sys.argv[3])
 from test_training import Parts, three_updates
 end = three_updates(Parts(Path(sys.argv[1])), Path(sys.argv[2]), 2, 2, use_cpu=True, ddp_backend="gloo")
 torch.save(end, Path(sys.argv[2]) / f"rank-{os.environ['RANK']}.pt")
@@ -148,7 +149,7 @@ def test_ranks_change_nothing(parts: Parts, cache_dir: Path, tmp_path: Path) -> 
     (tmp_path / "rank.py").write_text(RANK)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "rank.py"),
-         str(cache_dir), str(tmp_path)],
+         str(cache_dir), str(tmp_path), str(Path(__file__).parent)],
         env=ENVIRONMENT, check=True, timeout=120,
         capture_output=True,
     )  # fmt: skip
