@@ -1,16 +1,16 @@
-"""What an engine costs: the same pieces on this machine's processes and on Ray, with 1 and 2 workers; and training by ranks.
+"""What an engine costs: the same shards on this machine's processes and on Ray, with 1 and 2 workers; and training by ranks.
 
     python scripts/bench_scale.py --images 2000
     python scripts/bench_scale.py --images 2000 --command preprocess --workers 1,2,4 --repeats 3
     python scripts/bench_scale.py --command finetune --workers 1,2
 
-A way's rate is that of its workers after they have started: images over the time from the end of a worker's first piece,
-in which it loads what it needs, to that of its last, the gaps between pieces included, added up over the workers. `of
+A way's rate is that of its workers after they have started: images over the time from the end of a worker's first shard,
+in which it loads what it needs, to that of its last, the gaps between shards included, added up over the workers. `of
 local` is the share of the local engine's rate with as many workers, run beside it; `efficiency` the rate a worker over
 that of one. The whole command's seconds stand beside them; Ray runs already, as on a cluster.
 
 The images of preprocess are photographs as in bench_preprocess.py; batch-caption runs a tiny captioner over drawn ones,
-one thread a worker, and here the local engine runs its pieces in processes too.
+one thread a worker, and here the local engine runs its shards in processes too.
 
 finetune trains ViT-B/16 + GPT-2 sizes with random weights, as many ranks as workers (torchrun, gloo, one thread each), 8
 images a step of each; its rate is that of the steps after the first.
@@ -45,32 +45,33 @@ STEPS = 3
 
 
 class Timed:
-    """A piece's function that notes which worker ran it, and when."""
+    """A shard's function that notes which worker ran it, and when."""
 
     def __init__(self, function: Any, folder: Path) -> None:
         self.function, self.folder = function, folder
 
     def __call__(self, task: dict[str, Any]) -> None:
         self.function(task)
-        note = {"worker": f"{os.uname().nodename} {os.getpid()}", "ended": time.time(), **task}
-        (self.folder / f"{task['piece']:06d}.json").write_text(json.dumps(note))
+        shard = next(iter(task.values()))
+        note = {"worker": f"{os.uname().nodename} {os.getpid()}", "ended": time.time(), "shard": shard}
+        (self.folder / f"{shard:06d}.json").write_text(json.dumps(note))
 
 
 def rate(notes: Path, images: int, size: int) -> float:
-    """images/s of all workers together, each from the end of its first piece to the end of its last."""
+    """images/s of all workers together, each from the end of its first shard to the end of its last."""
     workers = defaultdict(list)
     for path in notes.glob("*.json"):
         note = json.loads(path.read_text())
-        workers[note["worker"]].append((note["ended"], min(size, images - note["piece"] * size)))
+        workers[note["worker"]].append((note["ended"], min(size, images - note["shard"] * size)))
     total = 0.0
-    for pieces in map(sorted, workers.values()):
-        if len(pieces) > 1:
-            total += sum(count for _, count in pieces[1:]) / (pieces[-1][0] - pieces[0][0])
+    for shards in map(sorted, workers.values()):
+        if len(shards) > 1:
+            total += sum(count for _, count in shards[1:]) / (shards[-1][0] - shards[0][0])
     return total
 
 
 def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, address: str | None) -> None:
-    """One command, its pieces timed; prints rate and seconds as JSON."""
+    """One command, its shards timed; prints rate and seconds as JSON."""
     from bench_scale import Timed  # not __main__: a worker imports it
 
     import toolkit.cache.staging
@@ -84,7 +85,7 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
     notes.mkdir(parents=True)
 
     def run(options: Any, function: Any, tasks: Any, progress: Any, done: Any, **named: Any) -> None:
-        if engine == "local":  # where batch-caption itself makes no pieces
+        if engine == "local":  # where batch-caption itself makes no shards
             engines.run_local(Timed(function, notes), tasks, workers, progress, done)
         else:
             engines.run(options, Timed(function, notes), tasks, progress, done, **named)
@@ -97,7 +98,7 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
             encoder=str(folder / "encoder"), decoder=str(folder / "decoder"), num_workers=workers,
             ray_address=address,
         )  # fmt: skip
-        values, size = toolkit.commands.preprocess.preprocess(options).values, toolkit.cache.staging.PIECE_ROWS
+        values, size = toolkit.commands.preprocess.preprocess(options).values, toolkit.cache.staging.SHARD_ROWS
     else:
         toolkit.captioning.shards.run = run  # type: ignore[assignment]
         captioning = BatchCaptionOptions(

@@ -16,8 +16,8 @@ from PIL import Image
 from toolkit.options import PreprocessOptions
 from toolkit.records import Summary
 
-# Small pieces, so that a handful of images is several of them.
-PIECE_ROWS = 4
+# Small shards, so that a handful of images is several of them.
+SHARD_ROWS = 4
 
 
 def picture(seed: int, size: tuple[int, int] | None = None) -> Image.Image:
@@ -85,11 +85,11 @@ class DataSet:
 
 
 def run_alone(options: PreprocessOptions) -> None:
-    """What `DataSet.script` runs: small pieces, and no process for the processors, which would import torch."""
+    """What `DataSet.script` runs: small shards, and no process for the processors, which would import torch."""
     import toolkit.commands.preprocess
     from toolkit.errors import ToolkitError
 
-    toolkit.cache.staging.PIECE_ROWS = int(os.environ.get("TEST_PIECE_ROWS", PIECE_ROWS))
+    toolkit.cache.staging.SHARD_ROWS = int(os.environ.get("TEST_SHARD_ROWS", SHARD_ROWS))
     toolkit.commands.preprocess.fetch_processors = stored_processors  # type: ignore[assignment]
     try:
         toolkit.commands.preprocess.preprocess(options)

@@ -1,4 +1,4 @@
-"""Pieces: one file a split, written in batches; and the hash that knows a picture again."""
+"""Shards: one file a split, written in batches; and the hash that knows a picture again."""
 
 from __future__ import annotations
 

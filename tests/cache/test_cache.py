@@ -21,13 +21,13 @@ from toolkit.errors import InputError
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """40 images with one to three captions, in pieces of four."""
+    """40 images with one to three captions, in shards of four."""
     data = DataSet(tmp_path_factory.mktemp("cache") / "data", images=40)
     data.rows += [(f"{i:03d}.png", f"third caption {i}") for i in range(1, 40, 6) if i % 3]
     data.rows.remove(("004.png", "waves, and colours ."))
     data.write()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolkit.cache.staging, "PIECE_ROWS", 4)
+        patch.setattr(toolkit.cache.staging, "SHARD_ROWS", 4)
         patch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
         data.run()
     return data

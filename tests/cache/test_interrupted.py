@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import PIECE_ROWS, DataSet, decoded, finish_alone, picture, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, decoded, finish_alone, picture, stored_processors, tree
 
 import toolkit.cache.staging
 import toolkit.commands.preprocess
@@ -23,7 +23,7 @@ from toolkit.errors import OutputError, RunError
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.cache.staging, "PIECE_ROWS", PIECE_ROWS)
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
 
 
@@ -32,8 +32,8 @@ def data(tmp_path: Path) -> DataSet:
     return DataSet(tmp_path / "data", images=60)
 
 
-def pieces(folder: Path) -> dict[str, tuple[int, int]]:
-    """The finished pieces: name, inode and time of change of every index file and of the data files it speaks of."""
+def shards(folder: Path) -> dict[str, tuple[int, int]]:
+    """The finished shards: name, inode and time of change of every index file and of the data files it speaks of."""
     if not (folder / "index").is_dir():
         return {}
     names = [path.name for path in (folder / "index").glob("*.arrow")]
@@ -50,7 +50,7 @@ def wait_for(condition: Any, process: subprocess.Popen[Any], timeout: float = 60
 
 def kill_at_random(data: DataSet, moments: int, seed: int) -> None:
     """Kills runs with the whole of their processes left to themselves, at times spread over a run, each followed by a
-    rerun that must leave the finished pieces alone and end in the same bytes."""
+    rerun that must leave the finished shards alone and end in the same bytes."""
     data.run(out=data.root / "undisturbed", num_workers=2)
     wanted = tree(data.root / "undisturbed")
     partial = data.out.with_name("dataset.partial")
@@ -64,8 +64,8 @@ def kill_at_random(data: DataSet, moments: int, seed: int) -> None:
         process = subprocess.Popen(data.script(num_workers=2), stderr=subprocess.DEVNULL)
         # Half of a run is imports, so most moments are told by what stands, and only the others by the clock.
         if rng.random() < 0.5:
-            wanted_pieces = rng.randrange(1, len(data.rows) // 2 // PIECE_ROWS)
-            wait_for(lambda n=wanted_pieces: len(list((partial / "index").glob("*.arrow"))) >= n, process)
+            wanted_shards = rng.randrange(1, len(data.rows) // 2 // SHARD_ROWS)
+            wait_for(lambda n=wanted_shards: len(list((partial / "index").glob("*.arrow"))) >= n, process)
         elif rng.random() < 0.7:
             wait_for(partial.is_dir, process)
             time.sleep(rng.random() * whole * 0.5)
@@ -74,14 +74,14 @@ def kill_at_random(data: DataSet, moments: int, seed: int) -> None:
         process.kill()
         process.wait()
         time.sleep(0.05)  # the kernel ends the workers
-        finished = pieces(partial)
+        finished = shards(partial)
         caught += bool(finished) and not data.out.exists()
         data.run()
-        after = pieces(data.out)
+        after = shards(data.out)
         assert {name: after[name] for name in finished} == finished
         assert tree(data.out) == wanted
         assert data.beside() == ["dataset"]
-    print(f"{caught} of {moments} kills met a build with some pieces finished")
+    print(f"{caught} of {moments} kills met a build with some shards finished")
 
 
 def test_killed_at_a_few_moments(data: DataSet) -> None:
@@ -95,7 +95,7 @@ def test_killed_at_twenty_moments(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert int(capsys.readouterr().out.split(" of 20 kills")[0].split()[-1]) >= 5
 
 
-def test_stopped_after_each_piece(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_after_each_shard(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without chance: an error after every second image, again and again until the run gets through."""
     import toolkit.cache.build
 
@@ -103,7 +103,7 @@ def test_stopped_after_each_piece(data: DataSet, monkeypatch: pytest.MonkeyPatch
     real, runs, said = toolkit.cache.build.read_image, 0, set()
     for _ in range(60):
         runs += 1
-        left = [PIECE_ROWS * 3 // 2]
+        left = [SHARD_ROWS * 3 // 2]
 
         def read_image(source: Any, left: list[int] = left) -> Any:
             left[0] -= 1
@@ -117,7 +117,7 @@ def test_stopped_after_each_piece(data: DataSet, monkeypatch: pytest.MonkeyPatch
             break
         except RunError as error:
             said.add(str(error))
-    assert said == {"stopped; run the same command again to go on from the finished pieces."}
+    assert said == {"stopped; run the same command again to go on from the finished shards."}
     assert runs == 15
     assert tree(data.out) == tree(data.root / "undisturbed")
     assert data.beside() == ["dataset"]
@@ -191,7 +191,7 @@ def slow_script(data: DataSet, **options: Any) -> list[str]:
 def test_a_killed_worker_ends_the_run_in_seconds(data: DataSet, which: Any) -> None:
     process = subprocess.Popen(slow_script(data, num_workers=2), stderr=subprocess.PIPE, text=True)
     partial = data.out.with_name("dataset.partial")
-    wait_for(lambda: len(pieces(partial)) >= 2, process)
+    wait_for(lambda: len(shards(partial)) >= 2, process)
     os.kill(which(children(process.pid)), signal.SIGKILL)
     began = time.monotonic()
     _, text = process.communicate(timeout=20)
@@ -200,10 +200,10 @@ def test_a_killed_worker_ends_the_run_in_seconds(data: DataSet, which: Any) -> N
     assert (
         text.strip().splitlines()[-1].startswith("Error: a worker process died, most often for lack of memory; run the")
     )
-    finished = pieces(partial)
+    finished = shards(partial)
     assert finished
     data.run()
-    after = pieces(data.out)
+    after = shards(data.out)
     assert {name: after[name] for name in finished} == finished
 
 
@@ -211,7 +211,7 @@ def test_ctrl_c_is_one_sentence(data: DataSet) -> None:
     process = subprocess.Popen(
         slow_script(data, num_workers=2), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_for(lambda: len(pieces(data.out.with_name("dataset.partial"))) >= 2, process)
+    wait_for(lambda: len(shards(data.out.with_name("dataset.partial"))) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the run
     _, text = process.communicate(timeout=20)
     assert process.returncode == 1
@@ -222,7 +222,7 @@ def test_ctrl_c_is_one_sentence(data: DataSet) -> None:
 
 def test_two_runs_at_once(data: DataSet) -> None:
     process = subprocess.Popen(slow_script(data, num_workers=1), stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(pieces(data.out.with_name("dataset.partial"))) >= 1, process)
+    wait_for(lambda: len(shards(data.out.with_name("dataset.partial"))) >= 1, process)
     with pytest.raises(OutputError, match="another run is building there"):
         data.run()
     assert process.poll() is None
@@ -234,7 +234,7 @@ def test_two_runs_at_once(data: DataSet) -> None:
 def test_the_next_run_may_follow_a_kill_at_once(data: DataSet) -> None:
     """The killed run's workers hold its lock until they are dead."""
     process = subprocess.Popen(slow_script(data, num_workers=2), stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(pieces(data.out.with_name("dataset.partial"))) >= 2, process)
+    wait_for(lambda: len(shards(data.out.with_name("dataset.partial"))) >= 2, process)
     workers = children(process.pid)
     process.kill()
     data.run()
@@ -244,10 +244,10 @@ def test_the_next_run_may_follow_a_kill_at_once(data: DataSet) -> None:
     assert alive == []
 
 
-@pytest.mark.parametrize("moment", ["processors", "pieces"])
+@pytest.mark.parametrize("moment", ["processors", "shards"])
 def test_a_killed_run_leaves_no_process_that_talks(data: DataSet, tmp_path: Path, moment: str) -> None:
     """Nor one that waits: what it says would stand in the user's next prompt."""
-    if moment == "pieces":
+    if moment == "shards":
         command = slow_script(data, num_workers=2)
     else:
         code = (
@@ -257,8 +257,8 @@ def test_a_killed_run_leaves_no_process_that_talks(data: DataSet, tmp_path: Path
         command = [sys.executable, "-c", code, str(tmp_path)]
     with open(tmp_path / "said", "w+") as said:
         process = subprocess.Popen(command, stderr=said, stdout=said)
-        if moment == "pieces":
-            wait_for(lambda: len(pieces(data.out.with_name("dataset.partial"))) >= 2, process)
+        if moment == "shards":
+            wait_for(lambda: len(shards(data.out.with_name("dataset.partial"))) >= 2, process)
         else:
             wait_for(lambda: children(process.pid), process)
         helpers = children(process.pid)
@@ -280,7 +280,7 @@ def zombie(pid: int) -> bool:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_full_disk_is_one_sentence(tmp_path: Path, num_workers: int) -> None:
-    """A limit on the size of files stands for the disk: writes fail half way through a piece."""
+    """A limit on the size of files stands for the disk: writes fail half way through a shard."""
     data = DataSet(tmp_path / "data", images=24)
 
     def limit() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from preprocessing import PIECE_ROWS, DataSet, decoded, picture, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, decoded, picture, stored_processors, tree
 
 import toolkit.cache.staging
 import toolkit.cache.workspace
@@ -34,7 +34,7 @@ FOREIGN = {
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.cache.staging, "PIECE_ROWS", PIECE_ROWS)
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
 
 
@@ -59,7 +59,7 @@ def ours(folder: Path) -> dict[str, bytes]:
 
 
 def shorter(data: DataSet) -> None:
-    """Other captions and two pieces fewer, so that files of every kind are replaced, taken over and removed."""
+    """Other captions and two shards fewer, so that files of every kind are replaced, taken over and removed."""
     data.rows = [(name, f"now {caption}") if i > 8 else (name, caption) for i, (name, caption) in enumerate(data.rows)]
     data.rows = [row for row in data.rows if row[0] < "007"]
     data.write()
@@ -68,7 +68,7 @@ def shorter(data: DataSet) -> None:
 # ---- foreign files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [None, "manifest", "piece"])
+@pytest.mark.parametrize("damage", [None, "manifest", "shard"])
 def test_what_is_not_of_the_cache_stays(data: DataSet, damage: str | None) -> None:
     data.run()
     put(data.out)
@@ -78,7 +78,7 @@ def test_what_is_not_of_the_cache_stays(data: DataSet, damage: str | None) -> No
     shorter(data)
     if damage == "manifest":
         (data.out / "manifest.json").write_bytes(b"{")
-    if damage == "piece":
+    if damage == "shard":
         (data.out / "train" / "data-000000.arrow").unlink()
     data.run(overwrite=damage == "manifest")
     assert kept(data.out) == before

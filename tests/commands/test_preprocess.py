@@ -13,7 +13,7 @@ import hostile
 import numpy as np
 import pytest
 from PIL import Image
-from preprocessing import PIECE_ROWS, DataSet, decoded, picture, states, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, decoded, picture, states, stored_processors, tree
 
 import toolkit.cache.staging
 import toolkit.commands.preprocess
@@ -27,7 +27,7 @@ from toolkit.runtime.hashing import hash_int
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(toolkit.cache.staging, "PIECE_ROWS", PIECE_ROWS)
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
     if "real_processors" not in request.fixturenames:
         monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
 
@@ -751,7 +751,7 @@ def test_reruns_say_what_was_reused(data: DataSet, num_workers: int, monkeypatch
     assert counted(other) == (11, 0)
     assert "  pixels of all 11 images reused, none decoded anew\n" in other.text
     data.add("100.png", picture(100))
-    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every piece shifts
+    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every shard shifts
     data.add("101.png", picture(101))
     picture(55).save(data.images / "003.jpg")
     data.write()
@@ -765,7 +765,7 @@ def test_reruns_say_what_was_reused(data: DataSet, num_workers: int, monkeypatch
 def test_only_new_images_are_decoded(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     data.run()
     data.add("100.png", picture(100))
-    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every piece shifts
+    data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every shard shifts
     data.add("101.png", picture(101))
     data.write()
     calls = decoded(monkeypatch)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import PIECE_ROWS, DataSet, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, stored_processors, tree
 
 import toolkit.cache.staging
 import toolkit.captioning.shards
@@ -92,7 +92,7 @@ def test_no_cluster_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    monkeypatch.setattr(toolkit.cache.staging, "PIECE_ROWS", PIECE_ROWS)
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
     return DataSet(tmp_path / "data", images=20)
 
@@ -206,7 +206,7 @@ def kill_a_node(cluster: Any, after: Callable[[], int], count: int) -> threading
 @pytest.mark.slow
 def test_a_node_dies_under_preprocess(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
-    monkeypatch.setattr(toolkit.cache.staging, "PIECE_ROWS", 40)
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", 40)
     data = DataSet(tmp_path / "data", images=2000)
     data.run(out=tmp_path / "local", num_workers=2)
     index = data.out.with_name("dataset.partial") / "index"

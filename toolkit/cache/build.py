@@ -1,7 +1,7 @@
-"""Building a cache in pieces, each finished by rename.
+"""Building a cache in shards, each finished by rename.
 
-A piece is a contiguous run of source images. Its worker decodes them, labels their captions, and writes one Arrow file
-per split that got a row; last it writes the piece's index. A piece whose index stands with the right key is done: a
+A shard is a contiguous run of source images. Its worker decodes them, labels their captions, and writes one Arrow file
+per split that got a row; last it writes the shard's index. A shard whose index stands with the right key is done: a
 rerun skips it, whatever killed the first run. Pixels are taken from an earlier cache wherever the image's bytes and
 the pixel settings are the same, so another tokenizer, max length, caption, split or neighbour decodes nothing.
 """
@@ -23,7 +23,7 @@ import pyarrow as pa
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from toolkit.cache.index import INDEX_SCHEMA, KnownPixels, PieceInfo, data_name, pixels_key, read_index, write_index
+from toolkit.cache.index import INDEX_SCHEMA, KnownPixels, ShardInfo, data_name, pixels_key, read_index, write_index
 from toolkit.cache.labels import CaptionEncoder
 from toolkit.cache.schema import cache_features
 from toolkit.cache.splits import split_of
@@ -40,7 +40,7 @@ BATCH_BYTES = 2**24  # ... and bytes of pixels, of which a worker holds one batc
 
 
 class SplitWriter:
-    """One Arrow stream file of one split of one piece; rows are buffered up to a record batch."""
+    """One Arrow stream file of one split of one shard; rows are buffered up to a record batch."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], max_length: int) -> None:
         self.path, self.max_length = path, max_length
@@ -107,8 +107,8 @@ class SplitWriter:
 
 
 @dataclass
-class PieceBuilder:
-    """Builds pieces; picklable, so that each worker gets its own. `self(task)` builds one and writes it to disk."""
+class ShardBuilder:
+    """Builds shards; picklable, so that each worker gets its own. `self(task)` builds one and writes it to disk."""
 
     directory: Path  # the unfinished cache
     images: Path | None
@@ -182,7 +182,7 @@ class PieceBuilder:
             # An image without fault would be lost from the cache for good, and the same command would give other bytes.
             if str(error) in NOT_THE_IMAGES_FAULT:
                 raise RunError(
-                    f"{record['path']}: {error}; run the same command again to go on from the finished pieces, with a "
+                    f"{record['path']}: {error}; run the same command again to go on from the finished shards, with a "
                     "lower --num-workers, or take the image out."
                 ) from None
             entry["reason"] = str(error)
@@ -197,11 +197,11 @@ class PieceBuilder:
         return True
 
     def __call__(self, task: dict[str, Any]) -> None:
-        piece, name = task["piece"], data_name(task["piece"])
+        shard, name = task["shard"], data_name(task["shard"])
         writers: dict[str, SplitWriter] = {}
         index: dict[str, list[Any]] = defaultdict(list)
         decoded = 0
-        for records in read_records(self.directory, piece):
+        for records in read_records(self.directory, shard):
             # All captions at once: between two images the tokenizer's tables fall out of the processor's cache.
             labels, truncated = self.encoder([caption for record in records for caption in record["captions"]])
             end = 0
@@ -224,15 +224,15 @@ class PieceBuilder:
         for split in set(SPLITS) - set(files):  # an attempt that was cut short may have seen another image there
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self.directory / split / name)
-        decoded_file(self.directory, piece).write_text(str(decoded))
-        info = PieceInfo(task["key"], pixels_key(self.transform), self.root, files)
-        write_index(self.directory, piece, dict(index), info)
+        decoded_file(self.directory, shard).write_text(str(decoded))
+        info = ShardInfo(task["key"], pixels_key(self.transform), self.root, files)
+        write_index(self.directory, shard, dict(index), info)
 
 
-def decoded_file(directory: Path, piece: int) -> Path:
-    """How many images of a piece were decoded, rather than found in an earlier cache; of interest to one run alone, so
-    that it is not in the piece's index, whose bytes depend on the inputs and nothing else."""
-    return directory / "records" / f"{piece:06d}.decoded"
+def decoded_file(directory: Path, shard: int) -> Path:
+    """How many images of a shard were decoded, rather than found in an earlier cache; of interest to one run alone, so
+    that it is not in the shard's index, whose bytes depend on the inputs and nothing else."""
+    return directory / "records" / f"{shard:06d}.decoded"
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -255,17 +255,17 @@ FOURTH_BYTE = np.frombuffer(b"\0\0\0\xff", dtype=np.uint32)[0]  # it holds anyth
 
 
 def write_dataset(directory: Path, transform: PixelTransform, max_length: int) -> None:
-    """What makes the pieces a `DatasetDict` that `datasets.load_from_disk` opens: three small JSON files.
+    """What makes the shards a `DatasetDict` that `datasets.load_from_disk` opens: three small JSON files.
 
     The fingerprint is of the rows as they are: `datasets` takes results of its own `map` from disk by it.
     """
     features = cache_features(transform.shape, max_length)
     digests = {split: Hasher(pixels_key(transform)) for split in SPLITS}
     files: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for piece, info, _ in read_index(directory):
+    for shard, info, _ in read_index(directory):
         for split, file in info.files.items():
             digests[split].update(file["digest"])
-            files[split].append(data_name(piece))
+            files[split].append(data_name(shard))
     for split in SPLITS:
         folder = directory / split
         if not files[split]:  # a split without rows is still a split

@@ -1,4 +1,4 @@
-"""The end of a build: all pieces counted and checked, and the manifest written."""
+"""The end of a build: all shards counted and checked, and the manifest written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from toolkit import __version__
-from toolkit.cache.build import PieceBuilder, write_dataset
+from toolkit.cache.build import ShardBuilder, write_dataset
 from toolkit.cache.freshness import READING, content_options, processor_identity
 from toolkit.cache.index import read_index
 from toolkit.cache.schema import MANIFEST, SCHEMA_VERSION, is_cache_file
@@ -32,7 +32,7 @@ from toolkit.runtime.progress import printable
 
 @dataclass
 class Tally:
-    """Counts over the whole index, read piece by piece so that a million images need no more memory than a thousand."""
+    """Counts over the whole index, read shard by shard so that a million images need no more memory than a thousand."""
 
     images: int = 0
     captions: int = 0
@@ -99,10 +99,10 @@ def finish(
     source: str,
     annotations: AnnotationSet,
     staged: Staged,
-    builder: PieceBuilder,
+    builder: ShardBuilder,
     labels: dict[str, Any],
 ) -> dict[str, Any]:
-    """Checks the whole and writes what makes the pieces a data set; the manifest last, by rename."""
+    """Checks the whole and writes what makes the shards a data set; the manifest last, by rename."""
     partial, transform = builder.directory, builder.transform
     tally = Tally.of(partial, annotations.notes.unusable)
     considered = tally.kept + tally.rejected
@@ -171,7 +171,7 @@ def finish(
 
 def _sync(partial: Path, names: Iterable[str]) -> None:
     """All files on the disk before the manifest says so. At the end, when the system has written most of them anyway:
-    after each piece it would cost a quarter of the throughput, and a piece that a power cut took is too short for its
+    after each shard it would cost a quarter of the throughput, and a shard that a power cut took is too short for its
     index, and made again."""
     for name in names:
         with open(partial / name, "rb") as file:

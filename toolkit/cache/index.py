@@ -1,7 +1,7 @@
-"""The index of a cache's pieces: which image stands where. Earlier caches are searched through it for pixels.
+"""The index of a cache's shards: which image stands where. Earlier caches are searched through it for pixels.
 
-A piece is a contiguous run of source images: one data file per split that got a row, and one index file. The index is
-written last, and says how long the data files are; a piece is whole if it stands with these.
+A shard is a contiguous run of source images: one data file per split that got a row, and one index file. The index is
+written last, and says how long the data files are; a shard is whole if it stands with these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INDEX_SCHEMA = pa.schema(
         ("content", pa.string()),  # xxh3_128 of the encoded bytes
         ("pixel_hash", pa.string()),  # xxh3_128 of the decoded RGB picture, full size
         ("split", pa.string()),  # null: rejected, or in none of the source's splits
-        ("row", pa.int32()),  # of the piece's file of that split
+        ("row", pa.int32()),  # of the shard's file of that split
         ("num_captions", pa.int32()),
         ("truncated", pa.int32()),  # captions cut to max_length
         ("reason", pa.string()),  # why the image was rejected
@@ -39,11 +39,11 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-class PieceInfo(NamedTuple):
-    """The head of a piece's index.
+class ShardInfo(NamedTuple):
+    """The head of a shard's index.
 
     Attributes:
-        key: a hash of all that the piece was made of.
+        key: a hash of all that the shard was made of.
         pixels: the settings that its pixels were made with.
         root: the folder that its paths are relative to; empty for images in containers.
         files: for each split with rows {"size": bytes of its data file, "digest": a hash of its rows}.
@@ -58,27 +58,27 @@ class PieceInfo(NamedTuple):
         return {**self._asdict(), "files": json.dumps(self.files, sort_keys=True)}
 
     @classmethod
-    def of(cls, metadata: dict[bytes, bytes]) -> PieceInfo:
+    def of(cls, metadata: dict[bytes, bytes]) -> ShardInfo:
         values = {name: metadata[name.encode()].decode() for name in ("key", "pixels", "root")}
         return cls(**values, files=json.loads(metadata[b"files"]))
 
 
-def piece_name(piece: int) -> str:
-    return f"{piece:06d}.arrow"
+def shard_name(shard: int) -> str:
+    return f"{shard:06d}.arrow"
 
 
-def data_name(piece: int) -> str:
-    return f"data-{piece:06d}.arrow"
+def data_name(shard: int) -> str:
+    return f"data-{shard:06d}.arrow"
 
 
 def pixels_key(transform: PixelTransform) -> str:
     return f"{SCHEMA_VERSION}:{transform.key}"
 
 
-def write_index(directory: Path, piece: int, columns: dict[str, list[Any]], info: PieceInfo) -> None:
-    """Finishes a piece: its index appears, by rename."""
+def write_index(directory: Path, shard: int, columns: dict[str, list[Any]], info: ShardInfo) -> None:
+    """Finishes a shard: its index appears, by rename."""
     table = pa.table(columns, schema=INDEX_SCHEMA.with_metadata(info.metadata()))
-    path = directory / "index" / piece_name(piece)
+    path = directory / "index" / shard_name(shard)
     with (
         finishing(path, unfinished(path), lasting=False) as temporary,  # at the end all are put on the disk at once
         pa.OSFile(str(temporary), "wb") as sink,
@@ -87,18 +87,18 @@ def write_index(directory: Path, piece: int, columns: dict[str, list[Any]], info
         writer.write_table(table)
 
 
-def read_index(directory: Path) -> Iterator[tuple[int, PieceInfo, pa.Table]]:
-    """(piece, head, rows) of every whole piece, in order. One with a damaged index or a missing file is none."""
+def read_index(directory: Path) -> Iterator[tuple[int, ShardInfo, pa.Table]]:
+    """(shard, head, rows) of every whole shard, in order. One with a damaged index or a missing file is none."""
     for path in sorted((directory / "index").glob("*.arrow")):
         try:
             table = read_arrow(path)
-            info = PieceInfo.of(table.schema.metadata)
+            info = ShardInfo.of(table.schema.metadata)
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             continue
-        piece = int(path.stem)
-        data = {split: directory / split / data_name(piece) for split in info.files}
+        shard = int(path.stem)
+        data = {split: directory / split / data_name(shard) for split in info.files}
         if all(file_state(data[split])[0] == file["size"] for split, file in info.files.items()):
-            yield piece, info, table
+            yield shard, info, table
 
 
 class Place(NamedTuple):
@@ -126,7 +126,7 @@ class KnownPixels:
     def tables(self) -> list[tuple[Path, int, str, pa.Table]]:
         wanted = pixels_key(self.transform)
         found = ((d, *entry) for d in self.directories for entry in read_index(d))
-        return [(d, piece, info.root, table) for d, piece, info, table in found if info.pixels == wanted]
+        return [(d, shard, info.root, table) for d, shard, info, table in found if info.pixels == wanted]
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -152,10 +152,10 @@ class KnownPixels:
         at = int(np.searchsorted(hashes, sought))
         while at < len(hashes) and hashes[at] == sought:
             number = int(np.searchsorted(self.starts, order[at], side="right")) - 1
-            directory, piece, root, table = self.tables[number]
+            directory, shard, root, table = self.tables[number]
             row = {"root": root, **table.slice(order[at] - self.starts[number], 1).to_pylist()[0]}
             if row["split"] is not None and all(row[name] == v for name, v in wanted.items()):
-                return Place(directory / row["split"] / data_name(piece), row["row"], row["content"], row["pixel_hash"])
+                return Place(directory / row["split"] / data_name(shard), row["row"], row["content"], row["pixel_hash"])
             at += 1
         return None
 

@@ -7,7 +7,7 @@
         index/             a row per source image: size, time, content hash, where its pixels are (for rebuilding)
         tokenizer/  image_processor/                    as `save_pretrained` writes them
 
-Each split is a row of Arrow stream files, one per piece of the source (toolkit/cache/build.py writes them).
+Each split is a row of Arrow stream files, one per shard of the source (toolkit/cache/build.py writes them).
 """
 
 from __future__ import annotations

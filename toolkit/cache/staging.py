@@ -1,6 +1,6 @@
-"""Staging: the records of an annotation set, written to disk piece by piece, so that no process has to hold them all.
+"""Staging: the records of an annotation set, written to disk shard by shard, so that no process has to hold them all.
 
-<cache>.partial/records/000000.arrow, 000001.arrow, ...    one file per piece, read by the worker that builds it
+<cache>.partial/records/000000.arrow, 000001.arrow, ...    one file per shard, read by the worker that builds it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from toolkit.cache.index import piece_name
+from toolkit.cache.index import shard_name
 from toolkit.cache.reader import read_arrow
 from toolkit.data.annotations import AnnotationSet
 from toolkit.data.images import resolve_image
@@ -23,7 +23,7 @@ from toolkit.records import ImageRecord
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher, hash_hex, hash_int
 
-PIECE_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
+SHARD_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
 SAMPLE = 3  # images that are shown as they were read
 BATCH_BYTES = 2**24  # of images that lie in containers, held at once
 
@@ -43,8 +43,8 @@ class Staged:
     """What was staged.
 
     Attributes:
-        digests: for each piece a hash of its records and of the state of its image files.
-        rows: for each piece its number of records.
+        digests: for each shard a hash of its records and of the state of its image files.
+        rows: for each shard its number of records.
         captions: how many there are in all.
         splits: those that the source names for any image.
         missing: how many image files are not there; `examples` names the first of them.
@@ -80,7 +80,7 @@ def image_state(root: Path, path: str) -> tuple[int, int]:
 
 
 class _RecordsFile:
-    """The file of one piece."""
+    """The file of one shard."""
 
     def __init__(self, path: Path) -> None:
         self.sink = pa.OSFile(str(path), "wb")
@@ -123,10 +123,10 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
     ranks: list[int] = []  # of the sample
     file: _RecordsFile | None = None
     for record in annotations.records:
-        if file is not None and file.rows == PIECE_ROWS:
+        if file is not None and file.rows == SHARD_ROWS:
             _close(file, staged)
             file = None
-        file = file or _RecordsFile(folder / piece_name(len(staged.rows)))
+        file = file or _RecordsFile(folder / shard_name(len(staged.rows)))
         state: Any = None
         if record.data is not None:
             state = hash_hex(record.data)
@@ -158,9 +158,9 @@ def _close(file: _RecordsFile, staged: Staged) -> None:
     staged.rows.append(file.rows)
 
 
-def read_records(directory: Path, piece: int) -> Iterator[list[dict[str, Any]]]:
-    """The records of one piece, as many at a time as may be held in memory."""
-    path = directory / "records" / piece_name(piece)
+def read_records(directory: Path, shard: int) -> Iterator[list[dict[str, Any]]]:
+    """The records of one shard, as many at a time as may be held in memory."""
+    path = directory / "records" / shard_name(shard)
     with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as reader:
         for batch in reader:
             yield batch.to_pylist()

@@ -112,10 +112,10 @@ def building(out: Path, place: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(
             f"--out {out}: the build could not go on ({_reason(error)}); mend that and run the same command again, finished "
-            "pieces are kept."
+            "shards are kept."
         ) from None
     except KeyboardInterrupt:
-        raise RunError("stopped; run the same command again to go on from the finished pieces.") from None
+        raise RunError("stopped; run the same command again to go on from the finished shards.") from None
     finally:
         with suppress(OSError):
             os.remove(lock)
@@ -245,7 +245,7 @@ def _move(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.replace(source, target)  # nothing happens if both are names of one file, that of a piece taken over
+        os.replace(source, target)  # nothing happens if both are names of one file, that of a shard taken over
     except OSError as error:
         if error.errno != errno.EXDEV:  # a folder of the cache that is a link to another disk
             raise

@@ -1,6 +1,6 @@
 """`toolkit preprocess`: images and captions, once, into a cache.
 
-    annotations -> records (staging.py) -> pieces (build.py) -> manifest -> one rename
+    annotations -> records (staging.py) -> shards (build.py) -> manifest -> one rename
 
 Everything is built in `<out>.partial` beside the output (workspace.py); a finished cache is replaced only by a
 finished one, and whatever else lies in its folder stays there.
@@ -16,10 +16,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from toolkit.cache.build import PieceBuilder, decoded_file
+from toolkit.cache.build import ShardBuilder, decoded_file
 from toolkit.cache.finalize import finish, leak_error, summary_of
 from toolkit.cache.freshness import content_options, is_current, models, source_fingerprint
-from toolkit.cache.index import data_name, piece_name, pixels_key, read_index
+from toolkit.cache.index import data_name, pixels_key, read_index, shard_name
 from toolkit.cache.schema import MANIFEST, read_manifest
 from toolkit.cache.staging import Staged, stage
 from toolkit.cache.uploads import Outbox
@@ -172,7 +172,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     root = annotations.images.as_posix() if annotations.images is not None else None
     common = json.dumps([root, pixels_key(transform), labels, fractions])
     keys = [hash_hex(common, digest) for digest in staged.digests]
-    builder = PieceBuilder(
+    builder = ShardBuilder(
         directory=partial,
         images=annotations.images,
         transform=transform,
@@ -251,50 +251,50 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
 
 
 def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
-    """Takes over every finished piece with the right key; returns earlier caches that may hold pixels of others.
+    """Takes over every finished shard with the right key; returns earlier caches that may hold pixels of others.
 
-    An unfinished build with other keys (other options, other captions) is set aside: its pieces may not be replaced
+    An unfinished build with other keys (other options, other captions) is set aside: its shards may not be replaced
     while their pixels are read.
     """
     stale = beside(place, ".stale")
-    standing = {piece: info.key for piece, info, _ in read_index(partial)}
-    if any(piece >= len(keys) or keys[piece] != key for piece, key in standing.items()):
+    standing = {shard: info.key for shard, info, _ in read_index(partial)}
+    if any(shard >= len(keys) or keys[shard] != key for shard, key in standing.items()):
         set_aside(out, place)
         _make_folders(partial)
         for name in ("records", "tokenizer", "image_processor"):
             os.rename(stale / name, partial / name)
         standing = {}
-    for path in (partial / "index").glob("*.arrow"):  # of pieces that are not whole
+    for path in (partial / "index").glob("*.arrow"):  # of shards that are not whole
         if int(path.stem) not in standing:
             path.unlink()
     earlier = (place,) if foreign(stale) else (stale, place)
     known = tuple(directory for directory in earlier if (directory / "index").is_dir())
     for directory in known:
-        for piece, info, _ in read_index(directory):
-            if piece < len(keys) and piece not in standing and info.key == keys[piece]:
+        for shard, info, _ in read_index(directory):
+            if shard < len(keys) and shard not in standing and info.key == keys[shard]:
                 for split in info.files:
-                    link(directory / split / data_name(piece), partial / split / data_name(piece))
-                link(directory / "index" / piece_name(piece), partial / "index" / piece_name(piece))
-                standing[piece] = info.key
+                    link(directory / split / data_name(shard), partial / split / data_name(shard))
+                link(directory / "index" / shard_name(shard), partial / "index" / shard_name(shard))
+                standing[shard] = info.key
     return known
 
 
-def _run(builder: PieceBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> int:
-    """Builds the pieces that do not stand yet; returns how many images were decoded for them."""
+def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> int:
+    """Builds the shards that do not stand yet; returns how many images were decoded for them."""
     folder = builder.directory / "index"
-    rows = {piece_name(piece): count for piece, count in enumerate(staged.rows)}
+    rows = {shard_name(shard): count for shard, count in enumerate(staged.rows)}
 
     def standing() -> int:
         return sum(rows.get(entry.name, 0) for entry in os.scandir(folder))
 
     before = standing()
     if before:
-        say(f"  {before} of {staged.images} images stand already in finished pieces")
-    missing = [piece for piece in range(len(keys)) if not (folder / piece_name(piece)).exists()]
-    tasks = [{"piece": piece, "key": keys[piece]} for piece in missing]
+        say(f"  {before} of {staged.images} images are already in finished shards")
+    missing = [shard for shard in range(len(keys)) if not (folder / shard_name(shard)).exists()]
+    tasks = [{"shard": shard, "key": keys[shard]} for shard in missing]
     with Progress("preprocess", staged.images - before) as progress:
         shared = [builder.directory, *([builder.images] if builder.images else [])]
         run(options, builder, tasks, progress, lambda: standing() - before, shared=shared)
-    decoded = sum(int(decoded_file(builder.directory, piece).read_text()) for piece in missing)
-    _make_folders(builder.directory)  # a worker that was lost on the way, and its piece made by another, left its own
+    decoded = sum(int(decoded_file(builder.directory, shard).read_text()) for shard in missing)
+    _make_folders(builder.directory)  # a worker that was lost on the way, and its shard made by another, left its own
     return decoded
