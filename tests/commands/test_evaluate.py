@@ -99,7 +99,7 @@ def test_idf_of_another_corpus(small: tuple[Path, Path], tmp_path: Path, cache_d
 def test_one_image_and_one_reference(tmp_path: Path) -> None:
     references = coco(tmp_path / "coco.json", {"a.jpg": ["a dog runs"]})
     hypotheses = jsonl(tmp_path / "h.jsonl", rows({"a.jpg": "a dog runs"}))
-    with pytest.raises(InputError, match=r"--human: no image of all of .*coco.json has a second reference"):
+    with pytest.raises(InputError, match=r"--human: no image of all of .*coco.json has two references"):
         run(hypotheses, references, human=True)
     values = run(hypotheses, references, page=tmp_path / "p.html")
     assert figures(values)["bleu_4"] == pytest.approx(
@@ -122,7 +122,7 @@ def test_empty_hypothesis_and_missing(tmp_path: Path) -> None:
     assert figures(skipped) == score({"a.jpg": "", "b.jpg": FOUND["b.jpg"]}, kept).corpus
     assert skipped["matching"]["missing"] == {"count": 1, "examples": ["103"]}
     assert skipped["matching"]["unreadable"] == {"count": 1, "examples": ["102"]}
-    assert "images with an error for a caption: 1 (102: truncated)" in skipped["notes"]
+    assert "images whose row is an error: 1 (102: truncated)" in skipped["notes"]
     assert any(note.startswith("2 images without a caption are left out") for note in skipped["notes"])
     assert "|images:2/4|refs:7|missing:2,skip|" in skipped["signature"]
     counted = run(hypotheses, references, missing="empty")
@@ -422,7 +422,7 @@ def test_page_escapes_and_needs_no_network(tmp_path: Path, cache_dir: Path, test
 def test_table_for_people_is_times_100(small: tuple[Path, Path]) -> None:
     summary = evaluate(EvaluateOptions(hypotheses=small[0], references=small[1], human=True))
     assert f"ROUGE-L  {100 * figures(summary.values)['rouge_l']:.1f} [" in summary.text
-    assert "figures x 100" in summary.text
+    assert "metrics x 100" in summary.text
     assert summary.values["signature"] in summary.text
 
 
@@ -442,18 +442,18 @@ def test_command_without_torch(small: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("none.jsonl", None, "no such file or folder; write one with `toolkit batch-caption`"),
+        ("none.jsonl", None, "; write captions with `toolkit batch-caption`"),
         ("h.jsonl", "", "the file is empty"),
         ("h.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b', "line 2 is broken JSON"),
-        ("h.jsonl", '{"image": "a.jpg", "score": 1}\n', 'each needs "image" or "image_id", and "caption"'),
-        ("h.jsonl", '{"image": "a.jpg", "caption": 5}\n', 'each needs "image" or "image_id", and "caption"'),
-        ("h.jsonl", '{"image": "y.jpg", "caption": "x"}\n', "whose images are called a.jpg or b.jpg, not y.jpg"),
+        ("h.jsonl", '{"image": "a.jpg", "score": 1}\n', 'each row needs "image" or "image_id", and "caption"'),
+        ("h.jsonl", '{"image": "a.jpg", "caption": 5}\n', 'each row needs "image" or "image_id", and "caption"'),
+        ("h.jsonl", '{"image": "y.jpg", "caption": "x"}\n', "whose images have names like a.jpg or b.jpg, not y.jpg"),
         ("h.jsonl", '{"image": "a.jpg", "caption": null, "error": "truncated"}\n', "is an error"),
-        ("h.json", "[]", "there is no caption in it"),
-        ("h.json", '[{"image_id": true, "caption": "x"}]', "each needs"),
+        ("h.json", "[]", "contains no captions"),
+        ("h.json", '[{"image_id": true, "caption": "x"}]', "each row needs"),
         ("h.json", '{\n"images": []}', "not captions: expected"),
         ("h.csv", "image,text that is none\na.jpg,x\n", "has the columns image, text that is none"),
-        ("h.csv", "image,caption\na.jpg,x,y\n", "line 2 has 3 fields for 2 columns"),
+        ("h.csv", "image,caption\na.jpg,x,y\n", "line 2 has 3 fields but the header has 2"),
         ("h.csv", "image,caption\na.jpg,\xff\n", "is not UTF-8"),
         ("h.parquet", "PAR1 and nothing else", "not a readable Parquet file"),
         ("folder", "", "neither metadata.jsonl nor .txt files"),
@@ -481,18 +481,18 @@ def test_other_mistakes(small: tuple[Path, Path], tmp_path: Path, cache_dir: Pat
     no_d = jsonl(tmp_path / "d.jsonl", rows({"d.jpg": "x"}))
     empty = _json(tmp_path / "empty.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []})
     cases: list[tuple[str, type[ToolkitError], dict[str, Any]]] = [
-        (r"but none of the test split of .*; caption those, or name another --split", InputError,
+        (r"but none to the test split of .*; caption that split, or name another --split", InputError,
          {"hypotheses": of_train, "references": cache_dir}),
-        (r"shares no image with .*d.jsonl", InputError, {"hypotheses": no_c, "against": no_d}),
+        (r"has no image in common with .*d.jsonl", InputError, {"hypotheses": no_c, "against": no_d}),
         (r"--against .*nothing: no such file", InputError, {"against": tmp_path / "nothing"}),
         (r"--references .*nothing: no such file or folder", InputError, {"references": tmp_path / "nothing"}),
         (r"--references .*empty.json: names no image", InputError, {"references": empty}),
         (r"--idf train: .* has no train split", InputError, {"idf": "train"}),
         (r"--idf nothing: no such file", InputError, {"idf": "nothing"}),
         (r"--images nothing: no such folder", InputError, {"images": Path("nothing")}),
-        (r"--images .*: is for annotations, but .* is a cache; leave it out", InputError,
+        (r"--images .*: only applies to annotations, but .* is a cache; leave it out", InputError,
          {"images": tmp_path, "references": cache_dir}),
-        (r"--format coco: is for annotations, but .* is a cache; leave it out", InputError,
+        (r"--format coco: only applies to annotations, but .* is a cache; leave it out", InputError,
          {"format": "coco", "references": cache_dir}),
         (r"--page .*nothing/p.html: there is no folder", OutputError, {"page": tmp_path / "nothing" / "p.html"}),
         (r"--model nothing: captions the split itself; leave out --hypotheses", InputError, {"model": "nothing"}),
@@ -504,7 +504,7 @@ def test_other_mistakes(small: tuple[Path, Path], tmp_path: Path, cache_dir: Pat
         with pytest.raises(kind, match=sentence) as error:
             evaluate(EvaluateOptions(**{"hypotheses": small[0], "references": small[1], **changed}))
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="has no test split, but train; name one with --split"):
+    with pytest.raises(InputError, match="has no test split, only train; name one of these with --split"):
         run(
             small[0],
             _json(

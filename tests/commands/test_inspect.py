@@ -108,11 +108,11 @@ def test_a_cache(odd_cache: Path) -> None:
     assert summary.exit_code == 0
     assert states(odd_cache.parent) == before
     for line in (
-        "captions          8, 5 distinct; an image has 1 to 2, median 1",
+        "captions          8, 5 distinct; per image 1 to 2, median 1",
         "are cut           1   1   1   1   0   0   0",
-        "pixel-identical   1 picture more than once, 1 copy too many: a.png = b.bmp",
-        "in two splits     1 picture: a.png in train, b.bmp in test",
-        "can't be read     not an image 1; first: broken.png (not an image)",
+        "pixel-identical   1 image more than once, 1 redundant copy: a.png = b.bmp",
+        "in two splits     1 image: a.png in train, b.bmp in test",
+        "unreadable        not an image 1; first: broken.png (not an image)",
     ):
         assert f"\n  {line}\n" in summary.text + "\n"
 
@@ -198,8 +198,8 @@ def test_no_splits_and_missing_images(tmp_path: Path) -> None:
     summary = look(tmp_path / "captions.txt")
     assert summary.values["splits"] is None
     assert summary.values["rejected"]["reasons"] == {"missing": 1}
-    assert "all images are missing: name their folder with --images" in summary.text
-    with pytest.raises(InputError, match=r"--split train: .* puts no image there"):
+    assert "all images are missing; name their folder with --images" in summary.text
+    with pytest.raises(InputError, match=r"--split train: .* has no image in this split"):
         look(tmp_path / "captions.txt", split="train")
 
 
@@ -217,7 +217,7 @@ def test_names_that_lead_to_no_file(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("image,caption\n0.png,a dog\n1.pgn,a dog\n")
     values = look(tmp_path / "captions.txt").values
     assert values["rejected"]["reasons"] == {"missing": 1}
-    assert values["notes"] == ["images that are not there: 1.pgn, nearest 1.png"]
+    assert values["notes"] == ["images not found: 1.pgn, nearest 1.png"]
 
 
 def test_a_sheet(odd: DataSet, odd_cache: Path, tmp_path: Path) -> None:
@@ -357,12 +357,22 @@ def test_mistakes_are_one_sentence(model: Path, odd: DataSet, odd_cache: Path, t
     empty.mkdir()
     (empty / "config.json").write_text('{"model_type": "gpt2"}')
     for path, options, error, sentence in (
-        (tmp_path / "no", {}, InputError, "no: no such file or folder; name a cache, annotations, a model or a run."),
+        (
+            tmp_path / "no",
+            {},
+            InputError,
+            r"no: no such file or folder \(relative to the current directory\); name a cache, annotations, a model or a run.",
+        ),
         (tmp_path, {}, InputError, "neither a cache, a model nor a run .*; as annotations: nothing in this folder"),
         (empty, {}, InputError, "empty: a model of type gpt2"),
-        (model, {"near_duplicates": "3"}, InputError, "--near-duplicates 3: is for images with captions"),
-        (odd_cache, {"images": tmp_path}, InputError, "--images .*: is for annotations, but .* is a cache"),
-        (model, {"sheet": Path("a.html")}, InputError, "--sheet a.html: is for images with captions, but .* a model"),
+        (model, {"near_duplicates": "3"}, InputError, "--near-duplicates 3: only applies to images with captions"),
+        (odd_cache, {"images": tmp_path}, InputError, "--images .*: only applies to annotations, but .* is a cache"),
+        (
+            model,
+            {"sheet": Path("a.html")},
+            InputError,
+            "--sheet a.html: only applies to images with captions, but .* a model",
+        ),
         (odd.annotations, {"images": tmp_path / "no"}, InputError, "--images .*no: no such folder"),
         (odd_cache, {"decoder": str(empty)}, ModelError, "has no fast tokenizer"),
         (odd_cache, {"decoder": "nobody/nothing"}, ModelError, "--decoder nobody/nothing: .* could not be loaded"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolkit.errors import InputError
 from toolkit.reports.facts.models import tensors
-from toolkit.reports.facts.stats import CaptionCensus, duplicates, near_duplicates, near_pairs, perceptual_hash, spread
+from toolkit.reports.facts.stats import CaptionStats, duplicates, near_duplicates, near_pairs, perceptual_hash, spread
 
 PHOTOS = Path(__file__).parents[1] / "data" / "photos" / "Images"
 
@@ -23,10 +23,10 @@ def test_spread() -> None:
 
 
 def test_captions() -> None:
-    census = CaptionCensus()
-    census.add([["A dog's day.", "a dog, a DOG"], ["été à 2"]])
-    census.add([["A dog's day."]])
-    values = census.values()
+    stats = CaptionStats()
+    stats.add([["A dog's day.", "a dog, a DOG"], ["été à 2"]])
+    stats.add([["A dog's day."]])
+    values = stats.values()
     assert (values["count"], values["distinct"], values["vocabulary"]) == (4, 3, 7)
     assert values["per_image"] == {"min": 1, "median": 1, "max": 2}
     assert values["words"] == {"min": 3, "median": 3, "max": 4}
@@ -37,7 +37,7 @@ def test_captions() -> None:
 
 
 def test_no_captions_at_all() -> None:
-    assert CaptionCensus().values() == {
+    assert CaptionStats().values() == {
         "count": 0, "distinct": 0, "per_image": None, "words": None, "tokens": None, "truncated": None,
         "vocabulary": 0, "frequent": [],
     }  # fmt: skip

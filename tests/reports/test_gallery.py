@@ -228,7 +228,7 @@ def test_the_folder_beside_a_page(folder: Path, tmp_path: Path) -> None:
     mine = beside / "ab" / f"{'c' * 30}.jpg"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(OutputError, match="needs the folder page_files beside it, where something else is"):
+    with pytest.raises(OutputError, match="needs the folder page_files beside it, which holds other files"):
         gallery_output(page, total=1001)
     write_caption_gallery(gallery_output(page, total=1000), rows, images, len(rows))  # embeds its pictures
     assert mine.read_text() == "mine"

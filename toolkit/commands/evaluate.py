@@ -1,9 +1,9 @@
-"""`toolkit evaluate`: captions against references, with what it takes to trust and to repeat the figures.
+"""`toolkit evaluate`: captions against references: metrics with confidence intervals, and a signature to repeat them.
 
-    hypotheses + references -> which caption is of which image -> scores -> intervals -> a table, a file, a page
+    hypotheses + references -> match by image -> scores -> intervals -> a table, a file, a page
 
-Figures are fractions in `--json` and `--per-image` (CIDEr: 0 to 10); the table and the page have them times 100, as
-they are published.
+Metrics are fractions in `--json` and `--per-image` (CIDEr: 0 to 10); the table and the page show them times 100, as
+papers do.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from toolkit.data.annotations import Columns
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
-from toolkit.evaluation.judge import NAMES, Evaluation, Side, health_sentence, judge, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentence, judge, label, percent
 from toolkit.evaluation.references import References, read_references
-from toolkit.evaluation.significance import LEVEL, Figure
+from toolkit.evaluation.significance import LEVEL, Metric
 from toolkit.options import EvaluateOptions
 from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
@@ -41,12 +41,12 @@ DEFAULT_HYPOTHESES = Path("captions.jsonl")
 
 
 def evaluate(options: EvaluateOptions) -> Summary:
-    """Judges captions; writes nothing but `--per-image` and `--page`.
+    """Scores captions; writes nothing but `--per-image` and `--page`.
 
     Raises:
-        InputError: captions or references that are not there, broken, or not of the same images.
-        ModelError: `--model` is no captioner, or sees other pixels than the cache has.
-        OutputError: `--per-image` or `--page` can't be written, or would replace what is not ours.
+        InputError: captions or references are missing, broken, or not of the same images.
+        ModelError: `--model` is no captioner, or needs other pixels than the cache has.
+        OutputError: `--per-image` or `--page` can't be written, or would replace a file that the toolkit did not write.
         ToolkitError: METEOR or SPICE can't run here.
     """
     captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
@@ -88,10 +88,10 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     table, page = outputs
     if table is not None:
         write_per_image(table, found)
-        text += "\n" + printable(f"{table.path}: the figures of each image")
+        text += "\n" + printable(f"{table.path}: metrics of each image")
     if page is not None:
         write_evaluation_page(page, found)
-        text += "\n" + printable(f"{page.path}: a page to judge by")
+        text += "\n" + printable(f"{page.path}: the same as a page")
     return Summary(text, _values(found, options))
 
 
@@ -145,13 +145,13 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
 
 
 def write_per_image(table: Output, found: Evaluation) -> None:
-    """A row an image, in the order of the references: CSV or Parquet by the suffix. It may serve as hypotheses again."""
+    """A row per image in the order of the references, CSV or Parquet by the suffix. Also readable as hypotheses."""
     columns: dict[str, list[Any]] = {"image_id": found.ids, "image": [found.references.paths[i] for i in found.ids]}
-    for side, prefix in zip(found.sides, ("", "against_"), strict=False):
-        place = {image_id: row for row, image_id in enumerate(side.scores.image_ids)}
+    for system, prefix in zip(found.systems, ("", "against_"), strict=False):
+        place = {image_id: row for row, image_id in enumerate(system.scores.image_ids)}
         rows = [place[i] for i in found.ids]
-        columns[f"{prefix}caption"] = [side.captions[i] for i in found.ids]
-        columns |= {prefix + name: values[rows].tolist() for name, values in side.scores.per_image.items()}
+        columns[f"{prefix}caption"] = [system.captions[i] for i in found.ids]
+        columns |= {prefix + name: values[rows].tolist() for name, values in system.scores.per_image.items()}
     columns["signature"] = [found.signature] * len(found.ids)
     with table.writing() as temporary:
         if table.path.suffix == ".parquet":
@@ -168,7 +168,7 @@ def write_per_image(table: Output, found: Evaluation) -> None:
 
 def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
     values = {
-        **_side_values(found.sides[0]),
+        **_system_values(found.systems[0]),
         "references": found.references.source,
         "split": found.references.split,
         "images": len(found.ids),
@@ -182,37 +182,37 @@ def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
     }
     if found.differences is not None:
         differences = {name: asdict(d) for name, d in found.differences.items()}
-        values["against"] = {**_side_values(found.sides[1]), "differences": differences}
+        values["against"] = {**_system_values(found.systems[1]), "differences": differences}
     return values
 
 
-def _side_values(side: Side) -> dict[str, Any]:
+def _system_values(system: System) -> dict[str, Any]:
     return {
-        "hypotheses": side.name,
-        "format": side.format,
-        "metrics": {name: asdict(figure) for name, figure in side.figures.items()},
-        "health": side.health,
-        "matching": side.matched.to_json(),
+        "hypotheses": system.name,
+        "format": system.format,
+        "metrics": {name: asdict(metric) for name, metric in system.metrics.items()},
+        "health": system.health,
+        "matching": system.matched.to_json(),
     }
 
 
-def _with_interval(figure: Figure) -> str:
-    return percent(figure.score) + (
-        f" [{percent(figure.low)}, {percent(figure.high)}]" if figure.low is not None else ""
+def _with_interval(metric: Metric) -> str:
+    return percent(metric.score) + (
+        f" [{percent(metric.low)}, {percent(metric.high)}]" if metric.low is not None else ""
     )
 
 
 def _text(found: Evaluation) -> str:
-    """For people; all figures times 100."""
-    sides, human, differences = found.sides, found.human, found.differences
+    """The table; all metrics times 100."""
+    systems, human, differences = found.systems, found.human, found.differences
     n_references = sum(len(found.references.captions[i]) for i in found.ids)
-    title = f"{' and '.join(side.name for side in sides)} against {found.references.name}: {len(found.ids):,} images, "
-    title += f"{n_references:,} references; figures x 100, [{LEVEL} % interval]"
-    rows = [["", *(label(side.name) for side in sides)]]
+    title = f"{' and '.join(system.name for system in systems)} against {found.references.name}: {len(found.ids):,} images, "
+    title += f"{n_references:,} references; metrics x 100, [{LEVEL} % interval]"
+    rows = [["", *(label(system.name) for system in systems)]]
     rows[0] += ["difference", "p"] if differences is not None else []
-    rows[0] += ["a person", "captions, judged alike"] if human is not None else []
-    for name in sides[0].figures:
-        row = [NAMES[name], *(_with_interval(side.figures[name]) for side in sides)]
+    rows[0] += ["a person", "captions, same references"] if human is not None else []
+    for name in systems[0].metrics:
+        row = [NAMES[name], *(_with_interval(system.metrics[name]) for system in systems)]
         if differences is not None:
             p = differences[name].p
             row += [_with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
@@ -222,9 +222,9 @@ def _text(found: Evaluation) -> str:
     lines = [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
     if human is not None:
         lines.append(
-            f"  a person: each reference judged by the others, {human.rounds} rounds over {human.images:,} images; beside it "
-            "the captions judged by these same others"
+            f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "
+            "the captions scored against those same references"
         )
-    lines += [f"{label(side.name)}: {health_sentence(side.health)}" for side in sides]
+    lines += [f"{label(system.name)}: {health_sentence(system.health)}" for system in systems]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -1,4 +1,4 @@
-"""`toolkit inspect`: what is in a cache, in raw annotations, in a model or in a run. Writes nothing but `--sheet`."""
+"""`toolkit inspect`: what is in a cache, raw annotations, a model or a run. Writes nothing but `--sheet`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from toolkit.runtime.remote import local_tree
 
 
 def inspect(options: InspectOptions) -> Summary:
-    """Looks at whatever `options.path` is.
+    """Reports what is in `options.path`.
 
     Returns:
-        Its exit code is 3 where images of raw annotations can't be read or rows not used.
+        Exit code 3 if images of raw annotations are unreadable or rows unusable.
 
     Raises:
-        InputError: it is nothing that is known, or damaged.
+        InputError: it is none of these, or damaged.
         ModelError: `--decoder` has no tokenizer.
-        OutputError: `--sheet` can't be written, or would replace what is not ours.
+        OutputError: `--sheet` can't be written, or would replace a file that the toolkit did not write.
     """
     local_only(options, "sheet")
     inputs, sheet = (options.path, options.images, options.decoder), None
@@ -49,7 +49,7 @@ def inspect(options: InspectOptions) -> Summary:
 
 def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     path = options.path
-    living = beside(path.absolute(), ".partial")  # where a run lives until its model is whole
+    living = beside(path.absolute(), ".partial")  # where a run is until its model is complete
     if not (path / MANIFEST).is_file() and not _has_run(path) and _has_run(living):
         options = replace(options, path=living)
         path = living
@@ -57,7 +57,9 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     if not annotated and (path / MANIFEST).is_file():
         Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
         if options.images is not None:
-            raise InputError(f"--images {options.images}: is for annotations, but {path} is a cache; leave it out.")
+            raise InputError(
+                f"--images {options.images}: only applies to annotations, but {path} is a cache; leave it out."
+            )
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
         return _summary(page, values, sheet)
@@ -67,7 +69,7 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         lost = values["rejected"]["count"] or values["unusable_rows"]["count"]
         return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
-    Columns.of(options).refuse(f"is for images with captions, but {path} is a {kind}")
+    Columns.of(options).refuse(f"only applies to images with captions, but {path} is a {kind}")
     for name, usual in (
         ("sheet", None),
         ("split", None),
@@ -77,7 +79,7 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     ):
         if getattr(options, name) != usual:
             raise InputError(
-                f"--{name.replace('_', '-')} {getattr(options, name)}: is for images with captions, but {path} is a {kind}."
+                f"--{name.replace('_', '-')} {getattr(options, name)}: only applies to images with captions, but {path} is a {kind}; leave it out."
             )
     values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
@@ -95,7 +97,7 @@ def _summary(page: Output | None, values: dict[str, Any], sheet: Sheet | None, e
         shown |= {"for_model": values["kind"] == "cache", "counted": values["captions"]["tokens"] is not None}
         write_page(page, "inspect", **shown)
         values["sheet"] = str(page.path)
-        text += "\n" + printable(f"  {page.path}: a sample to look at")
+        text += "\n" + printable(f"  {page.path}: sample sheet")
     return Summary(text, values, exit_code)
 
 
@@ -106,19 +108,19 @@ def _annotations(options: InspectOptions) -> AnnotationSet:
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         if not path.exists() and options.format == "auto":
-            reason = "no such file or folder; name a cache, annotations, a model or a run."
+            reason = "no such file or folder (relative to the current directory); name a cache, annotations, a model or a run."
         elif path.is_dir() and options.format == "auto":
             reason = f"neither a cache, a model nor a run (no {MANIFEST}, config.json or {RUN_LOG}); as annotations: {reason}"
-        elif reason == str(error):  # of something else, as --format
+        elif reason == str(error):  # about something else, such as --format
             raise
         raise InputError(f"{path}: {reason}") from None
 
 
 def _tokenizer(decoder: str | None) -> CaptionEncoder | None:
-    """What counts tokens; None where no decoder is named and the default's is not on this machine."""
+    """The tokenizer that counts tokens; None without --decoder if the default one is not on this machine."""
     file = _tokenizer_file(decoder)
     try:
-        return CaptionEncoder(file, 0, 0) if file else None  # for its lengths alone, never for rows
+        return CaptionEncoder(file, 0, 0) if file else None  # used for lengths only
     except Exception as error:  # the tokenizers library raises nothing more precise
         if is_bug(error):
             raise
@@ -132,7 +134,7 @@ def _tokenizer_file(decoder: str | None) -> Path | None:
     if decoder is None:
         found = try_to_load_from_cache(DEFAULT_DECODER, "tokenizer.json")
         return Path(found) if isinstance(found, str) else None
-    if Path(decoder).is_dir():  # a decoder's, a captioner's or a cache
+    if Path(decoder).is_dir():  # of a decoder, a captioner or a cache
         for file in (Path(decoder, "tokenizer.json"), Path(decoder, "tokenizer", "tokenizer.json")):
             if file.is_file():
                 return file
@@ -140,7 +142,9 @@ def _tokenizer_file(decoder: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(decoder, "tokenizer.json", etag_timeout=5))
     except RemoteEntryNotFoundError:
-        raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another.") from None
-    except (OSError, HFValidationError) as error:  # what the hub raises, without a network too, is an OSError
+        raise ModelError(
+            f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another decoder."
+        ) from None
+    except (OSError, HFValidationError) as error:  # the hub raises OSErrors, also without a network
         reason = why_not(decoder, error, "name a local folder, or leave the option out")
         raise ModelError(f"--decoder {decoder}: its tokenizer.json could not be loaded: {reason}.") from None

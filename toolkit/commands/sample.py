@@ -1,4 +1,4 @@
-"""`toolkit sample`: a small captioned data set of drawn scenes."""
+"""`toolkit sample`: writes a small captioned data set of drawn scenes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from toolkit.records import Summary
 
 
 def sample(options: SampleOptions) -> Summary:
-    """The command; see `draw_sample`."""
+    """Draws the data set; see `draw_sample`."""
     local_only(options, "directory")
     return draw_sample(options.directory, options.images, options.seed)

@@ -1,4 +1,4 @@
-"""Captions judged by what people said.
+"""Captions scored against reference captions.
 
-In: hypotheses and references. Out: metrics with intervals. Start with `judge.py`.
+In: hypotheses and references. Out: metrics with confidence intervals. Start with `judge.py`.
 """

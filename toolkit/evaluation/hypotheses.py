@@ -1,4 +1,4 @@
-"""Captions to judge, from any form that batch-caption writes them in, and from COCO results.
+"""Captions to score, in any form that batch-caption writes, or as COCO results.
 
     jsonl         {"image": "a.jpg", "caption": "A dog runs .", "ended": true, "error": null}
     csv, parquet  the same as columns
@@ -6,7 +6,7 @@
     imagefolder   metadata.jsonl, .csv or .parquet: {"file_name": "a.jpg", "text": "A dog runs ."}
     txt           a folder with a.txt for a.jpg
 
-Which is told from the file itself; the columns may go by any of the names above in any of the forms.
+The form is detected from the file itself. In every form, a column may have any of the names above.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Hypothesis:
     """One row.
 
     Attributes:
-        names: what the row calls its image, id before path; composed Unicode, "/" between parts.
-        caption: None where the row says that there is none.
-        ended: whether generation ended by itself, where the row says so.
+        names: how the row names its image, id before path; composed Unicode, "/" between parts.
+        caption: None if the row has none.
+        ended: whether generation ended with EOS; None if the row does not say.
         error: why there is no caption.
     """
 
@@ -48,7 +48,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """A file of captions: its form and its rows, in their order."""
+    """A file of captions: its form, and its rows in order."""
 
     source: str
     format: str
@@ -56,7 +56,7 @@ class Hypotheses:
 
 
 def clean_name(name: str) -> str:
-    """A name as it is compared: one system writes composed letters and "/", another neither."""
+    """A name in the form in which names are compared: composed letters, "/" between parts, no leading "./"."""
     name = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -71,12 +71,12 @@ def read_hypotheses(path: Path, option: str = "--hypotheses") -> Hypotheses:
     """
     if not path.exists():
         raise InputError(
-            f"{option} {path}: no such file or folder; write one with `toolkit batch-caption`, or name your captions."
+            f"{option} {path}: no such file or folder (relative to the current directory); write captions with `toolkit batch-caption`, or name a file that has some."
         )
     format, rows = _folder(path) if path.is_dir() else _file(path)
     hypotheses = list(rows)
     if not hypotheses:
-        raise InputError(f"{option} {path}: there is no caption in it; name a file with some.")
+        raise InputError(f"{option} {path}: contains no captions; name a file with captions.")
     return Hypotheses(path.as_posix(), format, hypotheses)
 
 
@@ -85,7 +85,7 @@ def _folder(path: Path) -> tuple[str, Iterator[Hypothesis]]:
         return "imagefolder", (row for file in metadata for row in _file(file, _prefix(file, path))[1])
     if texts := files_below(path, (".txt",), 64):
         return "txt", (_text(file, path) for file in texts)
-    raise InputError(f"{path}: neither metadata.jsonl nor .txt files in this folder; name a file with captions.")
+    raise InputError(f"{path}: the folder has neither metadata.jsonl nor .txt files; name a file with captions.")
 
 
 def _prefix(file: Path, root: Path) -> str:
@@ -94,7 +94,7 @@ def _prefix(file: Path, root: Path) -> str:
 
 
 def _text(file: Path, root: Path) -> Hypothesis:
-    """`a.txt` is called `a` and `a.jpg.txt` `a.jpg`; of several captions the first is the best one."""
+    """`a.txt` names the image `a`, `a.jpg.txt` names `a.jpg`. Of several captions the first is the best."""
     lines = split_lines(read_text(file).strip())
     return Hypothesis((clean_name(file.relative_to(root).as_posix()[: -len(".txt")]),), lines[0] if lines else "")
 
@@ -113,14 +113,14 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
     elif shape.kind == "list":
         format, rows = "coco", _best(row for _, _, row in read_json(path))
     else:
-        raise InputError(f"{path}: not captions: expected a list or a line for each image, with {SHAPE}.")
+        raise InputError(f"{path}: not captions: expected a JSON list, or one JSON object per line, with {SHAPE}.")
     if path.name.lower() in METADATA:
         format = "imagefolder"
     return format, (_row(path, row, prefix) for row in rows)
 
 
 def _best(rows: Iterable[Any]) -> Iterator[Any]:
-    """Of entries of one image that follow one another the first: its best caption."""
+    """The first of several consecutive entries of one image: its best caption."""
     before = None
     for row in rows:
         image = row.get("image_id") if isinstance(row, dict) else None
@@ -137,7 +137,9 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
         raise bad_header(path, header)
     for line, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{path}: line {line} has {len(row)} fields for {len(header)} columns; quote captions.")
+            raise InputError(
+                f"{path}: line {line} has {len(row)} fields but the header has {len(header)}; quote captions that contain commas."
+            )
         yield dict(zip(header, row, strict=True))
 
 
@@ -147,7 +149,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     from toolkit.data.annotations.parquet import open_parquet
 
     file = open_parquet(path)
-    # An image itself may stand beside its caption: not to be read for its name.
+    # Skip columns that hold images themselves.
     simple = [field.name for field in file.schema_arrow if not pa.types.is_struct(field.type)]
     columns = [name for name in simple if name in (*ID_KEYS, *NAME_KEYS, *CAPTION_KEYS, "ended", "error")]
     if not set(columns) & {*ID_KEYS, *NAME_KEYS} or not set(columns) & set(CAPTION_KEYS):
@@ -157,7 +159,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def bad_header(path: Path, columns: Iterable[str]) -> InputError:
-    return InputError(f"{path}: has the columns {', '.join(columns)[:80]}; captions need {SHAPE}.")
+    return InputError(
+        f"{path}: has the columns {', '.join(columns)[:80]}, but captions need {SHAPE}; rename the columns."
+    )
 
 
 def _row(path: Path, row: Any, prefix: str) -> Hypothesis:
@@ -183,4 +187,4 @@ def _lower(value: Any) -> Any:
 
 
 def bad_row(path: Path, row: Any) -> InputError:
-    return InputError(f"{path}: a row is {str(row)[:80]}; each needs {SHAPE}.")
+    return InputError(f"{path}: a row is {str(row)[:80]}, but each row needs {SHAPE}; correct the file.")

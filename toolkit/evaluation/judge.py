@@ -1,4 +1,4 @@
-"""Captions judged: which are of which image, their figures, intervals, comparison, health, and the signature."""
+"""Scores one or two sets of captions: matching, metrics with intervals, comparison, health, signature."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from toolkit.evaluation.metrics import Corpus, Scores, health, prepare
 from toolkit.evaluation.references import References, read_idf
 from toolkit.evaluation.significance import (
     Difference,
-    Figure,
     HumanBound,
+    Metric,
     compare,
     human_bound,
     intervals,
@@ -46,11 +46,11 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Side:
-    """One set of captions.
+class System:
+    """One set of captions and its metrics.
 
     Attributes:
-        captions: image id -> caption, of the images judged; "" where `--missing empty` stands for it.
+        captions: image id -> caption, for the scored images; "" for a missing one with `--missing empty`.
         health: as `toolkit.evaluation.metrics.health` gives it.
     """
 
@@ -59,23 +59,23 @@ class Side:
     matched: Matched
     captions: dict[str, str]
     scores: Scores
-    figures: dict[str, Figure]
+    metrics: dict[str, Metric]
     health: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found: the table, `--json`, the file per image and the page are made from it.
+    """The result: the table, `--json`, `--per-image` and `--page` are made from it.
 
     Attributes:
-        ids: the images judged, in the order of the references.
-        differences: the second side's figures less the first's.
-        notes: for people, a sentence each.
+        ids: the scored images, in the order of the references.
+        differences: the second system's metrics less the first's.
+        notes: sentences for the reader.
     """
 
     references: References
     ids: list[str]
-    sides: list[Side]
+    systems: list[System]
     differences: dict[str, Difference] | None
     human: HumanBound | None
     signature: str
@@ -83,10 +83,10 @@ class Evaluation:
 
 
 def judge(given: Sequence[Hypotheses], references: References, options: EvaluateOptions) -> Evaluation:
-    """Judges one or two sets of captions on the same images.
+    """Scores one or two sets of captions on the same images.
 
     Raises:
-        InputError: no caption is of an image of the references, or no image has one from each side.
+        InputError: no caption belongs to an image of the references, or no image has a caption from each system.
         ToolkitError: METEOR or SPICE can't run here.
     """
     matched = [match(hypotheses, references) for hypotheses in given]
@@ -95,15 +95,13 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         raise InputError(
             f"{given[0].source}: "
             + (
-                f"every caption of {references.name} is an error; see its column error, or use --missing empty."
+                f"every row for {references.name} is an error; see its column error, or use --missing empty."
                 if len(given) == 1 or not matched[0].captions
-                else f"shares no image with {given[1].source} that both caption; name captions of the same images."
+                else f"has no image in common with {given[1].source}; name captions of the same images."
             )
         )
     if options.human and all(len(references.captions[i]) < 2 for i in ids):
-        raise InputError(
-            f"--human: no image of {references.name} has a second reference to judge the first by; leave it out."
-        )
+        raise InputError(f"--human: no image of {references.name} has two references; leave the option out.")
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, options.images, options.format, Columns.of(options))
@@ -111,27 +109,27 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     idf = None if corpus is None else tokenized(corpus)
     prepared = prepare(said, idf, words)
     captions = [{i: m.captions[i].caption or "" if i in m.captions else "" for i in ids} for m in matched]
-    # Cut into words once, for the scores and for each round of the human bound.
-    cut = [{i: lines[0] for i, lines in tokenized({i: [c] for i, c in side.items()}).items()} for side in captions]
-    scores = [prepared.score(side, options.metric_names) for side in cut]
-    figures = intervals(scores, options.resamples, options.seed)
-    sides = [
-        Side(h.source, h.format, m, c, s, f, health(list(c.values()), _ended(m, ids), references.train))
-        for h, m, c, s, f in zip(given, matched, captions, scores, figures, strict=True)
+    # Tokenised once, for the scores and for each round of the human bound.
+    cut = [{i: lines[0] for i, lines in tokenized({i: [c] for i, c in system.items()}).items()} for system in captions]
+    scores = [prepared.score(system, options.metric_names) for system in cut]
+    metrics = intervals(scores, options.resamples, options.seed)
+    systems = [
+        System(h.source, h.format, m, c, s, f, health(list(c.values()), _ended(m, ids), references.train))
+        for h, m, c, s, f in zip(given, matched, captions, scores, metrics, strict=True)
     ]
     return Evaluation(
         references=references,
         ids=ids,
-        sides=sides,
+        systems=systems,
         differences=compare(scores[0], scores[1], options.resamples, options.seed) if len(scores) > 1 else None,
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
-        signature=_signature(options, references, ids, sides, corpus, idf_name),
-        notes=_notes(options, references, ids, sides),
+        signature=_signature(options, references, ids, systems, corpus, idf_name),
+        notes=_notes(options, references, ids, systems),
     )
 
 
 def _ended(matched: Matched, ids: Sequence[str]) -> list[bool] | None:
-    """Whether each caption ended by itself, if every row says so."""
+    """Whether each caption ended with EOS; None unless every row says so."""
     ended = [matched.captions[i].ended if i in matched.captions else None for i in ids]
     return None if None in ended else [bool(e) for e in ended]
 
@@ -140,18 +138,18 @@ def _signature(
     options: EvaluateOptions,
     references: References,
     ids: Sequence[str],
-    sides: Sequence[Side],
+    systems: Sequence[System],
     corpus: Corpus | None,
     idf_name: str,
 ) -> str:
-    """All that a figure depends on besides the captions, in the manner of sacreBLEU (Post 2018)."""
+    """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
     metrics = ",".join(KINDS[name] for name in options.metric_names)
     if {"meteor", "spice"} & set(options.metric_names):
         with suppress(PackageNotFoundError):
             metrics += f",jars=pycocoevalcap-{version('pycocoevalcap')}"
     judged = {i: references.captions[i] for i in ids}
     idf = "evaluated" if corpus is None else f"{idf_name}({len(corpus)} images,{_hash(corpus)})"
-    without = "+".join(str(len(references.captions) - len(side.matched.captions)) for side in sides)
+    without = "+".join(str(len(references.captions) - len(system.matched.captions)) for system in systems)
     return "|".join(
         (
             f"toolkit:{__version__}",
@@ -173,45 +171,51 @@ def _hash(corpus: Corpus) -> str:
     return hash_hex(*(f"{i}\0{chr(0).join(corpus[i])}\n" for i in sorted(corpus)))[:12]
 
 
-def _notes(options: EvaluateOptions, references: References, ids: Sequence[str], sides: Sequence[Side]) -> list[str]:
+def _notes(
+    options: EvaluateOptions, references: References, ids: Sequence[str], systems: Sequence[System]
+) -> list[str]:
     notes = list(references.notes)
-    for side in sides:
-        prefix = f"{side.name}: " if len(sides) > 1 else ""
-        notes += [prefix + sentence for sentence in side.matched.sentences(references)]
+    for system in systems:
+        prefix = f"{system.name}: " if len(systems) > 1 else ""
+        notes += [prefix + sentence for sentence in system.matched.sentences(references)]
     left = len(references.captions) - len(ids)
     if left:
         notes.append(f"{left:,} images without a caption are left out (--missing empty counts them as empty captions)")
-    elif any(len(side.matched.captions) < len(ids) for side in sides):
+    elif any(len(system.matched.captions) < len(ids) for system in systems):
         notes.append("images without a caption count as empty captions (--missing skip leaves them out)")
     if (note := Spacing(caption for i in ids for caption in references.captions[i]).note()) is not None:
         notes.append(note)
     if len(ids) == 1 and options.idf == "evaluated" and any(m.startswith("cider") for m in options.metric_names):
-        notes.append("CIDEr of a single image is 0: every word is in every image; --idf gives it a corpus")
+        notes.append(
+            "CIDEr of a single image is 0, because every word occurs in every image; use --idf with a larger corpus"
+        )
     if "meteor" in options.metric_names:
-        notes.append("METEOR sums counts that it does not show, so that it has no interval and no p-value")
+        notes.append(
+            "METEOR has no interval and no p-value, because its corpus score can't be computed from its scores per image"
+        )
     return notes
 
 
 def label(path: str) -> str:
-    """A short name for a column: the last part of a path."""
+    """The last part of a path, as a short name."""
     return Path(path).name or path
 
 
 def percent(value: float | None) -> str:
-    """A fraction as it is published, times 100."""
+    """A fraction times 100, as papers publish metrics."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def health_sentence(state: dict[str, Any]) -> str:
-    """`toolkit.evaluation.metrics.health` in a line."""
+    """Caption health in one line."""
     length = state["length"]
     parts = [
-        f"{length['mean']:.1f} words a caption ({length['p5']:.0f} to {length['p95']:.0f} for 90 %)",
+        f"{length['mean']:.1f} words per caption ({length['p5']:.0f} to {length['p95']:.0f} in 90 % of them)",
         f"{state['vocabulary']:,} different words",
         f"{state['distinct']:.1%} distinct",
     ]
     if state["novel"] is not None:
-        parts.append(f"{state['novel']:.1%} not a train caption")
+        parts.append(f"{state['novel']:.1%} not in the train captions")
     if state["ended"] is not None:
         parts.append(f"{state['ended']:.1%} ended by themselves")
     return ", ".join([*parts, f"{state['loops']:.1%} loop", f"{state['empty']:.1%} empty"])

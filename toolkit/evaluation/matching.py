@@ -1,4 +1,4 @@
-"""Which caption is of which image. Nothing is dropped in silence: what did not match is kept by name and counted."""
+"""Finds the image of each caption. Whatever does not match is counted and reported by name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _stem(name: str) -> str:
 
 
 Key = Callable[[str, str], str]
-# In this order: how a caption is known by, from the reference's (id, path), and from the caption's name. An image that
-# was found is not looked for again further down. `a.txt` of a.jpg is called `a`: hence the ones without suffix.
+# Tried in this order: the name of the level, its key of a reference's (id, path), its key of a caption's name. An image
+# that was found is not searched for in later levels. `a.txt` names a.jpg as `a`: hence the keys without suffix.
 LEVELS: tuple[tuple[str, Key, Callable[[str], str]], ...] = (
     ("image id", lambda image_id, path: image_id, lambda name: name),
     ("path", lambda image_id, path: path, lambda name: name),
@@ -33,22 +33,22 @@ LEVELS: tuple[tuple[str, Key, Callable[[str], str]], ...] = (
     ("base name", lambda image_id, path: _base(path), _base),
     ("base name without suffix", lambda image_id, path: _stem(_base(path)), _base),
 )
-EXACT = 2  # levels in which two rows of one name are one image captioned twice, and not two images
+EXACT = 2  # in these first levels two rows of one name are one image captioned twice, not two images
 
 
 @dataclass
 class Matched:
-    """What `match` found.
+    """Result of `match`.
 
     Attributes:
-        captions: image id -> row, for images of the split; rows with an error are not in it.
-        by: how many were found by which of `LEVELS`.
-        unreadable: image ids of the split whose row is an error; `reasons` has one for each.
-        missing: image ids of the split that no row is of.
+        captions: image id -> row, for images of the split; without rows that are an error.
+        by: level -> how many images it found.
+        unreadable: image ids of the split whose row is an error; `reasons` are aligned to it.
+        missing: image ids of the split without a row.
         elsewhere: names of rows whose image is in another split.
         unknown: names of rows whose image is in no split.
-        ambiguous: names of rows that could be of several images, or share theirs with another row.
-        repeated: names of rows whose image had one already; the first one counts.
+        ambiguous: names of rows that fit several images, or fit the same image as another row.
+        repeated: names of rows whose image has an earlier row; the first counts.
     """
 
     captions: dict[str, Hypothesis] = field(default_factory=dict)
@@ -68,14 +68,14 @@ class Matched:
         return {"matched": len(self.captions), "by": dict(self.by), **counts}
 
     def sentences(self, references: References) -> list[str]:
-        """What did not match, for people."""
+        """What did not match, as sentences for the reader."""
         words = (
-            ("missing", f"of {len(references.captions):,} images without a caption"),
-            ("unreadable", "images with an error for a caption"),
+            ("missing", f"images without a caption, of {len(references.captions):,}"),
+            ("unreadable", "images whose row is an error"),
             ("elsewhere", f"captions of images outside {references.name}"),
-            ("unknown", f"captions of images that {references.source} does not name"),
-            ("ambiguous", "captions whose name fits several images, or that fit an image together with another"),
-            ("repeated", "captions of an image that has one already (the first counts)"),
+            ("unknown", f"captions of images that are not in {references.source}"),
+            ("ambiguous", "captions whose name fits several images, or that fit the same image as another caption"),
+            ("repeated", "second captions of an image (the first counts)"),
         )
         lines = []
         for name, what in words:
@@ -91,13 +91,12 @@ class Matched:
 
 
 def match(hypotheses: Hypotheses, references: References) -> Matched:
-    """Finds the image of each caption: by id, else by path, else by base name where that fits one image only.
+    """Finds the image of each caption: by id, else by path, else by base name if only one image has it.
 
-    Base names are compared with those of all splits, so that `b/1.jpg` of train is never taken for `a/1.jpg` of test
-    where both exist.
+    Base names are compared with those of all splits, so `b/1.jpg` of train is never taken for `a/1.jpg` of test.
 
     Raises:
-        InputError: no caption is of an image of the split.
+        InputError: no caption belongs to an image of the split.
     """
     found: dict[int, str] = {}  # row -> image id
     taken: dict[str, int] = {}
@@ -167,13 +166,13 @@ def _sort_out(
 def _nothing(hypotheses: Hypotheses, references: References, report: Matched) -> InputError:
     if report.elsewhere:
         return InputError(
-            f"{hypotheses.source}: {len(report.elsewhere):,} captions are of images of {references.source}, but none of "
-            f"{references.name}; caption those, or name another --split."
+            f"{hypotheses.source}: {len(report.elsewhere):,} captions belong to images of {references.source}, but none to "
+            f"{references.name}; caption that split, or name another --split."
         )
     ours, theirs = hypotheses.rows[0].names[-1], _examples(list(references.paths.values()))
     return InputError(
-        f"{hypotheses.source}: none of its {len(hypotheses.rows):,} captions is of an image of {references.source}, whose "
-        f"images are called {theirs}, not {ours}; name the references that these captions are of."
+        f"{hypotheses.source}: none of its {len(hypotheses.rows):,} captions belongs to an image of {references.source}, whose "
+        f"images have names like {theirs}, not {ours}; name the references of these captions."
     )
 
 

@@ -1,16 +1,16 @@
 r"""Captions to words as the COCO evaluation does it, without Java.
 
 `ptb_tokenize` gives what pycocoevalcap 1.2's `PTBTokenizer` gives: Stanford CoreNLP 3.4.1's tokenizer with
-`-preserveLines -lowerCase`, minus pycocoevalcap's list of punctuation. The rules below were worked out from what that
-program answers to some million probes: at each place the rule that reaches farthest wins, the earlier one of two that
-reach equally far. What it answers is not always what one would expect, and is kept:
+`-preserveLines -lowerCase`, minus pycocoevalcap's list of punctuation. The rules below reproduce its output:
+at each place the rule with the longest match wins, and of two equally long ones the earlier. Its surprising outputs are
+kept:
 
 - brackets stay as `-lrb-`, `-rrb-`, `-lcb-`, ... (the list has them in capitals, the words are lower-case by then);
 - `!!`, `?!`, `**`, `__` and five or more hyphens stay; `!`, `?`, `*` alone: only the first two go;
 - GBP becomes `#`, EUR becomes `$`, a cent sign `cents`; emoji outside the basic plane vanish;
 - `1 1/2` and telephone numbers are one word with a no-break space in it (BLEU and CIDEr then split it, ROUGE does not).
 
-Known differences: addresses of the web and of mail with odd characters; abbreviations with a letter right behind their
+Known differences: web and mail addresses with unusual characters; abbreviations with a letter directly after their
 full stop ("Jr.a"); markup with quoted attributes; letters that Unicode got after 2012 (they vanish there) where Python's
 tables are newer than 2021; a clitic as the very last word of the whole text ("'s" is then cut in two there). A caption
 with a carriage return or another line separator but a line feed shifts all later captions by one there, so that they

@@ -1,4 +1,4 @@
-"""What people said of the images: from a split of a cache, or from annotations of any format."""
+"""Reference captions: from a split of a cache, or from annotations of any format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from toolkit.records import SPLITS
 
 @dataclass(frozen=True)
 class References:
-    """A split of a source, and the names of all its images.
+    """Reference captions of one split, and the names of all images of its source.
 
     Attributes:
-        split: what was asked for, or "all" where the source has no splits.
-        captions: image id -> captions, of the split.
-        paths: image id -> path below the images' folder, of all splits: a caption may be of an image of another one.
-        train: the captions of the train split; None where there is none.
-        notes: for people, a sentence each.
+        split: the split asked for, or "all" if the source has no splits.
+        captions: image id -> captions, of this split.
+        paths: image id -> path below the images' folder, of all splits.
+        train: captions of the train split; None if there is none.
+        notes: sentences for the reader.
         images: the folder that paths are relative to; None if the images are elsewhere.
         rows: image id -> (split, row) in the cache.
     """
@@ -44,7 +44,7 @@ class References:
         return f"all of {self.source}" if self.split == "all" else f"the {self.split} split of {self.source}"
 
     def picture(self, image_id: str) -> Any:
-        """The image as the cache has it, else as its file has it; None where there is no folder of images.
+        """The image from the cache, else from its file; None without a folder of images.
 
         Raises:
             ImageError: the file can't be read.
@@ -77,12 +77,12 @@ def read_references(
     """
     if not path.exists() and format != "hub":
         raise InputError(
-            f"{option} {path}: no such file or folder; name a cache (`toolkit preprocess` writes one) or annotations."
+            f"{option} {path}: no such file or folder (relative to the current directory); name a cache (`toolkit preprocess` writes one) or annotations."
         )
     if (path / MANIFEST).is_file():
         for name, value, usual in (("images", images, None), ("format", format, "auto")):
             if value != usual:
-                raise InputError(f"--{name} {value}: is for annotations, but {path} is a cache; leave it out.")
+                raise InputError(f"--{name} {value}: only applies to annotations, but {path} is a cache; leave it out.")
         if columns is not None:
             columns.refuse(f"{path} is a cache, whose columns are known")
         return _of_cache(path, split, option)
@@ -107,7 +107,7 @@ def _of_cache(path: Path, split: str, option: str) -> References:
             captions.update((image_id, of_image) for image_id, of_image in zip(ids, said, strict=True) if of_image)
             bare += sum(not of_image for of_image in said)
     if not captions:
-        raise InputError(f"{option} {path}: has no captions in its {split} split; name another --split.")
+        raise InputError(f"{option} {path}: its {split} split has no captions; name another --split.")
     notes = [f"{bare} images of {path.as_posix()} have no references and are left out"] if bare else []
     return References(path.as_posix(), split, captions, paths, train or None, notes, cache=cache, rows=rows)
 
@@ -126,11 +126,11 @@ def _of_annotations(
     splits = {record.split for record in records if record.split is not None}
     notes = found.notes.sentences()
     if not splits and split != "all":
-        notes.append(f"{path.as_posix()} has no splits: all of its images are taken")
+        notes.append(f"{path.as_posix()} has no splits, so all of its images are used")
         split = "all"
     if split != "all" and split not in splits:
         raise InputError(
-            f"{option} {path}: has no {split} split, but {', '.join(sorted(splits))}; name one with --split."
+            f"{option} {path}: has no {split} split, only {', '.join(sorted(splits))}; name one of these with --split."
         )
     wanted = {r.image_id: list(r.captions) for r in records if r.captions and split in (r.split, "all")}
     train = [caption for record in records if record.split == "train" for caption in record.captions]
@@ -141,10 +141,10 @@ def _of_annotations(
 def read_idf(
     idf: str, references: References, images: Path | None, format: str, columns: Columns | None = None
 ) -> tuple[dict[str, list[str]], str]:
-    """The corpus that CIDEr's word weights come from, and its name.
+    """The corpus for CIDEr's word weights, and its name.
 
-    `train` is the train split of the references; a path is a cache or annotations: their train split if they have
-    splits, else all of them.
+    `train` is the train split of the references. A path is a cache or annotations: their train split, or everything
+    if they have no splits.
     """
     path = Path(references.source if idf == "train" else idf)
     if idf == "train" and references.train is None:

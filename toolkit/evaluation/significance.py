@@ -1,8 +1,8 @@
-"""What a figure is worth: confidence intervals, whether a difference is chance, and what a person would get.
+"""Confidence intervals, significance of a difference, and the scores that people get.
 
-Everything is computed from the figures of each image (`Scores.per_image`, `Scores.bleu_counts`), so nothing is scored
-again: CIDEr's word weights stay those of the corpus that was evaluated. METEOR's corpus figure can't be computed from
-its figures per image, so that it has no interval.
+Everything is computed from the metrics of each image (`Scores.per_image`, `Scores.bleu_counts`), so nothing is scored
+again: CIDEr's word weights stay those of the evaluated corpus. METEOR's corpus score can't be computed from its scores
+per image, so it has no interval.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NO_MEAN = ("meteor",)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of a corpus with its interval; None where there can be none."""
+class Metric:
+    """A metric of a corpus with its confidence interval; None if there is none."""
 
     score: float
     low: float | None
@@ -30,32 +30,32 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Difference(Figure):
-    """The other side's figure less the first's; `p` is the chance of one as large if the two were equally good."""
+class Difference(Metric):
+    """The second system's metric minus the first's; `p` is the probability of such a difference by chance."""
 
     p: float | None
 
 
-def intervals(sides: Sequence[Scores], resamples: int = 1000, seed: int = 42) -> list[dict[str, Figure]]:
-    """95 % intervals of every figure of every side: percentile bootstrap over images (Efron & Tibshirani 1993, ch. 13).
+def intervals(systems: Sequence[Scores], resamples: int = 1000, seed: int = 42) -> list[dict[str, Metric]]:
+    """95 % intervals of every metric of every system: percentile bootstrap over images (Efron & Tibshirani 1993, ch. 13).
 
     Args:
-        sides: scores of the same images. All are resampled alike.
+        systems: scores of the same images. All are resampled alike.
     """
-    drawn = _bootstrap(sides, resamples, seed)
+    drawn = _bootstrap(systems, resamples, seed)
     return [
-        {name: Figure(score, *_interval(values.get(name))) for name, score in side.corpus.items()}
-        for side, values in zip(sides, drawn, strict=True)
+        {name: Metric(score, *_interval(values.get(name))) for name, score in system.corpus.items()}
+        for system, values in zip(systems, drawn, strict=True)
     ]
 
 
 def compare(one: Scores, other: Scores, resamples: int = 1000, seed: int = 42) -> dict[str, Difference]:
-    """Differences of two sides on the same images, other less one.
+    """Differences of two systems on the same images, other minus one.
 
     The interval is the paired bootstrap's (Koehn 2004, "Statistical significance tests for machine translation
     evaluation"); the two-sided p-value is that of approximate randomisation (Noreen 1989; Riezler & Maxwell 2005): the
-    captions of an image are swapped between the sides at random, and p = (1 + times that the difference was at least
-    as large) / (1 + resamples). Figures of equal files give p = 1.
+    captions of an image are swapped between the systems at random, and p = (1 + times that the difference was at least
+    as large) / (1 + resamples). Metrics of equal files give p = 1.
     """
     drawn, p_values = _bootstrap([one, other], resamples, seed), _swapped(one, other, resamples, seed)
     differences = {}
@@ -73,7 +73,7 @@ def _interval(values: np.ndarray | None) -> tuple[float | None, float | None]:
 
 
 def _sums(scores: Scores) -> tuple[np.ndarray, list[str]]:
-    """Per image what a corpus figure is made of, as columns: BLEU's counts, and the figures that are means."""
+    """What corpus metrics are computed from, a row per image: metrics that are means, then BLEU's counts."""
     means = [name for name in scores.per_image if name not in (*BLEU_NAMES, *NO_MEAN)]
     columns = [scores.per_image[name][:, None] for name in means]
     if scores.bleu_counts is not None:
@@ -81,18 +81,18 @@ def _sums(scores: Scores) -> tuple[np.ndarray, list[str]]:
     return (np.hstack(columns) if columns else np.zeros((len(scores.image_ids), 0))), means
 
 
-def _figures(sums: np.ndarray, means: list[str], n_images: int) -> dict[str, np.ndarray]:
+def _metrics(sums: np.ndarray, means: list[str], n_images: int) -> dict[str, np.ndarray]:
     """Sums over images (resamples, columns) -> metric -> (resamples,)."""
-    figures = {name: sums[:, column] / n_images for column, name in enumerate(means)}
+    metrics = {name: sums[:, column] / n_images for column, name in enumerate(means)}
     if sums.shape[1] > len(means):
-        figures |= zip(BLEU_NAMES, bleu_from_counts(sums[:, len(means) :]).T, strict=True)
-    return figures
+        metrics |= zip(BLEU_NAMES, bleu_from_counts(sums[:, len(means) :]).T, strict=True)
+    return metrics
 
 
-def _bootstrap(sides: Sequence[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """Figures of each side on images drawn with replacement."""
-    n_images = len(sides[0].image_ids)
-    parts = [_sums(side) for side in sides]
+def _bootstrap(systems: Sequence[Scores], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Metrics of each system on images drawn with replacement."""
+    n_images = len(systems[0].image_ids)
+    parts = [_sums(system) for system in systems]
     values = np.hstack([columns for columns, _ in parts])
     rng = np.random.default_rng([seed, 0])
     sums = np.empty((resamples, values.shape[1]))
@@ -105,7 +105,7 @@ def _bootstrap(sides: Sequence[Scores], resamples: int, seed: int) -> list[dict[
         sums[start : start + rows] = times.astype(np.float64) @ values
     ends = np.cumsum([columns.shape[1] for columns, _ in parts])[:-1]
     split = np.split(sums, ends, axis=1)
-    return [_figures(part, means, n_images) for part, (_, means) in zip(split, parts, strict=True)]
+    return [_metrics(part, means, n_images) for part, (_, means) in zip(split, parts, strict=True)]
 
 
 def _swapped(one: Scores, other: Scores, resamples: int, seed: int) -> dict[str, float]:
@@ -118,28 +118,28 @@ def _swapped(one: Scores, other: Scores, resamples: int, seed: int) -> dict[str,
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         moved = rng.integers(0, 2, (rows, n_images), dtype=np.int8).astype(np.float64) @ gap
-        ours = _figures(first.sum(axis=0) + moved, means, n_images)
-        theirs = _figures(second.sum(axis=0) - moved, means, n_images)
+        ours = _metrics(first.sum(axis=0) + moved, means, n_images)
+        theirs = _metrics(second.sum(axis=0) - moved, means, n_images)
         for name in exceeded:
             observed = abs(other.corpus[name] - one.corpus[name])
             exceeded[name] += int((np.abs(theirs[name] - ours[name]) >= observed - 1e-12).sum())
     return {name: (1 + times) / (1 + resamples) for name, times in exceeded.items()}
 
 
-# ---- people ---------------------------------------------------------------------------------------------------------
+# ---- human captions ---------------------------------------------------------------------------------------------------------
 
 MOST_ROUNDS = 10  # COCO has images with 7 references
 
 
 @dataclass(frozen=True)
 class HumanBound:
-    """Figures of people, and of the captions against the very same references.
+    """Metrics of human captions, and of the captions against the same references.
 
     Attributes:
-        human: metric -> a reference against the others, the mean of all rounds.
-        same: metric -> the captions against those others: what to compare it with, as one reference fewer costs points.
-        images: with at least two references; the others can't be judged so.
-        rounds: as many as an image has references at most; where one has fewer, its references come again in turn.
+        human: metric -> one reference scored against the others, mean of all rounds.
+        same: metric -> the captions scored against those others, to compare with: fewer references give lower scores.
+        images: how many have at least two references; the others are left out.
+        rounds: the largest number of references of an image; an image with fewer repeats them in turn.
     """
 
     human: dict[str, float]
@@ -154,13 +154,13 @@ def human_bound(
     metrics: Sequence[str],
     idf: Mapping[str, Sequence[str]] | None = None,
 ) -> HumanBound | None:
-    """Leave one out: in each round one reference of every image is the caption, judged by the others.
+    """Leave one out: in each round one reference of every image is scored as its caption, against the others.
 
     Args:
         hypotheses, references, idf: captions as `tokenized` gives them.
 
     Returns:
-        None where no image has two references.
+        None if no image has two references.
     """
     several = {i: captions for i, captions in references.items() if len(captions) > 1}
     if not several:
@@ -179,11 +179,11 @@ def human_bound(
 
 
 def tokenized(corpus: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Captions as their words with a space between, for `prepare(..., tokenize=words)`: cut into words once only."""
+    """Captions as their words with a space between, for `prepare(..., tokenize=words)`: tokenised only once."""
     lines = iter(ptb_tokenize_lines([caption for captions in corpus.values() for caption in captions]))
     return {i: [" ".join(next(lines)) for _ in captions] for i, captions in corpus.items()}
 
 
 def words(caption: str) -> list[str]:
-    """The words of a caption of `tokenized`; some hold a no-break space."""
+    """The words of a caption from `tokenized`; a word may contain a no-break space."""
     return [word for word in caption.split(" ") if word]

@@ -1,9 +1,8 @@
-"""A page with images and what was said of them: one HTML file, or one with a folder of thumbnails beside it.
+"""A page of images and their captions: one HTML file, or one with a folder of thumbnails beside it.
 
-The page holds its cards as JSON, a line a card, and draws them as one scrolls (templates/gallery.js): 100,000 images are
-20 MB that a browser opens in a second or two. Captions and file names are anybody's. They reach the page as JSON
-strings in ASCII without a "<", and the screen as text nodes; the page's Content-Security-Policy runs no script but ours
-and lets nothing out.
+The page holds its cards as JSON, one line per card, and draws them while scrolling (templates/gallery.js). Captions and
+file names are untrusted: they are ASCII JSON strings without a "<" in the page and text nodes on the screen, and the
+page's Content-Security-Policy allows no other script and no requests.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from toolkit.runtime.files import file_state
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import Progress
 
-EMBED_LIMIT = 1000  # images within the page: 10 MB, which a phone still opens; more are linked
+EMBED_LIMIT = 1000  # images inside the page (10 MB); more are linked
 
 
 class Explainer(Protocol):
-    """Tells where a model looked (toolkit/captioning/attention.py); pictures are prepared in threads, explained in batches."""
+    """Makes heat maps of attention (captioning/attention.py): images are prepared in threads, explained in batches."""
 
     def prepare(self, image: Image.Image) -> Any: ...
 
@@ -50,11 +49,11 @@ class Card:
     """One image of a gallery.
 
     Attributes:
-        thumbnail: a JPEG, or its name below FILE_files; None where the image can't be shown.
-        score: mean token log-probability in nats, or None.
-        ended: False where the caption ran into the length limit; None where that is not known.
-        verdict: whether the caption is right, where that is known.
-        heat: HeatMaps, with their picture as bytes or a name like `thumbnail`.
+        thumbnail: a JPEG, or its name below FILE_files; None if the image can't be shown.
+        score: mean token log-probability in nats.
+        ended: False if the caption reached the length limit; None if unknown.
+        verdict: whether the caption is right, if known.
+        heat: HeatMaps, and their PNG as bytes or a name like `thumbnail`.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Card:
     heat: tuple[HeatMaps, bytes | str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What the page knows of it; what is not known is left out."""
+        """The card as the page stores it, without unknown values."""
         values: dict[str, Any] = {
             "name": self.name,
             "caption": self.caption,
@@ -96,7 +95,7 @@ def _address(picture: bytes | str | None, kind: str) -> str | None:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that may stand within a <script>: ASCII alone (so no line separators, no lone surrogates), and no "<"."""
+    """JSON that is safe inside a <script>: ASCII only (no line separators, no lone surrogates) and no "<"."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
@@ -109,10 +108,10 @@ def gallery_output(
     """The page that `write_gallery` writes, checked before any work is done.
 
     Args:
-        total: how many images it will show; pictures of very many lie in a folder beside it.
+        total: number of images; above `EMBED_LIMIT` thumbnails are in a folder beside the page.
 
     Raises:
-        OutputError: no HTML name, or it, or that folder, may not be written.
+        OutputError: the name does not end in .html, or the page or that folder may not be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"--gallery {path}: name a file that ends in .html.")
@@ -125,12 +124,12 @@ def gallery_output(
 def _beside(page: Output) -> Linked:
     linked = Linked(page.path)
     if not linked.ours:
-        raise page.refused(f"needs the folder {linked.root.name} beside it, where something else is")
+        raise page.refused(f"needs the folder {linked.root.name} beside it, which holds other files")
     return linked
 
 
 def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequence[tuple[str, str]] = ()) -> None:
-    """One page, finished by rename; the cards are written as they come, so that memory stays flat.
+    """One page, finished by rename; cards are written as they come, so memory stays flat.
 
     Args:
         facts: (name, value) pairs shown at the top.
@@ -164,14 +163,14 @@ def write_caption_gallery(
 ) -> None:
     """The rows of a captions.jsonl as a page, in their order.
 
-    Thumbnails are made in threads, a few images ahead. More than `embed_limit` of them are linked, and those that lie
-    in the folder already, of the same file as it was, are not made again.
+    Thumbnails are made in threads, a few images ahead. More than `embed_limit` are linked; existing ones of unchanged
+    files are reused.
 
     Args:
         images: the file of each row.
-        total: how many rows come.
+        total: number of rows.
         explainer: adds the heat map of each word.
-        workers: threads; 0 for the cores.
+        workers: threads; 0 for one per core.
 
     Raises:
         OutputError: the page or its folder can't be written.
@@ -187,7 +186,7 @@ def write_caption_gallery(
 
 class _Drawn(NamedTuple):
     row: dict[str, Any]
-    key: tuple[object, ...]  # what the picture shows: name, bytes, time
+    key: tuple[object, ...]  # identifies what is shown: name, size, time
     thumbnail: bytes | str | None
     prepared: Any
     error: str | None
@@ -203,10 +202,10 @@ def _draw(row: dict[str, Any], found: FoundImage, linked: Linked | None, explain
             return _Drawn(row, key, name, None, None)
         data, state = read_file(found.path)
         image = read_image(data)
-        key = (row["image"], *state)  # of what is shown
+        key = (row["image"], *state)  # of what was read
         if linked:
             name, there = linked.name(".jpg", *key)
-    except ImageError as error:  # it could be read when it was captioned
+    except ImageError as error:  # it was readable when it was captioned
         return _Drawn(row, (), None, None, f"can't be shown: {error}")
     prepared = explainer.prepare(image) if explainer else None
     if there:

@@ -1,4 +1,4 @@
-"""What every page shares: templates, thumbnails, writing a page to a file. One look, one file each, no network."""
+"""Shared by all pages: templates, thumbnails, writing a page as one file that needs no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.runtime.files import finishing
 from toolkit.runtime.overwrite import Output, page_mark
 from toolkit.runtime.progress import printable
 
-THUMBNAIL = 288  # longer side in pixels: sharp on a phone, about 10 KB an image
+THUMBNAIL = 288  # longer side in pixels; about 10 KB per image
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -36,13 +36,13 @@ def data_uri(image: Image.Image | np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail(image)).decode()
 
 
-# What Markdown, and the HTML and tables in it, make something else of.
+# Characters that Markdown, or HTML and tables in it, interpret.
 _MARKUP = {ord(character): f"\\{character}" for character in "\\`*_{}[]()<>#|~$!&+-:@=^"}
 
 
 def markdown(value: Any) -> str:
-    """A name or a caption as it is, on one line, in Markdown: nothing in it is a link, a heading, HTML or the end of a
-    table's cell. A backslash before any punctuation is left out when it is shown.
+    """A name or caption escaped for Markdown, on one line: it can't become a link, a heading, HTML or the end of a table
+    cell.
 
     >>> markdown("a*b|<i>.jpg\\n# c")
     'a\\\\*b\\\\|\\\\<i\\\\>.jpg\\\\\\\\n\\\\# c'
@@ -54,7 +54,7 @@ def markdown(value: Any) -> str:
 def _templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-    # Captions and file names are anybody's: in HTML everything is escaped.
+    # Captions and file names are untrusted: everything is escaped in HTML.
     environment = Environment(
         loader=PackageLoader("toolkit.reports"),
         autoescape=select_autoescape(["html"]),
@@ -73,10 +73,10 @@ def template_source(name: str) -> str:
 
 
 def write_page(output: Output | Path, kind: str, **values: Any) -> None:
-    """Renders templates/<kind>.html, with the mark that it is known by; what an iterator brings is written as it comes.
+    """Renders templates/<kind>.html, with the mark that identifies it; iterators are written as they yield.
 
     Args:
-        output: a plain path is within a folder of ours.
+        output: an `Output`, or a plain path inside a folder that the toolkit wrote.
     """
     page = _templates().get_template(f"{kind}.html")
     place = output.writing() if isinstance(output, Output) else finishing(output)

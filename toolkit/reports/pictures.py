@@ -1,4 +1,4 @@
-"""The small pictures of a gallery: heat maps in their colours, and the folder beside a page that is too big for them."""
+"""The images of a gallery: coloured heat maps, and the folder of thumbnails beside a large page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from toolkit.runtime.files import finishing
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.overwrite import is_page
 
-MARK = ".toolkit-gallery"  # a file in a folder of ours
-LINKED_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)")  # what we write below FILE_files, and may remove there
-# From a dark veil to a warm, clear light: red, green, blue, alpha.
+MARK = ".toolkit-gallery"  # a file that marks a folder as written by the toolkit
+LINKED_NAME = re.compile(
+    r"[0-9a-f]{2}/[0-9a-f]{30}\.(jpg|png)"
+)  # files that the gallery writes below FILE_files and may remove there
+# From dark and opaque to bright and clear: red, green, blue, alpha.
 COLOURS = np.array([(8, 10, 40, 185), (50, 25, 110, 140), (190, 45, 90, 100), (250, 140, 30, 75), (255, 225, 90, 60)])
-LEVELS = 64  # finer ones can't be told apart, and 256 of them would be half of the picture's bytes
+LEVELS = 64  # more can't be told apart, and a palette of 256 would be half of the file
 
 
 def heat_png(maps: np.ndarray) -> bytes:
-    """uint8 (n, rows, columns) -> a PNG with the maps below one another, in the colours that they are shown in.
+    """uint8 (n, rows, columns) -> a coloured PNG with the maps stacked vertically.
 
-    In colour since a page opened from a folder may draw a picture that lies beside it, but not read its values.
+    Already coloured, because a page opened from a file may draw an image beside it but not read its pixels.
     """
     places = np.linspace(0, len(COLOURS) - 1, LEVELS)
     palette = np.stack([np.interp(places, range(len(COLOURS)), band).round() for band in COLOURS.T], axis=1)
@@ -37,7 +39,7 @@ def heat_png(maps: np.ndarray) -> bytes:
 
 
 class Linked:
-    """The folder FILE_files beside a page: small pictures named by what they show, each finished by rename."""
+    """The folder FILE_files beside a page: images named by a hash of their content, each finished by rename."""
 
     def __init__(self, page: Path) -> None:
         self.root = page.with_name(page.stem + "_files")
@@ -45,8 +47,8 @@ class Linked:
         self.ours = self._is_ours(page)
 
     def _is_ours(self, page: Path) -> bool:
-        """Whether the folder may be written: it is new, or it has our mark or lies beside a page of ours and holds
-        nothing but its pictures. A browser that saves a page makes a folder of the same name."""
+        """Whether the folder may be written: it is new, has the mark, or is beside a gallery and holds only gallery images.
+        (A browser that saves a page creates a folder of the same name.)"""
         if not os.path.lexists(self.root):
             return True
         if self.root.is_symlink() or not self.root.is_dir():
@@ -57,7 +59,7 @@ class Linked:
         return page.is_file() and is_page("gallery")(page) and all(LINKED_NAME.fullmatch(name) for name in files)
 
     def name(self, suffix: str, *key: object) -> tuple[str, bool]:
-        """The name of a picture, and whether it lies there already."""
+        """The name of an image, and whether it exists already."""
         digest = hash_hex(repr(key))
         name = f"{digest[:2]}/{digest[2:]}{suffix}"
         self.used.add(name)
@@ -73,7 +75,7 @@ class Linked:
         return name
 
     def tidy(self) -> None:
-        """Removes pictures of an earlier page that this one does not show."""
+        """Removes images of an earlier page that this one does not show."""
         if not self.ours:
             return
         for folder in self.root.glob("[0-9a-f][0-9a-f]"):
@@ -88,5 +90,5 @@ class Linked:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # something lies in it, or it is not there
+    with suppress(OSError):  # not empty, or missing
         folder.rmdir()

@@ -1,8 +1,8 @@
-"""What `toolkit inspect` says of a cache, of annotations, of a model or a run: plain values, made without torch.
+"""What `toolkit inspect` reports about a cache, annotations, a model or a run: plain values, made without torch.
 
-census.py       captions and pictures, counted
+stats.py        counts of captions, duplicate and near-duplicate images
 caches.py       a finished cache
 annotated.py    raw annotations and their images
-models.py       a captioner's folder, the log of a run
-words.py        the same for people
+models.py       a model's folder, the log of a run
+words.py        the same as a table
 """

@@ -1,4 +1,4 @@
-"""What is in raw annotations and their images."""
+"""Facts about raw annotations and their images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from toolkit.records import SPLITS, ImageRecord
 from toolkit.reports.facts.stats import (
     SHEET_IMAGES,
     SHEET_PAIRS,
-    CaptionCensus,
-    Pictures,
+    CaptionStats,
+    ImageStats,
     Sheet,
     perceptual_hash,
     rejected,
@@ -31,11 +31,11 @@ from toolkit.reports.facts.stats import (
 from toolkit.runtime.hashing import hash_hex, hash_int
 from toolkit.runtime.progress import Progress
 
-CHUNK = 64  # images in hand at once
+CHUNK = 64  # images in memory at once
 
 
 class Look(NamedTuple):
-    """What one image turned out to be; `reason` if it can't be read."""
+    """What was read of one image; `reason` says why it can't be read."""
 
     size: int = 0
     hash: str = ""
@@ -46,21 +46,21 @@ class Look(NamedTuple):
 def annotation_facts(
     options: InspectOptions, annotations: AnnotationSet, tokenizer: CaptionEncoder | None
 ) -> tuple[dict[str, Any], Sheet | None]:
-    """The values of annotations, and their sheet if one is wanted.
+    """The facts about annotations, and the sample sheet with `--sheet`.
 
     Raises:
-        InputError: as the annotations' reader, or there is no image in `--split`.
+        InputError: the annotations can't be read, or `--split` has no image.
     """
     decode = options.distance is not None
-    census, pictures = CaptionCensus(tokenizer), Pictures()
+    stats, pictures = CaptionStats(tokenizer), ImageStats()
     splits: Counter[str | None] = Counter()
     unreadable: list[dict[str, str]] = []
     sample: list[ImageRecord] = []
     size = 0
     for records, looks in _looks(annotations, options.num_workers, decode):
         chosen = [record for record in records if options.split in (None, record.split)]
-        census.add([record.captions for record in chosen])
-        # By a hash of the name: a fair sample of records that go by once, the same on every run.
+        stats.add([record.captions for record in chosen])
+        # Sampled by a hash of the name: the same sample on every run, in one pass.
         sample = heapq.nsmallest(SHEET_IMAGES, [*sample, *chosen], key=lambda record: hash_int(record.image_id))
         splits.update(record.split for record in records)
         for record, look in zip(records, looks, strict=True):
@@ -74,7 +74,9 @@ def annotation_facts(
             pictures.hashes.append(look.hash)
             pictures.perceptual.append(look.perceptual)
     if options.split is not None and not splits[options.split]:
-        raise InputError(f"--split {options.split}: {options.path} puts no image there; leave the option out.")
+        raise InputError(
+            f"--split {options.split}: {options.path} has no image in this split; name another one or leave the option out."
+        )
     near = [f"{name}, nearest {file}" for name, file in annotations.notes.nearest.items()]
     alike, pairs = pictures.alike(options.distance)
     own_splits = bool(set(splits) - {None})
@@ -88,7 +90,7 @@ def annotation_facts(
         "left_out": splits[None] if own_splits else 0,
         "split": options.split,
         "tokenizer": (options.decoder or DEFAULT_DECODER) if tokenizer else None,
-        "captions": census.values(),
+        "captions": stats.values(),
         "same_by": "pixels" if decode else "bytes",
         **alike,
         "rejected": rejected(unreadable),
@@ -97,8 +99,8 @@ def annotation_facts(
         ),
         "bytes": size,
         "notes": annotations.notes.sentences()
-        + ([f"images that are not there: {'; '.join(near)}"] if near else [])
-        + census.notes(),
+        + ([f"images not found: {'; '.join(near)}"] if near else [])
+        + stats.notes(),
     }
     return values, _sheet(annotations.images, tokenizer, sample, pictures, pairs) if options.sheet else None
 
@@ -115,7 +117,7 @@ def _look(record: ImageRecord, root: Path | None, decode: bool) -> Look:
 
 
 def _looks(annotations: AnnotationSet, workers: int, decode: bool) -> Iterator[tuple[list[ImageRecord], list[Look]]]:
-    """The records, some at a time, with what their images are; Pillow decodes in threads as fast as in processes."""
+    """Records with what was read of their images, in chunks; Pillow decodes in threads as fast as in processes."""
     with ThreadPoolExecutor(workers) as pool, Progress("inspect", None) as progress:
         while records := list(islice(annotations.records, CHUNK)):
             yield records, list(pool.map(lambda record: _look(record, annotations.images, decode), records))
@@ -126,10 +128,10 @@ def _sheet(
     root: Path | None,
     tokenizer: CaptionEncoder | None,
     sample: list[ImageRecord],
-    pictures: Pictures,
+    pictures: ImageStats,
     pairs: list[tuple[int, int]],
 ) -> Sheet:
-    """Images upright in RGB, captions trimmed; for which encoder and decoder is not known yet."""
+    """Images upright in RGB and trimmed captions, before any encoder or decoder is chosen."""
     from toolkit.reports.html import data_uri
 
     def card(record: ImageRecord) -> dict[str, Any]:
@@ -148,6 +150,6 @@ def _sheet(
     def picture(i: int) -> dict[str, Any]:
         return card(ImageRecord(pictures.names[i], pictures.paths[i], (), pictures.splits[i]))
 
-    if root is None:  # in containers, which are not searched a second time
+    if root is None:  # images are inside containers, which are read only once
         pairs = []
     return Sheet([card(record) for record in sample], [(picture(i), picture(j)) for i, j in pairs[:SHEET_PAIRS]])

@@ -1,4 +1,4 @@
-"""What is in a finished cache."""
+"""Facts about a finished cache."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from toolkit.reports.facts.stats import (
     MAX_LENGTHS,
     SHEET_IMAGES,
     SHEET_PAIRS,
-    CaptionCensus,
-    Pictures,
+    CaptionStats,
+    ImageStats,
     Sheet,
     bytes_below,
     perceptual_hash,
@@ -27,16 +27,16 @@ from toolkit.reports.facts.stats import (
 from toolkit.runtime.hashing import hash_int
 from toolkit.runtime.progress import Progress
 
-CHUNK = 64  # images in hand at once
+CHUNK = 64  # images in memory at once
 
 
 def cache_facts(
     options: InspectOptions, cache: Cache, other_tokenizer: CaptionEncoder | None
 ) -> tuple[dict[str, Any], Sheet | None]:
-    """The values of a cache, and its sheet if one is wanted.
+    """The facts about a cache, and the sample sheet with `--sheet`.
 
     Args:
-        other_tokenizer: counts tokens in place of the cache's own.
+        other_tokenizer: counts tokens instead of the cache's own tokenizer.
 
     Raises:
         InputError: the cache is damaged.
@@ -46,10 +46,10 @@ def cache_facts(
     max_length = made["max_length"]
     own = CaptionEncoder(cache.directory / "tokenizer" / "tokenizer.json", manifest["labels"]["eos"], max_length)
     pictures = _pictures(cache, options.distance)
-    census = CaptionCensus(other_tokenizer or own)
+    stats = CaptionStats(other_tokenizer or own)
     for split in SPLITS if options.split is None else [options.split]:
         for chunk in cache[split].rows.table["captions"].chunks:  # some 64 rows at a time
-            census.add(chunk.to_pylist())
+            stats.add(chunk.to_pylist())
     alike, pairs = pictures.alike(options.distance)
     with open(cache.directory / "rejected.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -65,39 +65,41 @@ def cache_facts(
         "left_out": manifest["counts"]["left_out"],
         "split": options.split,
         "tokenizer": options.decoder or "the cache's own",
-        "captions": census.values(sorted({*MAX_LENGTHS, max_length})),
+        "captions": stats.values(sorted({*MAX_LENGTHS, max_length})),
         "same_by": "pixels",
         **alike,
         "rejected": rejected([row for row in rows if row["image_id"] is not None]),
         "unusable_rows": unusable_rows(row for row in rows if row["image_id"] is None),
         "bytes": bytes_below(cache.directory),
-        "notes": census.notes(),
+        "notes": stats.notes(),
     }
     return values, _sheet(options.split, cache, pictures, pairs, own) if options.sheet else None
 
 
-def _pictures(cache: Cache, distance: int | None) -> Pictures:
+def _pictures(cache: Cache, distance: int | None) -> ImageStats:
     """All images, split by split in the order of their rows."""
     from PIL import Image
 
     hashes: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for _, _, table in read_index(cache.directory):  # the rows of a piece are in the order of its index
+    for _, _, table in read_index(cache.directory):  # the rows of a shard are in the order of its index
         for split, value in zip(table["split"].to_pylist(), table["pixel_hash"].to_pylist(), strict=True):
             if split is not None:
                 hashes[split].append(value)
-    pictures = Pictures()
+    pictures = ImageStats()
     with Progress("inspect", sum(map(len, hashes.values()))) as progress:
         for split in SPLITS:
             reader = cache[split]
             if len(reader) != len(hashes[split]):
-                raise InputError(f"{cache.directory}: its index is damaged; run `toolkit preprocess` again to mend it.")
+                raise InputError(
+                    f"{cache.directory}: its index is damaged; run `toolkit preprocess` again to repair it."
+                )
             pictures.names += reader.column("image_id")
             pictures.paths += reader.column("path")
             pictures.splits += [split] * len(reader)
             pictures.hashes += hashes[split]
             for first in range(0, len(reader) if distance is not None else 0, CHUNK):
                 pixels = reader.gather(range(first, min(first + CHUNK, len(reader))))
-                # Plane by plane: putting C last first takes longer than all the rest.
+                # One plane at a time: transposing to (H, W, C) would take longer than all the rest.
                 planes = ([Image.fromarray(plane) for plane in row] for row in pixels)
                 pictures.perceptual += [perceptual_hash(Image.merge("RGB", row)) for row in planes]
                 progress.update(len(pixels))
@@ -105,9 +107,9 @@ def _pictures(cache: Cache, distance: int | None) -> Pictures:
 
 
 def _sheet(
-    split: str | None, cache: Cache, pictures: Pictures, pairs: list[tuple[int, int]], encoder: CaptionEncoder
+    split: str | None, cache: Cache, pictures: ImageStats, pairs: list[tuple[int, int]], encoder: CaptionEncoder
 ) -> Sheet:
-    """Pixels and labels as they lie in the cache: what the model will be given."""
+    """Pixels and labels as the cache has them: the model's input."""
     from toolkit.reports.html import data_uri
 
     starts = {split: pictures.splits.index(split) for split in SPLITS if split in pictures.splits}

@@ -1,4 +1,4 @@
-"""What the files of a model, and the log of a run, say of it: read without torch, weights never loaded."""
+"""Facts about a model from its files, and about a run from its log; without torch or loading weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from toolkit.errors import InputError
 
 RUN_LOG = "training.jsonl"
-FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "distinct")
+METRICS = ("loss", "cider", "bleu_4", "rouge_l", "ended", "distinct")
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object in a file, None where there is no such file.
+    """The JSON object in a file; None if there is no such file.
 
     Raises:
         InputError: the file is damaged.
@@ -26,9 +26,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read as JSON ({error}); mend the file or write the folder anew.") from None
+        raise InputError(
+            f"{path}: can't be read as JSON ({error}); repair the file or write the folder again."
+        ) from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; mend the file or write the folder anew.")
+        raise InputError(f"{path}: not a JSON object; repair the file or write the folder again.")
     return value
 
 
@@ -36,7 +38,7 @@ def tensors(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: name -> {"dtype", "shape", ...}.
 
     Raises:
-        InputError: the file is cut short or no safetensors file.
+        InputError: the file is truncated or no safetensors file.
     """
     try:
         with open(path, "rb") as file:
@@ -54,11 +56,11 @@ def tensors(path: Path) -> dict[str, Any]:
 
 
 def parameters(folder: Path) -> dict[str, Any] | None:
-    """Parameters of a model folder, in one file or several; None where it has no safetensors.
+    """Parameter counts of a model folder with one or several safetensors files; None if it has none.
 
     Returns:
-        {"total", "encoder", "decoder", "dtypes": {"F32": ...}}; other parts, such as a projection between the two, are
-        in the total alone.
+        {"total", "encoder", "decoder", "dtypes": {"F32": ...}}; other parts, such as a projection between the two,
+        only count in the total.
     """
     index = read_json(folder / "model.safetensors.index.json")
     files = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
@@ -80,7 +82,7 @@ def parameters(folder: Path) -> dict[str, Any] | None:
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
-    """What a captioner's folder says of it.
+    """Facts about a model from its folder.
 
     Raises:
         InputError: it is another kind of model, or one of its files is damaged.
@@ -89,7 +91,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind != "vision-encoder-decoder":
         raise InputError(
-            f"{folder}: a model of type {kind}; give a captioner's folder (vision-encoder-decoder), or a cache."
+            f"{folder}: a model of type {kind}; name the folder of a captioner (vision-encoder-decoder), or a cache."
         )
     encoder, decoder = config.get("encoder") or {}, config.get("decoder") or {}
     size = (read_json(folder / "preprocessor_config.json") or {}).get("size") or {}
@@ -111,18 +113,18 @@ def model_facts(folder: Path) -> dict[str, Any]:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """What the log of a run says: how far it came, its best evaluation and its last figures."""
+    """Facts about a run from its log: steps, the best evaluation and the last metrics."""
     rows = []
     for line in (folder / RUN_LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a run that is writing it now, or was killed then
+        except ValueError:  # the incomplete last line of a run that is being written or was killed
             continue
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     options = (read_json(folder / "options.json") or {}).get("options") or {}
     metric = options.get("eval_metric") or "loss"
-    # Those of training; one that was made afterwards, with other settings of generation, names these.
+    # Evaluations during training; those made afterwards, with other generation settings, name these settings.
     evaluations = [row for row in rows if row.get(f"eval_{metric}") is not None and "generation" not in row]
     sign = -1 if metric == "loss" else 1
     best = max(evaluations, key=lambda row: sign * row[f"eval_{metric}"], default=None)
@@ -133,13 +135,13 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "finished": (folder / "finetune.json").exists(),
         "evaluations": len(evaluations),
         "metric": metric,
-        "best": _figures(best) if best else None,
-        "last_evaluation": _figures(evaluations[-1]) if evaluations else None,
+        "best": _metrics(best) if best else None,
+        "last_evaluation": _metrics(evaluations[-1]) if evaluations else None,
         "last": {k: steps[-1].get(k) for k in ("step", "loss", "learning_rate", "grad_norm")} if steps else None,
         "options": options or None,
     }
 
 
-def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    figures = {name: row[f"eval_{name}"] for name in FIGURES if row.get(f"eval_{name}") is not None}
-    return {"step": row["step"], "epoch": row.get("epoch"), **figures}
+def _metrics(row: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: row[f"eval_{name}"] for name in METRICS if row.get(f"eval_{name}") is not None}
+    return {"step": row["step"], "epoch": row.get("epoch"), **metrics}

@@ -1,4 +1,4 @@
-"""Counting what is in a data set: words, lengths, pictures that occur twice or nearly so. No torch, little memory."""
+"""Counts over a data set: words, lengths, duplicate and near-duplicate images. No torch, little memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from toolkit.runtime.hashing import hash_int
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_LENGTHS = (16, 20, 24, 32, 40, 50, 64)  # for each of them it is said how many captions would be cut
-FREQUENT = 30  # words that are listed
-EXAMPLES = 100  # duplicates, leaks and pairs that are named; all of them are counted
+MAX_LENGTHS = (16, 20, 24, 32, 40, 50, 64)  # for each, the number of captions that would be truncated is counted
+FREQUENT = 30  # words listed
+EXAMPLES = 100  # examples of duplicates, leaks and pairs; all of them are counted
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 BLOCK = 2**21  # pairs of hashes compared at once: 16 MB
 
@@ -33,7 +33,7 @@ Spread = dict[str, float]
 
 
 def spread(counts: Counter[int]) -> Spread | None:
-    """Least, median and largest of numbers that are counted; None of none.
+    """Minimum, median and maximum of counted numbers; None if there are none.
 
     >>> spread(Counter({4: 1, 5: 2, 9: 1}))
     {'min': 4, 'median': 5, 'max': 9}
@@ -46,11 +46,11 @@ def spread(counts: Counter[int]) -> Spread | None:
 
 
 @dataclass
-class CaptionCensus:
-    """Captions, counted as they go by.
+class CaptionStats:
+    """Statistics of captions, updated as captions are added.
 
     Args:
-        encoder: counts tokens; without one only words are counted.
+        encoder: counts tokens; without it only words are counted.
     """
 
     encoder: CaptionEncoder | None = None
@@ -62,7 +62,7 @@ class CaptionCensus:
     spacing: Spacing = field(default_factory=Spacing)
 
     def add(self, images: Sequence[Sequence[str]]) -> None:
-        """The captions of some images; many at once is faster."""
+        """Add the captions of some images; many at once are faster."""
         captions = [caption for image in images for caption in image]
         self.per_image.update(len(image) for image in images)
         self.distinct.update(map(hash_int, captions))
@@ -79,7 +79,7 @@ class CaptionCensus:
         return [] if note is None else [note]
 
     def values(self, max_lengths: Sequence[int] = MAX_LENGTHS) -> dict[str, Any]:
-        """All of it as JSON has it; `truncated` is by --max-length, `tokens` include the EOS."""
+        """The statistics as in `--json`; `truncated` is per --max-length, `tokens` include the EOS."""
         ranked = sorted(self.words.items(), key=lambda item: (-item[1], item[0]))
         truncated = {str(m): sum(n for length, n in self.tokens.items() if length > m) for m in max_lengths}
         return {
@@ -94,15 +94,15 @@ class CaptionCensus:
         }
 
 
-# ---- the same picture twice -----------------------------------------------------------------------------------------
+# ---- duplicate images -----------------------------------------------------------------------------------------
 
 
 def duplicates(names: Sequence[str], splits: Sequence[str | None], hashes: Sequence[str]) -> dict[str, Any]:
-    """Images with the same hash, and those among them that stand in two splits.
+    """Images with the same hash, and those of them that are in two splits.
 
     Returns:
-        "duplicates": {"pictures": how many occur more than once, "copies": how many images could go, "examples":
-        [[name, ...], ...]}, "leaks": {"pictures": how many stand in two splits, "examples": [{split: [name, ...]}]}
+        "duplicates": {"pictures": how many occur more than once, "copies": how many images are redundant, "examples":
+        [[name, ...], ...]}, "leaks": {"pictures": how many are in two splits, "examples": [{split: [name, ...]}]}
     """
     counts = Counter(hashes)
     groups: dict[str, list[int]] = {}
@@ -121,7 +121,7 @@ def duplicates(names: Sequence[str], splits: Sequence[str | None], hashes: Seque
     }
 
 
-# ---- nearly the same picture ----------------------------------------------------------------------------------------
+# ---- near-duplicate images ----------------------------------------------------------------------------------------
 
 
 @cache
@@ -131,23 +131,23 @@ def _cosines() -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits that a picture keeps when it is scaled, recompressed or brightened: the usual pHash.
+    """64 bits that stay the same when an image is scaled, recompressed or brightened: pHash.
 
-    Bit for bit `imagehash.phash` (tests/test_facts.py), written out because that brings scipy and PyWavelets along
-    for the one matrix above. Which of the 8 x 8 coarsest waves of the grey picture are stronger than their median.
+    Equal to `imagehash.phash` bit for bit, without its dependencies scipy and PyWavelets. A bit says whether one of the
+    8 x 8 lowest frequencies of the grey image is above their median.
     """
     from PIL.Image import Resampling
 
     grey = np.asarray(image.convert("L").resize((32, 32), Resampling.LANCZOS), dtype=np.float64)
-    waves = np.round(_cosines() @ grey @ _cosines().T, 3)  # rounded: in a plain colour all but one are 0, not 1e-13
+    waves = np.round(_cosines() @ grey @ _cosines().T, 3)  # rounded, so that a plain colour gives 0 and not 1e-13
     return int.from_bytes(np.packbits(waves > np.median(waves)).tobytes(), "big")
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Each pair i < j of hashes (uint64) that differ in at most `distance` bits, once: arrays (i, j, bits).
 
-    Cut into distance + 1 bands, two such hashes agree in at least one band. So only hashes of the same band are
-    compared: 8,000 in a tenth of a second, a million in five.
+    Split into distance + 1 bands, two such hashes agree in at least one band, so only hashes that agree in a band are
+    compared.
     """
     edges = np.linspace(0, 64, distance + 2).astype(int)
     masks = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
@@ -164,7 +164,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
                 different = hashes[rows][:, None] ^ hashes[columns][None, :]
                 bits = np.bitwise_count(different)
                 near = (bits <= distance) & (rows[:, None] < columns[None, :])
-                for earlier in masks[:band]:  # those were found there
+                for earlier in masks[:band]:  # found in an earlier band
                     near &= (different & earlier) != 0
                 i, j = np.nonzero(near)
                 if len(i):
@@ -174,11 +174,11 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
 def near_duplicates(
     names: Sequence[str], splits: Sequence[str | None], hashes: Sequence[str], perceptual: Sequence[int], distance: int
 ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """Pictures that differ, but hardly; of identical ones the first stands for all.
+    """Images that differ only slightly; of identical images only the first is compared.
 
     Returns:
         {"distance", "pairs", "images": how many are in a pair, "across_splits": pairs in two splits, "nearest":
-        [{"images": [name, name], "splits": [...], "distance"}, ...]}, and the same nearest pairs as numbers.
+        [{"images": [name, name], "splits": [...], "distance"}, ...]}, and the nearest pairs as image numbers.
     """
     seen: dict[str, int] = {}
     for number, value in enumerate(hashes):
@@ -212,12 +212,12 @@ def near_duplicates(
 
 
 @dataclass
-class Pictures:
-    """What is kept of every image, by number.
+class ImageStats:
+    """Name, path, split and hashes of every image, by number.
 
     Attributes:
-        hashes: of the decoded picture, or of the file.
-        perceptual: 64 bits of each; not used if near-duplicates are not sought.
+        hashes: of the decoded image, or of the file.
+        perceptual: 64 bits per image; only used to find near-duplicates.
     """
 
     names: list[str] = field(default_factory=list)
@@ -239,8 +239,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a page shows: {"name", "split", "thumbnail", "error", "captions": [{"text", "tokens", "cut"}, ...]} of each
-    image, and two of these for each pair."""
+    """The cards of a page: {"name", "split", "thumbnail", "error", "captions": [{"text", "tokens", "cut"}, ...]} per
+    image, and a pair of these per near-duplicate."""
 
     cards: list[dict[str, Any]]
     pairs: list[tuple[dict[str, Any], dict[str, Any]]]
@@ -250,14 +250,14 @@ SHEET_IMAGES, SHEET_PAIRS = 24, 8
 
 
 def rejected(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Images that can't be read, by reason: rows of {"image_id", "path", "reason"}."""
+    """Unreadable images by reason, from rows of {"image_id", "path", "reason"}."""
     reasons = Counter(row["reason"].split(":")[0] for row in rows)
     examples = [{name: row[name] for name in ("image_id", "path", "reason")} for row in rows[:EXAMPLES]]
     return {"count": len(rows), "reasons": dict(reasons.most_common()), "examples": examples}
 
 
 def unusable_rows(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of annotations that can't be used: {"path", "reason", "line"}."""
+    """Unusable rows of annotations, from rows of {"path", "reason", "line"}."""
     count, examples = 0, list[dict[str, Any]]()
     for row in rows:
         count += 1
@@ -267,5 +267,5 @@ def unusable_rows(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files below a folder."""
+    """Size of all files below a folder."""
     return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)

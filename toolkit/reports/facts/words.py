@@ -1,4 +1,4 @@
-"""Facts as a compact table for people."""
+"""Facts as a compact table."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any
 
 from toolkit.runtime.progress import printable
 
-WIDTH = 18  # of the names in front
+WIDTH = 18  # of the column of names
 
 
 def title(values: dict[str, Any]) -> str:
-    """What it is, in a line."""
+    """The first line: path, kind and size."""
     size = _bytes(values["bytes"])
-    what = {"cache": "cache", "annotations": f"annotations in {values.get('format')} form"}.get(values["kind"])
+    what = {"cache": "cache", "annotations": f"annotations in {values.get('format')} format"}.get(values["kind"])
     if what is not None:
         return f"{values['path']}: {what}, {_many(values['images'], 'image')}, {size}"
     if values["kind"] == "model":
         total = values["parameters"]["total"] if values["parameters"] else None
         parameters = f", {_count(total)} parameters" if total else ""
-        return f"{values['path']}: captioner of {values['encoder']} and {values['decoder']}{parameters}, {size}"
+        return f"{values['path']}: captioner with {values['encoder']} and {values['decoder']}{parameters}, {size}"
     return f"{values['path']}: run, {'finished' if values['run']['finished'] else 'not finished'}, {size}"
 
 
 def table(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """All that people want to see of the values of `toolkit inspect`: (name, text) a line."""
+    """The facts as lines of (name, text)."""
     notes = [("note", note) for note in values.get("notes", [])]
     if values["kind"] == "cache":
         return [*_made_of(values), *_data(values), *notes]
@@ -44,29 +44,29 @@ def describe(values: dict[str, Any]) -> str:
 def _made_of(values: dict[str, Any]) -> list[tuple[str, str]]:
     models = f"preset {values['preset']}" if values["preset"] else f"{values['encoder']}, {values['decoder']}"
     shape = "x".join(map(str, values["pixels"]))
-    return [("made of", f"{values['annotations']} ({values['format']})"), ("made for", f"{models}; pixels {shape}")]
+    return [("made from", f"{values['annotations']} ({values['format']})"), ("made for", f"{models}; pixels {shape}")]
 
 
 def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     captions = values["captions"]
-    of = f" (of {values['split']} alone)" if values["split"] else ""
-    splits = _named(values["splits"]) if values["splits"] else "none of its own"
-    left_out = f"; in none {values['left_out']}" if values["left_out"] else ""
+    of = f" (only {values['split']})" if values["split"] else ""
+    splits = _named(values["splits"]) if values["splits"] else "none given"
+    left_out = f"; in no split {values['left_out']}" if values["left_out"] else ""
     rows = [("splits", splits + left_out)]
-    per_image = f"; an image has {_range(captions['per_image'])}" if captions["per_image"] else ""
+    per_image = f"; per image {_range(captions['per_image'])}" if captions["per_image"] else ""
     rows.append(("captions", f"{captions['count']}{of}, {captions['distinct']} distinct{per_image}"))
     if captions["count"]:
-        rows.append(("words a caption", _range(captions["words"])))
+        rows.append(("words per caption", _range(captions["words"])))
     if captions["tokens"]:
         rows.append(
-            ("tokens a caption", f"{_range(captions['tokens'])} (EOS included; tokenizer: {values['tokenizer']})")
+            ("tokens per caption", f"{_range(captions['tokens'])} (with EOS; tokenizer: {values['tokenizer']})")
         )
         cells = [(m, str(n)) for m, n in captions["truncated"].items()]
         widths = [max(len(m), len(n)) + 2 for m, n in cells]
         for name, column in (("with --max-length", 0), ("are cut", 1)):
             rows.append((name, "".join(cell[column].ljust(width) for cell, width in zip(cells, widths, strict=True))))
     elif captions["count"]:
-        rows.append(("tokens a caption", "unknown; name a tokenizer with --decoder"))
+        rows.append(("tokens per caption", "unknown; name a tokenizer with --decoder"))
     words = ", ".join(f"{word} {n}" for word, n in captions["frequent"][:12])
     rows.append(("words", f"{captions['vocabulary']} different: {words}" if words else "none"))
     return [*rows, *_pictures(values)]
@@ -75,35 +75,33 @@ def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
 def _pictures(values: dict[str, Any]) -> list[tuple[str, str]]:
     same, near, bad, leaked = (values[name] for name in ("duplicates", "near_duplicates", "rejected", "leaks"))
     kind = "pixel-identical" if values["same_by"] == "pixels" else "byte-identical"
-    text = f"{_many(same['pictures'], 'picture')} more than once, {_many(same['copies'], 'copy', 'copies')} too many"
+    text = f"{_many(same['pictures'], 'image')} more than once, {_many(same['copies'], 'redundant copy', 'redundant copies')}"
     rows = [(kind, f"{text}: {' = '.join(same['examples'][0])}" if same["examples"] else "none")]
     if near is None:
-        rows.append(("nearly the same", "not sought (--near-duplicates off)"))
+        rows.append(("near-duplicates", "not searched (--near-duplicates off)"))
     elif not near["pairs"]:
-        rows.append(("nearly the same", f"none (up to {near['distance']} of 64 bits)"))
+        rows.append(("near-duplicates", f"none (up to {near['distance']} of 64 bits)"))
     else:
         first = near["nearest"][0]
         text = f"{_many(near['pairs'], 'pair')} of {near['images']} images, {near['across_splits']} across splits"
         rows.append(
             (
-                "nearly the same",
-                f"{text} (up to {near['distance']} of 64 bits, colours aside): {' ~ '.join(first['images'])}",
+                "near-duplicates",
+                f"{text} (up to {near['distance']} of 64 bits, colour not compared): {' ~ '.join(first['images'])}",
             )
         )
     if leaked["pictures"]:
         first = ", ".join(f"{names[0]} in {split}" for split, names in leaked["examples"][0].items())
-        rows.append(("in two splits", f"{_many(leaked['pictures'], 'picture')}: {first}"))
+        rows.append(("in two splits", f"{_many(leaked['pictures'], 'image')}: {first}"))
     elif values["splits"]:
         rows.append(("in two splits", "none"))
     if bad["count"]:
         some = bad["examples"][0]
-        rows.append(("can't be read", f"{_named(bad['reasons'])}; first: {some['path']} ({some['reason']})"))
+        rows.append(("unreadable", f"{_named(bad['reasons'])}; first: {some['path']} ({some['reason']})"))
         if bad["count"] == values["images"] and set(bad["reasons"]) == {"missing"}:
-            rows.append(("", "all images are missing: name their folder with --images"))
+            rows.append(("", "all images are missing; name their folder with --images"))
     else:
-        rows.append(
-            ("can't be read", "none" if near is not None or values["kind"] == "cache" else "none (not decoded)")
-        )
+        rows.append(("unreadable", "none" if near is not None or values["kind"] == "cache" else "none (not decoded)"))
     if values["unusable_rows"]["count"]:
         first = values["unusable_rows"]["examples"][0]
         where = first["path"] if first["line"] is None else f"line {first['line']}"
@@ -120,7 +118,7 @@ def _model(values: dict[str, Any]) -> list[tuple[str, str]]:
         parts = {name: _count(values["parameters"][name]) for name in ("encoder", "decoder")}
         rows.append(("parameters", f"{_named(parts)}; {', '.join(values['parameters']['dtypes'])}"))
     else:
-        rows.append(("parameters", "unknown, there is no safetensors file"))
+        rows.append(("parameters", "unknown (no safetensors file)"))
     rows.append(("vocabulary", f"{values['vocabulary']} tokens"))
     if values["image_size"]:
         rows.append(("images", "x".join(map(str, values["image_size"]))))
@@ -140,7 +138,7 @@ def _run(run: dict[str, Any]) -> list[tuple[str, str]]:
     state = "finished" if run["finished"] else "not finished"
     rows = [("run", f"{state}: {run['steps']} steps, {_many(run['evaluations'], 'evaluation')}")]
     if run["last"]:
-        rows.append(("last figures", _named(run["last"])))
+        rows.append(("last metrics", _named(run["last"])))
     if run["best"]:
         rows.append((f"best by {run['metric']}", _named(run["best"])))
     if run["last_evaluation"] and run["last_evaluation"] != run["best"]:
@@ -148,7 +146,7 @@ def _run(run: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- formatting --------------------------------------------------------------------------------------------------------
 
 
 def _many(number: int, one: str, several: str = "") -> str:
@@ -156,7 +154,7 @@ def _many(number: int, one: str, several: str = "") -> str:
 
 
 def _named(values: dict[str, Any]) -> str:
-    """'train 80, test 20'; what is None is left out."""
+    """'train 80, test 20'; None values are left out."""
     shown = ((name, f"{v:.4g}" if isinstance(v, float) else str(v)) for name, v in values.items() if v is not None)
     return ", ".join(f"{name} {value}" for name, value in shown)
 

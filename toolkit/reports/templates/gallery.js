@@ -71,9 +71,9 @@ function cardOf(card) {
   if (card.ended === false) notes.append(make("span", "bad", "not ended "));
   if (card.verdict != null) notes.append(make("span", card.verdict ? "good" : "bad", card.verdict ? "✓ right " : "✗ wrong "));
   if (card.score != null) {
-    const figure = make("span", "", card.score.toFixed(3));
-    figure.title = "mean log-probability of a token, nats";
-    notes.append(figure);
+    const score = make("span", "", card.score.toFixed(3));
+    score.title = "mean log-probability of a token, nats";
+    notes.append(score);
   }
   const text = make("figcaption", "", captionOf(card));
   if (card.caption != null && card.error) text.append(make("span", "bad", card.error));
@@ -105,7 +105,7 @@ function choose() {
   grid.replaceChildren();
   drawn = 0;
   more();
-  watch.unobserve(end); // observing anew reports anew, should the end still be in sight
+  watch.unobserve(end); // observe again: reports again if the end is still in view
   watch.observe(end);
 }
 
@@ -145,14 +145,14 @@ async function show(word) {
   const strip = new Image();
   strip.src = address(heat.image);
   await Promise.all([strip.decode(), image.decode()]);
-  if (word !== shown) return; // another one meanwhile
+  if (word !== shown) return; // another word was chosen meanwhile
   const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
   const canvas = make("canvas");
   canvas.width = Math.round(image.naturalWidth * scale);
   canvas.height = Math.round(image.naturalHeight * scale);
   canvas.style.left = `${(image.clientWidth - canvas.width) / 2}px`;
   canvas.style.top = `${(image.clientHeight - canvas.height) / 2}px`;
-  const map = make("canvas"); // alone, or the neighbours of a map would shine in at its edges
+  const map = make("canvas"); // drawn alone, so that neighbouring maps don't blend in at its edges
   map.width = columns;
   map.height = rows;
   map.getContext("2d").drawImage(strip, 0, word.dataset.index * -rows);
