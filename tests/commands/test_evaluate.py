@@ -22,7 +22,7 @@ from toolkit.errors import InputError, ModelError, OutputError, ToolkitError
 from toolkit.evaluation import metrics
 from toolkit.evaluation.metrics import score
 from toolkit.evaluation.significance import compare, intervals
-from toolkit.options import EvaluateOptions
+from toolkit.options import EvaluateOptions, GenerationOptions
 from toolkit.records import ImageRecord
 
 SAID = {
@@ -263,7 +263,9 @@ def test_names_that_lead_to_no_file_are_found_for_the_page(
 
 def test_a_model(cache_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     table = tmp_path / "figures.parquet"
-    values = run(None, cache_dir, model=str(model_dir), max_length=8, per_image=table, batch_size=3)
+    values = run(
+        None, cache_dir, model=str(model_dir), generation=GenerationOptions(max_length=8), per_image=table, batch_size=3
+    )
     assert values["images"] == len(open_cache(cache_dir)["test"])
     assert values["matching"]["missing"]["count"] == 0
     assert values["health"]["ended"] is not None

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, OutputError
-from toolkit.options import FinetuneOptions
+from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training.checkpoints import last_checkpoint
 
 QUICK = {"epochs": 2, "batch_size": 8}
@@ -262,7 +262,7 @@ def test_mistakes(cache_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="schema version 99"):
         finetune(replace(options, cache=tmp_path / "newer"))
     with pytest.raises(ModelError, match="has 64 positions"):
-        finetune(replace(options, max_length=500))
+        finetune(replace(options, generation=GenerationOptions(max_length=500)))
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="is a file; name another folder"):
         finetune(replace(options, output_dir=tmp_path / "file"))

@@ -217,7 +217,7 @@ def test_a_model_is_replaced_and_nothing_else(
 def test_a_mistake_leaves_the_model(short: FinetuneOptions, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(finished.parent)
     with pytest.raises(ModelError, match="has 64 positions"):
-        finetune(replace(short, overwrite=True, max_length=500))
+        finetune(replace(short, overwrite=True, generation=GenerationOptions(max_length=500)))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="LoRA needs peft"):
         finetune(replace(short, overwrite=True, lora_rank=2))
