@@ -10,11 +10,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 
 def stored(state: Path) -> dict[str, str]:
@@ -54,9 +54,7 @@ def kill_at_random(tmp_path: Path, sample_dir: Path, model_dir: Path, images: in
     before: dict[str, str] = {}
     for moment in sorted(rng.randrange(1, images * 9 // 10) for _ in range(kills)):
         process = subprocess.Popen([*script, "--output", str(output)], stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 120
-        while len(stored(state)) < moment and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
+        wait_for(lambda wanted=moment: len(stored(state)) >= wanted, process)
         process.kill()
         process.wait()
         after = stored(state)
@@ -108,9 +106,7 @@ def test_one_signal_ends_a_run_that_hangs(sample_dir: Path, model_dir: Path, tmp
     given = ["batch-caption", str(folder), "--model", str(model_dir), "--output", str(output)]
     given += ["--num-beams", "1", "--max-length", "8", "--batch-size", "2"]
     process = subprocess.Popen([sys.executable, "-c", HANGING, *given], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
-    while len(stored(Path(f"{output}.state"))) < 4 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: len(stored(Path(f"{output}.state"))) >= 4, process)
     process.send_signal(how)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + how

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from waiting import wait_for
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, OutputError
@@ -140,9 +140,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, ca
     command = [sys.executable, "-m", "toolkit", "finetune", str(cache_dir), "--output-dir", str(out),
                "--epochs", "2", "--batch-size", "8"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while last_checkpoint(partial / "checkpoints") is None and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: last_checkpoint(partial / "checkpoints"), process)
     process.send_signal(how)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode != 0, "it was over before it could be stopped"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import SHARD_ROWS, DataSet, stored_processors, tree
+from preprocessing import DataSet, stored_processors, tree
+from waiting import wait_for
 
 import toolkit.cache.staging
 import toolkit.captioning.shards
@@ -155,7 +156,7 @@ def test_a_stopped_command_takes_ray_with_it(tmp_path: Path, how: signal.Signals
         "run_ray(Touch(Path(sys.argv[2])), [{'name': str(i), 'sleep': 0.5} for i in range(1000)], 2)"
     )
     command = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(tmp_path)], stderr=subprocess.PIPE
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], stderr=subprocess.PIPE
     )
     wait_for(lambda: any(tmp_path.iterdir()))
     command.send_signal(how)
@@ -167,13 +168,6 @@ def test_a_stopped_command_takes_ray_with_it(tmp_path: Path, how: signal.Signals
 
 
 # ---- three nodes, one of which dies ---------------------------------------------------------------------------------
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 120) -> None:
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ranked import ENVIRONMENT, difference, ended, torchrun, weights
+from waiting import wait_for
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, OutputError, RunError
@@ -97,9 +97,7 @@ def test_a_killed_rank(killed: int, by_two: Path, cache_dir: Path, tmp_path: Pat
     """The other one ends soon, with a sentence; the same command goes on, to the same weights."""
     out, partial = tmp_path / "model", tmp_path / "model.partial"
     process = torchrun(2, *arguments(cache_dir, out))
-    until = time.monotonic() + 60
-    while not list(partial.glob("checkpoints/*/whole.json")) and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_for(lambda: list(partial.glob("checkpoints/*/whole.json")), process)
     os.kill(rank_pid(out, killed), signal.SIGKILL)
     code, _, errors, _ = ended(process, 60)
     assert code != 0
