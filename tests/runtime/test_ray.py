@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import DataSet, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, stored_processors, tree
 from waiting import wait_for
 
 import toolkit.cache.staging

@@ -1,7 +1,7 @@
 """Fetches an encoder's image processor and a decoder's tokenizer and saves both beside a cache.
 
 In a process of its own: transformers' processors import torch, 300 MB that preprocess and its workers would otherwise
-carry along.
+carry along. What it finds is kept (kept.py), so that the next build with the same models starts without it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import toolkit
 from toolkit.errors import ModelError, ToolkitError
+from toolkit.models.kept import FOLDERS, keep, key_of, take
 
 # With -P: the user's folder, where a `random.py` may lie, is not searched for modules. Ctrl-C is the parent's business.
 CHILD = """
@@ -41,28 +42,29 @@ def fetch_processors(
     Raises:
         ModelError: one of them could not be loaded, or the processor does more than resize, crop and normalise.
     """
+    key = key_of(encoder, decoder) if preset is None else None
+    answer = take(key, directory) if key is not None else None
+    if answer is None:
+        new = not any((directory / name).exists() for name in FOLDERS)
+        answer = _fetch(encoder, decoder, preset, directory)
+        # Not where files of an unfinished build are beside them, or where the models' files have changed meanwhile.
+        if key is not None and new and key == key_of(encoder, decoder):
+            keep(key, directory, answer)
+    return answer["image_processor"], answer["tokens"]
+
+
+def _fetch(encoder: str, decoder: str, preset: str | None, directory: Path) -> dict[str, Any]:
     request = {"encoder": encoder, "decoder": decoder, "preset": preset, "directory": str(directory)}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            CHILD,
-            json.dumps(request),
-            str(Path(toolkit.__file__).parent.parent),
-            str(os.getpid()),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    package = str(Path(toolkit.__file__).parent.parent)
+    command = [sys.executable, "-P", "-c", CHILD, json.dumps(request), package, str(os.getpid())]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         raise ModelError(f"{encoder} and {decoder}: loading their processors failed; see the messages above.") from None
     if "error" in answer:
         raise ModelError(answer["error"])
-    return answer["image_processor"], answer["tokens"]
+    return answer
 
 
 def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dict[str, Any]:
