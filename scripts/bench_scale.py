@@ -111,24 +111,25 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
 
 def train(folder: Path, out: Path) -> None:
     """One rank's part of a training of four steps; the first rank prints the rate of all as JSON."""
-    from toolkit.commands import finetune
+    from toolkit.commands.finetune import finetune
     from toolkit.options import FinetuneOptions
+    from toolkit.training import setup
     from toolkit.training.distributed import rank, ranks
 
     ends: list[float] = []
 
-    class Trainer(finetune.CaptionTrainer):
+    class Trainer(setup.CaptionTrainer):
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             self.args.save_strategy = "no"
             loss = super().training_step(*args, **kwargs)
             ends.append(time.perf_counter())
             return loss
 
-    vars(finetune)["CaptionTrainer"] = Trainer
+    vars(setup)["CaptionTrainer"] = Trainer
     began = time.time()
     options = FinetuneOptions(cache=folder / "cache", output_dir=out, batch_size=8, max_steps=STEPS + 1,
                               captions_per_image="all")  # fmt: skip
-    finetune.finetune(options)
+    finetune(options)
     if rank() == 0:
         images = ranks() * 8 * STEPS
         print(json.dumps({"rate": images / (ends[-1] - ends[0]), "seconds": time.time() - began}))

@@ -194,20 +194,21 @@ def notebook(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def toolkit(folder: Path, arguments: argparse.Namespace, **options: Any) -> dict[str, float]:
-    from toolkit.commands import finetune
+    from toolkit.commands.finetune import finetune
     from toolkit.options import FinetuneOptions
+    from toolkit.training import setup
 
     trainers = []
 
-    class Trainer(Clock, finetune.CaptionTrainer):
+    class Trainer(Clock, setup.CaptionTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.args.save_strategy = "no"
             trainers.append(self)
 
-    vars(finetune)["CaptionTrainer"] = Trainer
+    vars(setup)["CaptionTrainer"] = Trainer
     with tempfile.TemporaryDirectory() as out:
-        finetune.finetune(
+        finetune(
             FinetuneOptions(
                 cache=folder / "cache", output_dir=Path(out) / "model", max_steps=arguments.steps + 1, epochs=1000,
                 batch_size=arguments.batch_size, captions_per_image="all", **options,

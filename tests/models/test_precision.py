@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.commands.finetune import _arguments, finetune
+from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError
 from toolkit.models.freezing import freeze_encoder
 from toolkit.models.loading import build_captioner
@@ -18,6 +18,7 @@ from toolkit.models.lora import add_lora, plain_model
 from toolkit.models.precision import pick_dtype
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions
+from toolkit.training.setup import trainer_arguments
 
 TOKENS = SpecialTokens(0, 0, 0)
 
@@ -122,7 +123,7 @@ def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert pick_dtype("auto", cuda) is (torch.bfloat16 if has else torch.float32)
     assert pick_dtype("auto", torch.device("cpu")) is torch.float32
     options = FinetuneOptions(output_dir=tmp_path, gradient_checkpointing=True).resolved(None)
-    arguments = _arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
+    arguments = trainer_arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
     assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--precision fp16: training in it needs a GPU; use auto"):

@@ -18,7 +18,7 @@ from toolkit.errors import ModelError
 from toolkit.models.loading import load_captioner
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
-from toolkit.training.setup import starting_model
+from toolkit.training.starting_model import starting_model
 
 
 @pytest.fixture(scope="module")

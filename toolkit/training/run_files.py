@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from toolkit.errors import OutputError
 from toolkit.runtime.files import beside, flush, write_json
@@ -16,7 +16,7 @@ from toolkit.runtime.hashing import file_hash
 from toolkit.training.checkpoints import WHOLE, best_step, files_of, marked, remove_empty, remove_files
 
 STARTED = "options.json"  # written first: what a resumed run must agree with
-FINISHED = "finetune.json"  # written last: a folder with it is whole; figures, and the run's files by content hash
+FINISHED = "finetune.json"  # written last: a folder with it is whole; metrics, and the run's files by content hash
 REPLACED = "replaced.json"  # within a swap: the files of the model that is being replaced
 LOG = "training.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -31,6 +31,21 @@ NAMES = (
 )  # fmt: skip
 
 
+class RunSummary(TypedDict, total=False):
+    """What `FINISHED` says of a run; one of an older toolkit's may lack some of it."""
+
+    model: str
+    steps: int
+    epochs: float
+    ranks: int
+    seconds: float
+    best_step: int | None
+    validation: dict[str, float]  # metrics
+    notes: list[str]
+    extended: list[dict[str, Any]]  # how long the run was before each time that it was extended
+    files: dict[str, str | None]  # name -> hash
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is no such file, or something else is in it."""
     try:
@@ -38,6 +53,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_summary(folder: Path) -> RunSummary | None:
+    return cast(RunSummary | None, read_object(folder / FINISHED))
 
 
 def written(folder: Path) -> list[Path]:
@@ -87,9 +106,7 @@ def carry(place: Path, partial: Path, checkpoint: Path | None) -> None:
                 shutil.copyfile(source / name, target)
 
 
-def finish(
-    partial: Path, model: list[str], summary: dict[str, Any], earlier: dict[str, str | None] | None = None
-) -> None:
+def finish(partial: Path, model: list[str], summary: RunSummary, earlier: dict[str, str | None] | None = None) -> None:
     """Marks a run as whole, once all of it is on the disk.
 
     Args:
@@ -108,7 +125,7 @@ def finish(
     write_json(partial / FINISHED, {**summary, "files": {**(earlier or {}), **hashes}})
 
 
-def listed(folder: Path, finished: dict[str, Any] | None) -> dict[str, str | None]:
+def listed(folder: Path, finished: RunSummary | None) -> dict[str, str | None]:
     """The files of the run in a folder, by name, with their hashes; None for those of an older toolkit's."""
     if finished is None and read_object(folder / STARTED) is None:
         return {}
@@ -139,7 +156,7 @@ def swap(partial: Path, place: Path, out: Path) -> list[str]:
             new = (read_object(partial / FINISHED) or {})["files"]
             old = (read_object(record) or {}).get("files")
             if old is None:
-                old = listed(place, read_object(place / FINISHED))
+                old = listed(place, read_summary(place))
                 _check_free(partial, place, [name for name in new if name not in old], out)
                 write_json(record, {"files": old})
             kept = _swap(partial, place, new, old)

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ from toolkit.training.run_files import (
     CHECKPOINTS,
     FINISHED,
     STARTED,
+    RunSummary,
     carry,
     clear,
     is_cut,
     listed,
     move_unfinished,
     read_object,
+    read_summary,
     swap,
 )
 
@@ -64,7 +66,7 @@ class Plan:
     place: Path
     partial: Path
     fresh: bool = False
-    summary: dict[str, Any] | None = None
+    summary: RunSummary | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
 
     def seen_from_here(self, out: Path) -> Plan:
@@ -73,25 +75,61 @@ class Plan:
         return replace(self, place=place, partial=beside(place, ".partial"))
 
 
-def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> dict[str, Any]:
-    """What makes two runs give the same model: options, the fingerprints of the rows, how many processes train."""
+@dataclass(frozen=True)
+class RunIdentity:
+    """What makes two runs give the same model, as it stands in `STARTED`.
+
+    Attributes:
+        cache: the fingerprint of the rows of each split.
+        ranks: how many processes train.
+        extended: as in `Plan`.
+        preparing: the folder still lacks what it takes from the finished run.
+    """
+
+    options: dict[str, Any]
+    cache: dict[str, str]
+    ranks: int = 1
+    extended: list[dict[str, Any]] = field(default_factory=list)
+    preparing: bool = False
+
+    def write(self, folder: Path) -> None:
+        unusual = {name: value for name in ("extended", "preparing") if (value := getattr(self, name))}
+        values = {"options": self.options, "cache": self.cache, "ranks": self.ranks, **unusual}
+        write_json(folder / STARTED, values)
+
+    def differences(self, now: RunIdentity) -> dict[str, str]:
+        """What differs, by name: how to say it. An option that is newer than the run had its default."""
+        old, new = {**DEFAULTS, **self.options}, now.options
+        changed = {
+            name: f"--{name.replace('_', '-')} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]
+        }
+        if self.cache != now.cache:
+            changed["cache"] = "another cache"
+        if self.ranks != now.ranks:
+            changed["ranks"] = f"{self.ranks} processes, now {now.ranks}"
+        return changed
+
+
+def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> RunIdentity:
     names = ("train", "validation")
-    return {
-        "options": {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
-        "cache": {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
-        "ranks": ranks,
-    }
+    return RunIdentity(
+        {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
+        {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
+        ranks,
+    )
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+def read_run(folder: Path) -> RunIdentity | None:
     """The identity that a run has put into its folder; None if no run of toolkit's lives there, whatever else does."""
-    value = read_object(folder / STARTED)
-    options, cache = (value or {}).get("options"), (value or {}).get("cache")
+    value = read_object(folder / STARTED) or {}
+    options, cache = value.get("options"), value.get("cache")
     ours = isinstance(options, dict) and options.keys() >= {"epochs", "max_steps", "lr", "batch_size", "seed"}
-    return value if ours and isinstance(cache, dict) and cache.keys() == {"train", "validation"} else None
+    if not ours or not isinstance(cache, dict) or cache.keys() != {"train", "validation"}:
+        return None
+    return RunIdentity(**{f.name: value[f.name] for f in fields(RunIdentity) if f.name in value})
 
 
-def look(options: FinetuneOptions, identity: dict[str, Any]) -> Plan:
+def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     """What there is to do in `--output-dir`; changes nothing.
 
     Raises:
@@ -114,17 +152,17 @@ def look(options: FinetuneOptions, identity: dict[str, Any]) -> Plan:
         return _go_on_with(options, identity, before, unfinished, place, partial)
     if not finished:  # before: begun by a toolkit that trained in the folder itself
         unfinished = unfinished or before
-    if unfinished is None or "preparing" in unfinished:
+    if unfinished is None or unfinished.preparing:
         return Plan("train", place, partial, fresh=True)
-    changed = _differences(unfinished, identity)
+    changed = unfinished.differences(identity)
     if changed and options.resume and not options.overwrite:
         raise _other_settings(out, changed, f"{partial.name} holds an unfinished run")
-    fresh = bool(changed) or not options.resume or (options.overwrite and "extended" in unfinished)
-    return Plan("train", place, partial, fresh=fresh, extended=[] if fresh else unfinished.get("extended", []))
+    fresh = bool(changed) or not options.resume or (options.overwrite and bool(unfinished.extended))
+    return Plan("train", place, partial, fresh=fresh, extended=[] if fresh else unfinished.extended)
 
 
 def _go_on_with(
-    options: FinetuneOptions, identity: dict[str, Any], before: dict[str, Any], unfinished: dict[str, Any] | None,
+    options: FinetuneOptions, identity: RunIdentity, before: RunIdentity, unfinished: RunIdentity | None,
     place: Path, partial: Path,
 ) -> Plan:  # fmt: skip
     """What a finished run is good for.
@@ -134,10 +172,10 @@ def _go_on_with(
         unfinished: that of the run in `partial`.
     """
     out = options.output_dir
-    summary = read_object(place / FINISHED)
+    summary = read_summary(place)
     if summary is None:
         raise OutputError(f"--output-dir {out}: its {FINISHED} is damaged; train the model anew with --overwrite.")
-    changed, extended = _differences(before, identity), before.get("extended", [])
+    changed, extended = before.differences(identity), before.extended
     steps, epochs = options.max_steps, options.epochs
     longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
     if changed.keys() <= set(EVALUATION):
@@ -147,21 +185,21 @@ def _go_on_with(
         task = "evaluate"
     elif changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
         task = "extend"
-        was = {name: before["options"].get(name) for name in ("epochs", "max_steps")}
+        was = {name: before.options.get(name) for name in ("epochs", "max_steps")}
         extended = [*extended, {**was, "steps": summary.get("steps")}]
     else:
         raise _other_settings(out, changed, "holds a run")
-    if unfinished is None or "preparing" in unfinished:
+    if unfinished is None or unfinished.preparing:
         return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
-    elsewhere = _differences(unfinished, identity)
-    if elsewhere or unfinished.get("extended", []) != extended:
+    elsewhere = unfinished.differences(identity)
+    if elsewhere or unfinished.extended != extended:
         raise _other_settings(out, elsewhere, f"{partial.name} holds an unfinished run")
     if task == "evaluate":  # which is soon done again
         return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
     return Plan("train", place, partial, extended=extended)
 
 
-def _check_files(out: Path, place: Path, summary: dict[str, Any]) -> None:
+def _check_files(out: Path, place: Path, summary: RunSummary) -> None:
     """Whether the model of a finished run is there; checkpoints may be gone."""
     names = [name for name in listed(place, summary) if "/" not in name]
     if not any(name.endswith(".safetensors") for name in names):  # of an older toolkit's, which listed none
@@ -246,7 +284,7 @@ def take_place(partial: Path, place: Path, out: Path) -> None:
         say(f"{out}: changed since the run before wrote it, and kept: {name}")
 
 
-def start(plan: Plan, options: FinetuneOptions, identity: dict[str, Any]) -> None:
+def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
     """Makes the folder that the run lives in, once nothing is left that could be found wrong beforehand.
 
     Raises:
@@ -263,7 +301,7 @@ def start(plan: Plan, options: FinetuneOptions, identity: dict[str, Any]) -> Non
         done, summary = plan.extended[-1], plan.summary or {}
         say(
             f"{out}: finished after {_length(done)} ({summary.get('steps')} updates); going on to "
-            f"{_length(identity['options'])} from {checkpoint.name}, on the schedule of all of them, so that the learning "
+            f"{_length(identity.options)} from {checkpoint.name}, on the schedule of all of them, so that the learning "
             "rate rises again; that is not the model of a run that was this long from the start"
         )
     try:
@@ -275,11 +313,11 @@ def start(plan: Plan, options: FinetuneOptions, identity: dict[str, Any]) -> Non
         elif unfinished and read_run(partial) in (None, read_run(place)):
             move_unfinished(place, partial)
         partial.mkdir(parents=True, exist_ok=True)
-        identity = {**identity, **({"extended": plan.extended} if plan.extended else {})}
+        identity = replace(identity, extended=plan.extended)
         if plan.task in ("extend", "evaluate"):
-            write_json(partial / STARTED, {**identity, "preparing": True})
+            replace(identity, preparing=True).write(partial)
             carry(place, partial, checkpoint)
-        write_json(partial / STARTED, identity)
+        identity.write(partial)
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
     except OSError as error:
         if plan.fresh:
@@ -304,21 +342,6 @@ def _is_empty(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     return all(path.name == f"{STARTED}.tmp" for path in folder.iterdir())
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs, by name: how to say it. An option that is newer than the run had its default."""
-    old, new = before["options"], now["options"]
-    changed = {
-        name: f"--{name.replace('_', '-')} {old.get(name, DEFAULTS[name])}, now {new[name]}"
-        for name in new
-        if old.get(name, DEFAULTS[name]) != new[name]
-    }
-    if before["cache"] != now["cache"]:
-        changed["cache"] = "another cache"
-    if before.get("ranks", 1) != now["ranks"]:
-        changed["ranks"] = f"{before.get('ranks', 1)} processes, now {now['ranks']}"
-    return changed
 
 
 def _other_settings(out: Path, changed: dict[str, str], what: str) -> OutputError:

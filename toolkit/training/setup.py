@@ -1,108 +1,237 @@
-"""The model that training starts from: built anew or another captioner, and what of it is to be trained."""
+"""A training run made ready: model, data sets and Trainer, from options and a cache."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, VisionEncoderDecoderModel
+import torch
+from transformers import GenerationConfig, PrinterCallback, Seq2SeqTrainingArguments, set_seed
 
 from toolkit.cache.schema import Cache
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ModelError
-from toolkit.models.freezing import freeze_encoder, freeze_unused
-from toolkit.models.loading import build_captioner, load_image_processor, load_model, load_tokenizer
-from toolkit.models.lora import add_lora
-from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
+from toolkit.evaluation.spacing import Spacing
+from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
+from toolkit.models.lora import plain_model
+from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
+from toolkit.models.special_tokens import SpecialTokens, first_position, generation_config
 from toolkit.options import FinetuneOptions
+from toolkit.options.fields import to_json
 from toolkit.runtime.progress import say
+from toolkit.training.callbacks import CaptionMetrics, TrainingLog
+from toolkit.training.collator import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss
+from toolkit.training.distributed import agreeing, from_first
+from toolkit.training.features import FeatureDataset, encode_splits
+from toolkit.training.run_files import CHECKPOINTS, LOG
+from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start
+from toolkit.training.selfcheck import check_training
+from toolkit.training.sharding import sharding_config
+from toolkit.training.starting_model import finished_model, starting_model
+from toolkit.training.trainer import CaptionTrainer, Patience
 
 
-def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens) -> Any:
-    """As the options want it, in training mode, in fp32.
+@dataclass(frozen=True)
+class Processors:
+    """What a cache was made with, and what its pixels and labels need on their way into a model."""
 
-    Raises:
-        ModelError: a part can't be loaded, or the captioner of --init-from reads other pixels or tokens than the cache's.
-    """
-    made = cache.manifest["options"]
-    if options.init_from is not None:
-        model = _captioner(options.init_from, cache, tokens)
-    else:
-        vocabulary = cache.manifest["labels"]["vocab_size"]
-        model = build_captioner(made["encoder"], made["decoder"], made["preset"], vocabulary, tokens, options.seed)
-        if made["preset"] and options.trains_no_encoder:
-            say(f"note: the encoder of preset {made['preset']} has random weights, and keeps them if it is frozen")
-    if options.trains_no_encoder:
-        freeze_encoder(model.encoder, options.unfreeze_last or 0)
-    if options.lora_rank is not None:
-        if options.init_from is None:
-            _check_words(made, cache.manifest["labels"]["vocab_size"])
-        model = add_lora(model, options.lora_rank, options.lora_targets, options.init_from is not None)
-    return model.train()
+    tokenizer: Any
+    image_processor: Any
+    tokens: SpecialTokens
+    normalizer: PixelNormalizer
 
-
-def finished_model(name: str, tokens: SpecialTokens) -> Any:
-    """The model that a run has ended with, to be evaluated again."""
-    model = load_model(name, "--output-dir", "train it anew with --overwrite")
-    settle_special_tokens(model, tokens)
-    return model
-
-
-def _check_words(made: dict[str, Any], vocabulary: int) -> None:
-    """LoRA leaves the embeddings as they are; tokens that the tokenizer alone knows would stay random."""
-    if made["preset"]:
-        say(f"note: the weights of preset {made['preset']} are random, and LoRA leaves most of them as they are")
-    elif AutoConfig.from_pretrained(made["decoder"], local_files_only=True).vocab_size < vocabulary:
-        raise ModelError(
-            f"--lora-rank: the tokenizer of {made['decoder']} has words that its decoder has still to learn, which "
-            "low-rank updates of the attention can't; leave --lora-rank out."
+    @classmethod
+    def of(cls, cache: Cache) -> Processors:
+        image_processor = load_image_processor(str(cache.directory / "image_processor"))
+        labels = cache.manifest["labels"]
+        return cls(
+            load_tokenizer(str(cache.directory / "tokenizer")),
+            image_processor,
+            SpecialTokens(labels["start"], labels["eos"], labels["pad"]),
+            PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string()))),
         )
 
-
-def base_of(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens) -> dict[str, Any]:
-    """What an adapter of this run belongs to (toolkit/models/lora.py), local folders by their full path."""
-
-    def place(name: str | None) -> str | None:
-        return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-    made = cache.manifest["options"]
-    return {
-        "init_from": place(options.init_from),
-        "encoder": place(made["encoder"]),
-        "decoder": place(made["decoder"]),
-        "preset": made["preset"],
-        "seed": options.seed,
-        "vocab_size": cache.manifest["labels"]["vocab_size"],
-        "tokens": [tokens.start, tokens.eos, tokens.pad],
-    }
+    def decode(self, rows: Any) -> list[str]:
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-def _captioner(name: str, cache: Cache, tokens: SpecialTokens) -> VisionEncoderDecoderModel:
-    """Another captioner, if the cache was made for it."""
-    hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub"
-    model = load_model(name, "--init-from", hint)
-    theirs = load_tokenizer(name, "--init-from", hint), load_image_processor(name, "--init-from", hint)
-    ours = (
-        load_tokenizer(str(cache.directory / "tokenizer")),
-        load_image_processor(str(cache.directory / "image_processor")),
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that is ready to start.
+
+    Attributes:
+        use_cache: whether the decoder keeps keys and values when it generates; off while it is trained.
+        notes: what there is to know of the metrics on validation.
+    """
+
+    options: FinetuneOptions
+    cache: Cache
+    identity: RunIdentity
+    plan: Plan
+    processors: Processors
+    model: Any
+    use_cache: bool
+    trainer: CaptionTrainer
+    generation: GenerationConfig
+    log: TrainingLog
+    notes: list[str]
+
+
+def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan: Plan) -> TrainingRun:
+    """Loads everything, tries a batch, and makes the folder that the run lives in."""
+    silence_transformers()
+    set_seed(options.seed)
+    again = plan.task == "evaluate"
+    processors, notes = Processors.of(cache), _notes(cache)
+    for note in notes:
+        say(f"note: {note}")
+    model, collator = _checked_model(options, cache, plan, processors)
+    from_first(lambda: start(plan, options, identity))
+    with agreeing():
+        check_shared(plan, options.output_dir)
+    if again:  # evaluation alone needs neither the minutes of compiling nor sharding
+        options = replace(options, compile=False, fsdp=False)
+    arguments = trainer_arguments(options, plan.partial, len(cache["validation"]), model)
+    train_set, eval_set = _data_sets(options, cache, model, processors.normalizer, arguments.device, again)
+    # Training never reads a cache of keys and values; left on, each forward would fill one.
+    use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
+    plain_model(model).accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
+    generation = generation_config(options.generation, processors.tokens)
+    metrics = CaptionMetrics(cache["validation"].column("captions"), processors.decode, processors.tokens)
+    log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
+    trainer = CaptionTrainer(
+        model=model,
+        # From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short
+        # captions, and sorted batches leave fewer of the demo's captions right.
+        sorted_together=1 if _from_scratch(options, cache) else SimilarLengths.WINDOW,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=eval_set if len(eval_set) else None,
+        data_collator=collator,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
+            outputs.logits, labels, num_items_in_batch, options.label_smoothing
+        ),
+        compute_metrics=metrics,
+        normalizer=processors.normalizer,
+        generation={"generation_config": generation},
+        callbacks=[log],
     )
-    for what, one, other in zip(
-        ("tokenizer", "image processor"), map(_identity, ours), map(_identity, theirs), strict=True
-    ):
-        if one != other:
-            raise ModelError(
-                f"--init-from {name}: {cache.directory} was made for another {what}; make a cache for this captioner "
-                f"with `toolkit preprocess --encoder {name} --decoder {name} --out FOLDER`."
-            )
-    settle_special_tokens(model, tokens)
-    freeze_unused(model.encoder)
-    return model
+    trainer.remove_callback(PrinterCallback)  # `log` prints for people
+    if options.early_stopping_patience is not None and not again:
+        trainer.add_callback(Patience(options.early_stopping_patience))
+    return TrainingRun(options, cache, identity, plan, processors, model, use_cache, trainer, generation, log, notes)
 
 
-def _identity(processor: Any) -> Any:
-    """What a tokenizer or an image processor does, whatever version of its files says so."""
-    if hasattr(processor, "backend_tokenizer"):
-        settings = json.loads(processor.backend_tokenizer.to_str())
-        return {k: v for k, v in settings.items() if k not in ("truncation", "padding", "version")}
-    return PixelTransform.from_processor_config(json.loads(processor.to_json_string()))
+def _from_scratch(options: FinetuneOptions, cache: Cache) -> bool:
+    """Whether training starts from random weights."""
+    return bool(cache.manifest["options"]["preset"]) and options.init_from is None
+
+
+def _checked_model(
+    options: FinetuneOptions, cache: Cache, plan: Plan, processors: Processors
+) -> tuple[Any, CaptionCollator]:
+    """The model that training starts from, or that is evaluated again, tried with the first images."""
+    tokens, again = processors.tokens, plan.task == "evaluate"
+    with agreeing():
+        model = finished_model(str(plan.place), tokens) if again else starting_model(options, cache, tokens)
+        _check_fit(model, cache, options)
+        collator = CaptionCollator(tokens, first_position(model.decoder))
+        train_set = CaptionDataset(cache["train"], _captions(options), options.seed)
+        batch = collator([train_set[i] for i in range(min(2, len(train_set)))])
+        untrained = _from_scratch(options, cache) and not again
+        loss = check_training(model, batch, processors.normalizer, tokens, untrained)
+    say(f"self-check passed: loss {loss:.3f} nats a token before training")
+    return model, collator
+
+
+def _data_sets(
+    options: FinetuneOptions, cache: Cache, model: Any, normalizer: PixelNormalizer, device: torch.device, again: bool
+) -> tuple[CaptionDataset, CaptionDataset]:
+    """Of training and of validation; with --cache-features, of what the encoder makes of their images."""
+    drawn = (_captions(options), options.seed)
+    train_set, eval_set = CaptionDataset(cache["train"], *drawn), CaptionDataset(cache["validation"])
+    if not options.cache_features:
+        return train_set, eval_set
+    splits, dtype = ("validation",) if again else ("train", "validation"), pick_dtype(options.precision, device)
+    features = encode_splits(cache, splits, model.encoder, normalizer, options.feature_precision, dtype, device)
+    if not again:
+        train_set = FeatureDataset(features["train"], cache["train"], *drawn)
+    return train_set, FeatureDataset(features["validation"], cache["validation"])
+
+
+def _captions(options: FinetuneOptions) -> int | None:
+    """Captions of an image used each epoch; None for all."""
+    return None if options.captions_per_image in (None, "all") else int(options.captions_per_image)
+
+
+def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
+    """Whether the model can take the cache's images and rows at all, said before an index error says it."""
+    encoder, decoder = model.config.encoder, model.config.decoder
+    size = getattr(encoder, "image_size", None)
+    height, width = cache.shape[1:]
+    if isinstance(size, int) and (height, width) != (size, size):
+        raise ModelError(
+            f"{options.cache}: images of {height}x{width}, but the encoder wants {size}x{size}; preprocess with it."
+        )
+    positions = getattr(decoder, "max_position_embeddings", None) or getattr(decoder, "n_positions", None)
+    longest = max(cache.manifest["options"]["max_length"], options.generation.max_length)
+    if positions is not None and longest > positions:
+        raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
+
+
+def trainer_arguments(
+    options: FinetuneOptions, folder: Path, validation_images: int, model: Any
+) -> Seq2SeqTrainingArguments:
+    """Our options in Trainer's words."""
+    device = pick_device("auto").type
+    dtype = pick_dtype(options.precision, torch.device(device))
+    warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
+    return Seq2SeqTrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.eval_batch_size,
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        warmup_steps=warmup,  # below 1 it is a share
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        use_cpu=device == "cpu",
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        tf32=True if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else None,
+        torch_compile=options.compile,
+        # All that is trained has a gradient, since what an encoder leaves unused is frozen.
+        ddp_find_unused_parameters=False,
+        fsdp=options.fsdp or None,
+        fsdp_config=sharding_config(model) if options.fsdp else None,
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # the other kind drops gradients above frozen layers
+        eval_strategy="epoch" if validation_images else "no",
+        save_strategy="epoch",
+        load_best_model_at_end=bool(validation_images),
+        metric_for_best_model=options.eval_metric if validation_images else None,
+        greater_is_better=options.eval_metric != "loss" if validation_images else None,
+        save_total_limit=options.save_total_limit,
+        logging_strategy="steps",
+        logging_steps=10,
+        seed=options.seed,
+        data_seed=options.seed,
+        dataloader_num_workers=options.num_workers,
+        dataloader_pin_memory=device == "cuda",
+        remove_unused_columns=False,
+        predict_with_generate=True,
+        label_names=["labels"],
+        report_to=options.report_to,
+        restore_callback_states_from_checkpoint=True,  # or patience would start anew
+        log_level_replica="passive",  # as it is, not back to warnings
+        disable_tqdm=True,
+    )
+
+
+def _notes(cache: Cache) -> list[str]:
+    """What there is to know of the metrics on validation."""
+    note = Spacing(caption for said in cache["validation"].column("captions") for caption in said).note()
+    return [] if note is None else [note]
