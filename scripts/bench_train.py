@@ -65,7 +65,7 @@ def words(images: int) -> np.ndarray:
 
 def padding() -> None:
     """Share of a batch that is padding, for 6,000 images: a row a caption, an image's captions in a row, and sorted."""
-    from toolkit.training.collator import CaptionDataset, SimilarLengths
+    from toolkit.training.collator import CaptionDataset, LengthGroupedSampler
 
     tokens = words(6000) + 1
 
@@ -85,7 +85,7 @@ def padding() -> None:
     print("| ---: | ---: | ---: | ---: |")
     for size in (8, 32, 64):
         shuffled = np.random.default_rng(0).permutation(len(tokens))
-        alike = np.array(list(SimilarLengths(Lengths(tokens.sum(1)), size, seed=0)))
+        alike = np.array(list(LengthGroupedSampler(Lengths(tokens.sum(1)), size, seed=0)))
         shares = (
             share(shuffled, tokens.max(1), 5, size),
             share(shuffled, tokens.sum(1), 1, size),

@@ -51,14 +51,14 @@ def test_finetune(given: dict[str, Any], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("make", "wrong", "sentence"),
     [
-        (BatchCaptionOptions, {"top_k": 5}, "--top-k 5: means something with --sample alone"),
-        (CaptionOptions, {"temperature": 0.5}, "--temperature 0.5: means something with --sample alone"),
-        (BatchCaptionOptions, {"sample": True, "num_beams": 2}, "--num-beams 2: means nothing with --sample"),
-        (BatchCaptionOptions, {"sample": True, "length_penalty": 1.0}, "--length-penalty 1.0: means nothing with --sample"),
-        (CaptionOptions, {"num_beams": 1, "early_stopping": "true"}, "--early-stopping true: means nothing with --num-beams 1"),
+        (BatchCaptionOptions, {"top_k": 5}, "--top-k 5: only applies with --sample"),
+        (CaptionOptions, {"temperature": 0.5}, "--temperature 0.5: only applies with --sample"),
+        (BatchCaptionOptions, {"sample": True, "num_beams": 2}, "--num-beams 2: has no effect with --sample"),
+        (BatchCaptionOptions, {"sample": True, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect with --sample"),
+        (CaptionOptions, {"num_beams": 1, "early_stopping": "true"}, "--early-stopping true: has no effect with --num-beams 1"),
         (EvaluateOptions, {"num_beams": 1}, "--num-beams 1: is for captioning with --model"),
         (EvaluateOptions, {"device": "cpu"}, "--device cpu: is for captioning with --model"),
-        (EvaluateOptions, {"model": "m", "num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: means nothing"),
+        (EvaluateOptions, {"model": "m", "num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect"),
         (EvaluateOptions, {"metrics": "bleu", "idf": "train"}, "--idf train: is for CIDEr"),
     ],
 )  # fmt: skip

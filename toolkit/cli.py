@@ -34,11 +34,11 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "preprocess": (o.PreprocessOptions, "Read images and captions once, into a cache ready for training."),
     "finetune": (o.FinetuneOptions, "Fine-tune a captioner on a cache."),
     "batch-caption": (o.BatchCaptionOptions, "Write a caption for every image below the given folders."),
-    "caption": (o.CaptionOptions, "Say what a model sees in one image or a few; writes nothing."),
-    "evaluate": (o.EvaluateOptions, "Captions against references: the COCO metrics, with what it takes to trust them."),
-    "inspect": (o.InspectOptions, "Say what is in an annotation set, a cache, a model or a run; writes nothing."),
+    "caption": (o.CaptionOptions, "Caption one image or a few, and print the captions; writes nothing."),
+    "evaluate": (o.EvaluateOptions, "Score captions against references: the COCO metrics, with confidence intervals."),
+    "inspect": (o.InspectOptions, "Show what is in an annotation set, a cache, a model or a run; writes nothing."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
-    "demo": (o.DemoOptions, "The whole path on a drawn sample: draw, preprocess, finetune, caption, look."),
+    "demo": (o.DemoOptions, "Everything on a small drawn sample: draw, preprocess, finetune, caption, evaluate, look."),
 }
 
 

@@ -123,13 +123,13 @@ def test_a_typo_in_a_models_name_is_told_before_the_captions_are_read(
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", None)
     (data.root / "folder").mkdir()
     for name, reason in (
-        ("./vit", "no such folder, seen from here"),
-        ("/nowhere/vit", "no such folder, seen from here"),
-        ("Images/vit", "no such folder, seen from here"),
+        ("./vit", "no such folder (relative to the current directory)"),
+        ("/nowhere/vit", "no such folder (relative to the current directory)"),
+        ("Images/vit", "no such folder (relative to the current directory)"),
         ("captions.txt", "a file, where a folder or a name on the hub is meant"),
         ("google/vit base", "no such folder, and no name that the hub could have"),
         ("google--vit", "no such folder, and no name that the hub could have"),
-        ("s3://bucket/vit", "no such folder, seen from here"),
+        ("s3://bucket/vit", "no such folder (relative to the current directory)"),
         (
             "google/vit-bse",
             "could not be loaded from the Hugging Face hub: it is not in the hub's cache on this machine",

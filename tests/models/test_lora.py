@@ -191,8 +191,8 @@ def test_refused(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for wrong, message in (
         ({"unfreeze_last": 1, "lora_rank": 2}, "--unfreeze-last 1: with --lora-rank no layer is trained whole"),
         ({"freeze_encoder": True, "lora_rank": 2}, "--lora-targets both: --freeze-encoder leaves the encoder as it is"),
-        ({"lora_targets": "decoder"}, "--lora-targets decoder: means something with --lora-rank alone"),
-        ({"lora_save": "adapter"}, "--lora-save adapter: means something with --lora-rank alone"),
+        ({"lora_targets": "decoder"}, "--lora-targets decoder: only applies with --lora-rank"),
+        ({"lora_save": "adapter"}, "--lora-save adapter: only applies with --lora-rank"),
         ({"lora_rank": 0}, "--lora-rank 0: must be at least 1"),
         ({"lora_rank": 2, "lora_targets": "all"}, "--lora-targets all: choose one of both, encoder, decoder"),
     ):

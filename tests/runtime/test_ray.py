@@ -67,7 +67,7 @@ def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "engine", "words"),
     [
-        ("auto", "local", "--ray-address auto: means something with --engine ray alone"),
+        ("auto", "local", "--ray-address auto: only applies with --engine ray"),
         ("ray://there:10001", "ray", "is of Ray's client"),
     ],
 )

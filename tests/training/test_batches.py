@@ -18,7 +18,14 @@ from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.schema import open_cache
 from toolkit.models.loading import build_captioner
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.training.collator import FILLER, CaptionCollator, CaptionDataset, SimilarLengths, caption_loss, prefetch
+from toolkit.training.collator import (
+    FILLER,
+    CaptionCollator,
+    CaptionDataset,
+    LengthGroupedSampler,
+    caption_loss,
+    prefetch,
+)
 
 TOKENS = SpecialTokens(start=0, eos=1, pad=2)
 _ = -100
@@ -167,14 +174,14 @@ def padding(lengths: np.ndarray, size: int) -> float:
 
 def test_images_of_like_lengths_share_a_batch() -> None:
     dataset = Lengths(1003)
-    sampler = SimilarLengths(dataset, 8, seed=1)  # type: ignore[arg-type]
+    sampler = LengthGroupedSampler(dataset, 8, seed=1)  # type: ignore[arg-type]
     order = list(sampler)
     assert sorted(order) == list(range(1003))
     assert len(sampler) == 1003
-    assert order == list(SimilarLengths(dataset, 8, seed=1))  # type: ignore[arg-type]
-    assert order != list(SimilarLengths(dataset, 8, seed=2))  # type: ignore[arg-type]
+    assert order == list(LengthGroupedSampler(dataset, 8, seed=1))  # type: ignore[arg-type]
+    assert order != list(LengthGroupedSampler(dataset, 8, seed=2))  # type: ignore[arg-type]
     chance = np.random.default_rng((1, 0)).permutation(len(order))[: len(order) // 8 * 8].reshape(-1, 8)
-    alone = list(SimilarLengths(dataset, 8, seed=1, window=1))  # type: ignore[arg-type]
+    alone = list(LengthGroupedSampler(dataset, 8, seed=1, window=1))  # type: ignore[arg-type]
     batches = [set(alone[i : i + 8]) for i in range(0, chance.size, 8)]
     assert sorted(map(sorted, batches)) == sorted(map(sorted, chance.tolist()))
     assert padding(dataset.lengths, 8) > 0.25
@@ -192,11 +199,11 @@ def test_images_of_like_lengths_share_a_batch() -> None:
 def test_ranks_get_whole_steps() -> None:
     """Three ranks of 4 images a step, two steps an update: fillers at the end, and no image twice."""
     dataset = Lengths(1003)
-    alone = list(SimilarLengths(dataset, 24, seed=1))  # type: ignore[arg-type]
-    sampler = SimilarLengths(dataset, 24, seed=1, step=12)  # type: ignore[arg-type]
+    alone = list(LengthGroupedSampler(dataset, 24, seed=1))  # type: ignore[arg-type]
+    sampler = LengthGroupedSampler(dataset, 24, seed=1, step=12)  # type: ignore[arg-type]
     assert list(sampler) == [*alone, *[FILLER] * 5]
     assert len(sampler) == 1008
-    assert list(SimilarLengths(Lengths(24), 24, seed=1, step=12)).count(FILLER) == 0  # type: ignore[arg-type]
+    assert list(LengthGroupedSampler(Lengths(24), 24, seed=1, step=12)).count(FILLER) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reads", [False, True])

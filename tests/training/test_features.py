@@ -25,7 +25,7 @@ from toolkit.models.precision import PixelNormalizer
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training import features
-from toolkit.training.features import FeatureDataset, encode_splits, picture_hashes, states
+from toolkit.training.features import FeatureDataset, encode_splits, encoder_features, picture_hashes
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_steps": 4, "batch_size": 8, "generation": GenerationOptions(num_beams=2)}
@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {"max_steps": 4, "batch_size": 8, "generation": Generati
 
 @pytest.fixture
 def cache(cache_dir: Path, tmp_path: Path) -> Cache:
-    """A copy, since states are written into it."""
+    """A copy, since encoder features are written into it."""
     shutil.copytree(cache_dir, tmp_path / "cache")
     return open_cache(tmp_path / "cache")
 
@@ -55,7 +55,7 @@ RANK = """
 import os
 from toolkit.training import features
 from toolkit.cli import main
-features.PIECE, features.BATCH = 5 * 17 * 128 * 4 + 3, 2
+features.SHARD_BYTES, features.BATCH = 5 * 17 * 128 * 4 + 3, 2
 writing = features._finishing
 def told(path):
     os.write(1, f"rank {features.rank()} {path.name}\\n".encode())
@@ -89,7 +89,7 @@ def test_each_rank_encodes_some(cache: Cache, small_pieces: None, tmp_path: Path
 
 
 def test_a_folder_of_each_rank_s_own(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features.Piece, "is_whole", lambda _: False)  # what another machine wrote is not here
+    monkeypatch.setattr(features.Shard, "is_whole", lambda _: False)  # what another machine wrote is not here
     with pytest.raises(OutputError, match="is not the same folder for all processes; put the cache where all see it"):
         encode(cache)
 
@@ -102,7 +102,7 @@ def pieces(cache: Cache) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five images a piece, two in a batch."""
-    monkeypatch.setattr(features, "PIECE", 5 * 17 * 128 * 4 + 3)
+    monkeypatch.setattr(features, "SHARD_BYTES", 5 * 17 * 128 * 4 + 3)
     monkeypatch.setattr(features, "BATCH", 2)
     return
 
@@ -121,7 +121,7 @@ def test_the_states_of_each_image(cache: Cache, stored: str, relative: float) ->
                 pixels = normalizer(torch.from_numpy(reader[i]["pixel_values"].copy())[None])
                 expected = encoder.eval()(pixel_values=pixels).last_hidden_state
             item = dataset[i]
-            found = states(torch.from_numpy(item["features"].copy())[None], torch.float32)
+            found = encoder_features(torch.from_numpy(item["features"].copy())[None], torch.float32)
             torch.testing.assert_close(found, expected, rtol=relative, atol=2e-6)
             assert np.array_equal(item["labels"], reader[i]["labels"])
             assert not item["features"].flags.owndata, "a view into the file"
@@ -232,13 +232,13 @@ def test_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
         FinetuneOptions(cache_features=True, unfreeze_last=2)
     with pytest.raises(InputError, match="--lora-targets both: --cache-features leaves the encoder as it is"):
         FinetuneOptions(cache_features=True, lora_rank=4)
-    with pytest.raises(InputError, match="--feature-precision fp32: means something with --cache-features alone"):
+    with pytest.raises(InputError, match="--feature-precision fp32: only applies with --cache-features"):
         FinetuneOptions(feature_precision="fp32")
     usage = shutil.disk_usage("/")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
         with pytest.raises(
-            OutputError, match=r"--cache-features: the states of \d+ images take .* MB, but 0.0 MB are free"
+            OutputError, match=r"--cache-features: the encoder features of \d+ images take .* MB, but 0.0 MB are free"
         ):
             encode(cache)
     encoder, _ = parts(cache)

@@ -19,7 +19,7 @@ from waiting import wait_for
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, OutputError, RunError
 from toolkit.options import FinetuneOptions
-from toolkit.training.distributed import agreeing, from_first
+from toolkit.training.distributed import agreeing, broadcast_from_rank_0
 
 
 def arguments(cache: Path, out: Path, *more: str) -> list[str]:
@@ -129,7 +129,7 @@ def test_no_launcher(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert from_first(lambda: 5) == 5
+    assert broadcast_from_rank_0(lambda: 5) == 5
     with pytest.raises(InputError, match=r"^x: missing"), agreeing():
         raise InputError("x: missing")
 
@@ -164,7 +164,7 @@ SCENES = """
 import json, os, sys
 from toolkit.runtime import progress
 from toolkit.errors import InputError, RunError, SaidElsewhere
-from toolkit.training.distributed import agreeing, from_first, joined, rank
+from toolkit.training.distributed import agreeing, broadcast_from_rank_0, joined, rank
 me, found = int(os.environ["RANK"]), {}
 
 def wrong(*ranks):
@@ -185,9 +185,9 @@ def first(value):
 with joined():
     found["rank"], found["quiet"] = rank(), progress.quiet
     found["none"], found["all"], found["last"], found["two"] = wrong(), wrong(0, 1, 2), wrong(2), wrong(1, 2)
-    found["value"] = from_first(lambda: first({"a": 1}))
+    found["value"] = broadcast_from_rank_0(lambda: first({"a": 1}))
     try:
-        from_first(lambda: first(None))
+        broadcast_from_rank_0(lambda: first(None))
     except Exception as error:
         found["error"] = [type(error).__name__, str(error)]
 found["after"] = progress.quiet
@@ -198,7 +198,7 @@ try:
             os._exit(1)
         with agreeing():
             pass
-        from_first(lambda: 1)
+        broadcast_from_rank_0(lambda: 1)
 except Exception as error:
     found["lost"] = [type(error).__name__, str(error)]
 json.dump(found, open(sys.argv[1], "w"))

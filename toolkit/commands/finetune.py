@@ -19,7 +19,7 @@ from toolkit.records import Summary
 from toolkit.reports.finished_run import save_evaluation, save_trained
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import last_checkpoint
-from toolkit.training.distributed import agreeing, from_first, joined, rank, ranks
+from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_sharding, joined, rank, ranks
 from toolkit.training.run_files import CHECKPOINTS
 from toolkit.training.run_folder import (
     Plan,
@@ -32,7 +32,6 @@ from toolkit.training.run_folder import (
     was_cut,
 )
 from toolkit.training.setup import TrainingRun, prepare
-from toolkit.training.sharding import check_sharding
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -59,7 +58,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
         _check(options, cache)
     identity = run_identity(options, cache, ranks())
     with ExitStack() as held:
-        plan = from_first(lambda: _plan(options, identity, held)).seen_from_here(options.output_dir)
+        plan = broadcast_from_rank_0(lambda: _plan(options, identity, held)).seen_from_here(options.output_dir)
         if plan.task == "nothing":
             values = {name: value for name, value in (plan.summary or {}).items() if name != "files"}
             summary = Summary(f"{options.output_dir}: finished already, nothing to do.", values)
@@ -117,7 +116,7 @@ def _check_reporter(name: str) -> None:
 def _train(run: TrainingRun) -> Summary:
     """Trains to the end and saves the best model."""
     started, options = time.monotonic(), run.options
-    checkpoint = from_first(lambda: last_checkpoint(run.plan.partial / CHECKPOINTS, say))
+    checkpoint = broadcast_from_rank_0(lambda: last_checkpoint(run.plan.partial / CHECKPOINTS, say))
     if checkpoint:
         say(f"going on from {checkpoint}")
     if rank() > 0:
@@ -125,7 +124,7 @@ def _train(run: TrainingRun) -> Summary:
     run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     run.model.decoder.config.use_cache = run.use_cache
     trained, seconds = run.trainer.trained_model(), time.monotonic() - started
-    return from_first(lambda: save_trained(run, trained, seconds))
+    return broadcast_from_rank_0(lambda: save_trained(run, trained, seconds))
 
 
 def _evaluate_again(run: TrainingRun) -> Summary:
@@ -133,4 +132,4 @@ def _evaluate_again(run: TrainingRun) -> Summary:
     before = run.plan.summary or {}
     run.trainer.state.global_step, run.trainer.state.epoch = before["steps"], before["epochs"]
     run.trainer.evaluate()
-    return from_first(lambda: save_evaluation(run))
+    return broadcast_from_rank_0(lambda: save_evaluation(run))

@@ -49,7 +49,7 @@ def freeze_encoder(encoder: nn.Module, unfreeze_last: int = 0) -> None:
 
     What is frozen gets no gradient and no optimizer state, and autograd records nothing of it. It stays in evaluation
     mode too: dropout is there to keep weights from leaning on each other, and these don't change; the decoder would
-    only be shown noisier images than it will have to describe, and cached states would be one draw of that noise.
+    only be shown noisier images than it will have to describe, and stored features would be one draw of that noise.
 
     Raises:
         ModelError: the encoder has fewer layers.

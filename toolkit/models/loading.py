@@ -79,7 +79,7 @@ def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str
             raise
         reason = " ".join(str(error).split())[:200]
         if name.startswith((".", "/")) and not Path(name).exists():
-            raise ModelError(f"{option} {name}: no such folder, seen from here; {hint}.") from None
+            raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {hint}.") from None
         if Path(name).exists():
             raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None
         raise ModelError(

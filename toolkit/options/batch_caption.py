@@ -30,15 +30,15 @@ class BatchCaptionOptions:
     output: Path | None = option(
         None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
     )
-    recursive: bool = option(True, "Look into folders below a folder.")
-    batch_size: str = option("auto", "Images a batch: a number, or auto.")
+    recursive: bool = option(True, "Also caption the images in subfolders.")
+    batch_size: str = option("auto", "Images per batch: a number, or auto.")
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
-    existing: str = option("skip", "Captions that are there already: skip, or overwrite to make them anew.")
+    existing: str = option("skip", "Images that have a caption already: skip them, or overwrite the captions.")
     format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
-    min_score: float | None = option(None, "Mark captions with a lower score: the column weak.")
-    prefix: str = option("", "Text before every caption, as it is: a trigger word.", show_default=False)
-    suffix: str = option("", "Text after every caption, as it is.", show_default=False)
-    strip_period: bool = option(False, "Leave out the full stop at a caption's end.", flag=True)
+    min_score: float | None = option(None, "Mark captions with a lower score, in the column weak.")
+    prefix: str = option("", "Text before every caption, exactly as given, such as a trigger word.", show_default=False)
+    suffix: str = option("", "Text after every caption, exactly as given.", show_default=False)
+    strip_period: bool = option(False, "Remove the full stop at the end of a caption.", flag=True)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
     gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.", output=True)
@@ -46,7 +46,7 @@ class BatchCaptionOptions:
         False, "Let --output and --gallery replace files that batch-caption did not write.", flag=True
     )
     attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
-    engine: str = option("local", "Where the work is done: local, on this machine, or ray.")
+    engine: str = option("local", "Where the work is done: local (on this machine) or ray.")
     ray_address: str | None = option(
         None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
     )

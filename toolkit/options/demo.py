@@ -15,8 +15,8 @@ class DemoOptions:
     directory: Path = option(
         Path("demo"), "The folder to write; must not exist or be empty.", positional=True, output=True
     )
-    images: int = option(8000, "How many images are drawn; with fewer the model sees too little to be right.")
-    epochs: float | None = option(None, "Passes over the images. [default: the tiny preset's]")
+    images: int = option(8000, "How many images are drawn; with fewer, the model sees too little to get them right.")
+    epochs: float | None = option(None, "Passes over the images. [default: that of the tiny preset]")
     seed: int = option(42, "Seed of everything.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
 

@@ -31,7 +31,7 @@ class EvaluateOptions:
         None, "Captions to judge, in any form that batch-caption writes, or COCO results. [default: captions.jsonl]"
     )
     references: Path = option(
-        Path("cache/dataset"), "What people said: a cache, an annotation set of any format, or a COCO captions file."
+        Path("cache/dataset"), "Reference captions: a cache, an annotation set of any format, or a COCO captions file."
     )
     split: str = option("test", "Split of the references: train, validation, test or all.")
     model: str | None = option(
@@ -39,46 +39,48 @@ class EvaluateOptions:
         "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses.",
         path=True,
     )
-    against: Path | None = option(None, "Other captions of the same images: differences and whether they are chance.")
-    human: bool = option(False, "Also judge each reference by the others: what a person would get.", flag=True)
-    metrics: str = option("bleu,rouge_l,cider", f"Of {', '.join(METRICS)}; the last two need Java.")
+    against: Path | None = option(None, "Other captions of the same images: differences, with p-values.")
+    human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
+    metrics: str = option(
+        "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."
+    )
     idf: str = option(
         "evaluated",
         "Where CIDEr's word weights come from: evaluated, train (of the references), a cache or annotations.",
         path=True,
     )
     missing: str = option(
-        "skip", "An image without a caption, or with an error for one: skip it, or count it as empty."
+        "skip", "An image without a caption, or with an error instead of one: skip it, or count it as empty."
     )
     images: Path | None = option(
-        None, "Of references that are annotations: the folder of the images. [default: Images beside them]"
+        None, "If the references are annotations: the folder of the images. [default: Images beside them]"
     )
-    format: str = option("auto", f"Of references that are annotations: {', '.join(FORMATS)}.")
+    format: str = option("auto", f"If the references are annotations: {', '.join(FORMATS)}.")
     image_column: str | None = option(
         None,
-        "Of references that are annotations: column or key with the images or their names, where it isn't found by itself.",
+        "If the references are annotations: column or key with the images or their names, if it isn't found automatically.",
     )
     caption_column: tuple[str, ...] = option(
         (),
-        "Of references that are annotations: column or key with captions; give the option once for each of several.",
+        "If the references are annotations: column or key with captions; give the option once for each.",
         show_default=False,
     )
     split_column: str | None = option(
-        None, "Of references that are annotations: column or key with the split of an image."
+        None, "If the references are annotations: column or key with the split of an image."
     )
     split_map: tuple[str, ...] = option(
         (),
-        "Of references that are annotations: call a split by another name: eval=validation; give the option once for each.",
+        "If the references are annotations: call a split by another name: eval=validation; give the option once for each.",
         show_default=False,
     )
-    resamples: int = option(1000, "Of the images, for intervals and p-values.")
+    resamples: int = option(1000, "Resamples of the images, for intervals and p-values.")
     seed: int = option(42, "Seed of the resamples.")
     per_image: Path | None = option(
-        None, "Also write the figures of each image: FILE.csv or FILE.parquet.", output=True
+        None, "Also write the metrics of each image: FILE.csv or FILE.parquet.", output=True
     )
-    page: Path | None = option(None, "Also write a page to judge by: one HTML file.", output=True)
+    page: Path | None = option(None, "Also write a page to look through: one HTML file.", output=True)
     overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
-    batch_size: int = option(32, "With --model: images a batch.")
+    batch_size: int = option(32, "With --model: images per batch.")
     generation: GenerationOptions = nested(
         GenerationOptions(), BEAM_SEARCH, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
     )

@@ -129,9 +129,9 @@ def check_engine(options: Any) -> None:
           "Ray is not installed; pip install 'toolkit[ray]', on each node")  # fmt: skip
     address = options.ray_address
     check(address is None or options.engine == "ray", "ray_address", address,
-          "means something with --engine ray alone; add that")  # fmt: skip
+          "only applies with --engine ray; add that")  # fmt: skip
     check(not (address or "").startswith("ray://"), "ray_address", address,
-          "is of Ray's client, which sees no shared storage; run the command on a node, with --ray-address auto")  # fmt: skip
+          "is an address of Ray's client, which sees no shared storage; run the command on a node, with --ray-address auto")  # fmt: skip
 
 
 def to_json(options: Any) -> dict[str, Any]:

@@ -44,7 +44,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
 LORA_LR = 5e-4
 
 
-BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 1 is greedy."}
+BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 1 is greedy decoding."}
 
 
 @dataclass(frozen=True)
@@ -54,57 +54,58 @@ class FinetuneOptions:
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
     epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
-    max_steps: int = option(-1, "Stop after so many updates, whatever --epochs says; -1 for no limit.")
+    max_steps: int = option(-1, "Stop after this many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(
-        None, "Images a step of each process, with their captions. [default: 8; tiny preset: 32]"
+        None, "Images per step and process, with their captions. [default: 8; tiny preset: 32]"
     )
-    eval_batch_size: int = option(32, "Images a batch in evaluation.")
+    eval_batch_size: int = option(32, "Images per batch in evaluation.")
     lr: float | None = option(None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
-    warmup_ratio: float | None = option(None, "The same as a share of all updates. [default: 0; tiny preset: 0.06]")
-    gradient_accumulation_steps: int = option(1, "Batches an update.")
+    warmup_ratio: float | None = option(None, "The same, as a share of all updates. [default: 0; tiny preset: 0.06]")
+    gradient_accumulation_steps: int = option(1, "Batches per update.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
     captions_per_image: str | None = option(
-        None, "Captions of an image used each epoch: all, or a number drawn anew. [default: all; tiny preset: 2]"
+        None, "Captions per image and epoch: all, or a number, drawn again each epoch. [default: all; tiny preset: 2]"
     )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     init_from: str | None = option(
-        None, "Go on from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
+        None, "Start from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
     )
-    freeze_encoder: bool = option(False, "Train the decoder alone.", flag=True)
-    unfreeze_last: int | None = option(None, "Of the encoder, train the last so many layers alone.")
+    freeze_encoder: bool = option(False, "Train only the decoder.", flag=True)
+    unfreeze_last: int | None = option(None, "Train only the encoder's last N layers.")
     cache_features: bool = option(
-        False, "Freeze the encoder and run it once an image; its states are kept in the cache.", flag=True
+        False, "Freeze the encoder and run it once per image; its features are kept in the cache.", flag=True
     )
     feature_precision: str = option("fp16", "What --cache-features stores: fp16, bf16 or fp32.")
     lora_rank: int | None = option(
         None, "Train low-rank updates of the attention instead of all weights; 8 and 16 are usual. Needs peft."
     )
     lora_targets: str = option("both", "With --lora-rank: encoder, decoder or both.")
-    lora_save: str = option("merged", "With --lora-rank: merged saves a plain model, adapter the updates alone.")
-    compile: bool = option(False, "Compile the model: minutes at the start for faster steps.")
+    lora_save: str = option("merged", "With --lora-rank: merged saves a plain model, adapter only the updates.")
+    compile: bool = option(False, "Compile the model: faster steps, after minutes at the start.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, a third slower.", flag=True
     )
     fsdp: bool = option(
         False,
-        "Under torchrun: spread weights, gradients and optimizer over the GPUs, instead of a copy on each.",
+        "Under torchrun: shard weights, gradients and optimizer over the GPUs, instead of a copy on each.",
         flag=True,
     )
     seed: int = option(42, "Seed of initial weights, data order and dropout.")
-    early_stopping_patience: int | None = option(None, "Stop after so many evaluations without a better one.")
+    early_stopping_patience: int | None = option(None, "Stop after this many evaluations without a better one.")
     eval_metric: str | None = option(
-        None, "What makes a checkpoint the best: cider, bleu_4, rouge_l or loss. [default: cider; tiny preset: loss]"
+        None,
+        "Metric that makes a checkpoint the best: cider, bleu_4, rouge_l or loss. [default: cider; tiny preset: loss]",
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
-    resume: bool = option(True, "Go on from the last checkpoint of an unfinished run, or extend a finished one.")
+    resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
     generation: GenerationOptions = nested(
         GenerationOptions(), BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text)
     )
     report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
-    overwrite: bool = option(False, "Train anew and replace the finished model at --output-dir.", flag=True)
+    overwrite: bool = option(False, "Train again and replace the finished model at --output-dir.", flag=True)
 
     def __post_init__(self) -> None:
         check_seed(self)
@@ -126,11 +127,11 @@ class FinetuneOptions:
         check(not (frozen and self.lora_rank and self.lora_targets != "decoder"), "lora_targets", self.lora_targets,
               f"{frozen} leaves the encoder as it is; add --lora-targets decoder")  # fmt: skip
         check(self.lora_rank is not None or self.lora_targets == "both", "lora_targets", self.lora_targets,
-              "means something with --lora-rank alone; name a rank")  # fmt: skip
+              "only applies with --lora-rank; name a rank")  # fmt: skip
         check(self.lora_rank is not None or self.lora_save == "merged", "lora_save", self.lora_save,
-              "means something with --lora-rank alone; name a rank")  # fmt: skip
+              "only applies with --lora-rank; name a rank")  # fmt: skip
         check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
-              "means something with --cache-features alone; add that")  # fmt: skip
+              "only applies with --cache-features; add that")  # fmt: skip
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,

@@ -11,16 +11,16 @@ from toolkit.options.fields import check, check_at_least, check_choice, check_se
 class GenerationOptions:
     """How captions are decoded; the same names and meanings as in `transformers.GenerationConfig`."""
 
-    num_beams: int = option(4, "Beams of the search; 1 is greedy.")
+    num_beams: int = option(4, "Beams of beam search; 1 is greedy decoding.")
     max_length: int = option(50, "Longest caption in tokens, start token and EOS included.")
     length_penalty: float = option(2.0, "Above 0 favours longer captions, below 0 shorter ones.")
-    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice; 0 allows it.")
+    no_repeat_ngram_size: int = option(3, "No run of this many tokens occurs twice in a caption; 0 allows it.")
     early_stopping: str = option("false", "When beam search stops: false, true or never.")
-    sample: bool = option(False, "Draw tokens instead of searching.", flag=True)
-    top_k: int = option(50, "With --sample: draw from the k most likely tokens; 0 for all.")
-    top_p: float = option(1.0, "With --sample: draw from the smallest set with this much probability.")
-    temperature: float = option(1.0, "With --sample: below 1 is bolder towards the likely.")
-    num_captions: int = option(1, "Captions an image.")
+    sample: bool = option(False, "Sample tokens instead of searching with beams.", flag=True)
+    top_k: int = option(50, "With --sample: sample from the k most likely tokens; 0 for all.")
+    top_p: float = option(1.0, "With --sample: sample from the smallest set with this much probability.")
+    temperature: float = option(1.0, "With --sample: below 1 makes likely tokens likelier.")
+    num_captions: int = option(1, "Captions per image.")
     seed: int = option(42, "Seed of --sample.")
 
     def __post_init__(self) -> None:
@@ -43,11 +43,11 @@ def check_generation(options: GenerationOptions) -> None:
     """Refuses what a way of decoding takes no notice of."""
     if options.sample:
         check(options.num_beams in (1, GenerationOptions.num_beams), "num_beams", options.num_beams,
-              "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+              "has no effect with --sample, which does not search; leave one of the two out")  # fmt: skip
         check_unused(options, ("length_penalty", "early_stopping"),
-                     "means nothing with --sample, which draws and does not search; leave one of the two out")  # fmt: skip
+                     "has no effect with --sample, which does not search; leave one of the two out")  # fmt: skip
     else:
-        check_unused(options, ("top_k", "top_p", "temperature"), "means something with --sample alone; add that")
+        check_unused(options, ("top_k", "top_p", "temperature"), "only applies with --sample; add that")
         if options.num_beams == 1:
             check_unused(options, ("length_penalty", "early_stopping"),
-                         "means nothing with --num-beams 1; search with several, or leave it out")  # fmt: skip
+                         "has no effect with --num-beams 1; use more beams, or leave it out")  # fmt: skip

@@ -19,32 +19,34 @@ class InspectOptions:
         None, "A cache, an annotation file or folder, a model, or a run.", positional=True, required=True
     )
     images: Path | None = option(
-        None, "Of annotations: the folder that the image names are relative to. [default: Images beside them]"
+        None, "For annotations: the folder that the image names are relative to. [default: Images beside them]"
     )
-    format: str = option("auto", f"Of annotations: {', '.join(FORMATS)}.")
+    format: str = option("auto", f"For annotations: {', '.join(FORMATS)}.")
     image_column: str | None = option(
-        None, "Of annotations: column or key with the images or their names, where it isn't found by itself."
+        None, "For annotations: column or key with the images or their names, if it isn't found automatically."
     )
     caption_column: tuple[str, ...] = option(
-        (), "Of annotations: column or key with captions; give the option once for each of several.", show_default=False
+        (), "For annotations: column or key with captions; give the option once for each.", show_default=False
     )
-    split_column: str | None = option(None, "Of annotations: column or key with the split of an image.")
+    split_column: str | None = option(None, "For annotations: column or key with the split of an image.")
     split_map: tuple[str, ...] = option(
         (),
-        "Of annotations: call a split by another name: eval=validation; give the option once for each.",
+        "For annotations: call a split by another name: eval=validation; give the option once for each.",
         show_default=False,
     )
-    split: str | None = option(None, "Count the captions of this split alone, and show it: train, validation or test.")
+    split: str | None = option(
+        None, "Count only the captions of this split, and show only it: train, validation or test."
+    )
     decoder: str | None = option(
         None,
-        "Whose tokenizer counts tokens: hub name or local folder. [default: the cache's own; of annotations "
+        "Decoder whose tokenizer counts tokens: hub name or local folder. [default: the cache's own; for annotations "
         f"{DEFAULT_DECODER}'s, if it is on this machine]",
         path=True,
     )
     near_duplicates: str = option(
         "on",
         f"on, off, or the bits of 64 in which two pictures may differ (on: {NEAR_DISTANCE}). Off, the images of "
-        "annotations are not decoded, so that damaged ones aren't found either.",
+        "annotations are not decoded, so damaged ones aren't found either.",
     )
     sheet: Path | None = option(
         None, "Also write a page with a sample of images and captions: one HTML file.", output=True

@@ -46,10 +46,10 @@ class PreprocessOptions:
     out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
     format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
     image_column: str | None = option(
-        None, "Column or key with the images or their names, where it isn't found by itself."
+        None, "Column or key with the images or their names, if it isn't found automatically."
     )
     caption_column: tuple[str, ...] = option(
-        (), "Column or key with captions; give the option once for each of several.", show_default=False
+        (), "Column or key with captions; give the option once for each.", show_default=False
     )
     split_column: str | None = option(None, "Column or key with the split of an image.")
     split_map: tuple[str, ...] = option(
@@ -71,24 +71,24 @@ class PreprocessOptions:
     max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
     val_fraction: float = option(
         0.1,
-        "Share of images for validation, where the source has no splits of its own or lists but none for validation.",
+        "Share of images for validation, if the source has no splits of its own, or lists but none for validation.",
     )
-    test_fraction: float = option(0.1, "Share of images for test, likewise.")
+    test_fraction: float = option(0.1, "Share of images for test, in the same case.")
     train_list: Path | None = option(
-        None, "File with the image names of train, one a line; without it train is what no list names."
+        None, "File with the image names of train, one per line; without it, train is all images that no list names."
     )
     val_list: Path | None = option(
-        None, "File with the image names of validation; without it validation is drawn from train."
+        None, "File with the image names of validation; without it, validation is drawn from train."
     )
     test_list: Path | None = option(
-        None, "File with the image names of test; without it test has no images, if there are other lists."
+        None, "File with the image names of test; without it, test has no images, if there are other lists."
     )
-    strict_splits: bool = option(False, "Stop if an image stands in two splits of the source's own.", flag=True)
+    strict_splits: bool = option(False, "Stop if an image is in two of the source's splits.", flag=True)
     seed: int = option(42, "Seed of the splits.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
     max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images and rows can't be read.")
     overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
-    engine: str = option("local", "Where the work is done: local, in processes of this machine, or ray.")
+    engine: str = option("local", "Where the work is done: local (in processes of this machine) or ray.")
     ray_address: str | None = option(
         None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
     )

@@ -43,7 +43,7 @@ def check_name(option: str, name: str, hint: str = WAYS_OUT) -> None:
         raise ModelError(f"{option} {name}: a file, where a folder or a name on the hub is meant; {hint}.")
     parent = path.parent.name and path.parent.is_dir()
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/") or parent:
-        raise ModelError(f"{option} {name}: no such folder, seen from here; {hint}.")
+        raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {hint}.")
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -1,4 +1,4 @@
-"""How a training run does: figures and captions of each evaluation, training.jsonl, and lines for people."""
+"""How a training run does: metrics and captions of each evaluation, training.jsonl, and lines for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.distributed import writing
 
-FIGURES = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
+METRICS = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
 
 
 class CaptionMetrics:
@@ -44,17 +44,17 @@ class CaptionMetrics:
         return prepare(self.references)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The `FIGURES`; shares are from 0 to 1, the loss is in nats a token."""
+        """The `METRICS`; shares are from 0 to 1, the loss is in nats a token."""
         number = len(self.references)  # several ranks pad the last batch with images that were had already
         rows = torch.as_tensor(np.asarray(prediction.predictions))[:number, 1:]
         loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
         self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
         corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
         how = health(self.captions, caption_lengths(rows, self.tokens)[1].tolist())
-        return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in FIGURES[1:]}}
+        return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in METRICS[1:]}}
 
 
-def caption_warnings(captions: Sequence[str], figures: dict[str, float]) -> list[str]:
+def caption_warnings(captions: Sequence[str], metrics: dict[str, float]) -> list[str]:
     """What is so wrong with the captions of an evaluation that no score is needed to see it; a sentence each."""
     found = []
     caption, times = Counter(captions).most_common(1)[0]
@@ -63,13 +63,13 @@ def caption_warnings(captions: Sequence[str], figures: dict[str, float]) -> list
             f'{times} of {len(captions)} validation images get the same caption, "{caption}"; '
             "early in training that passes, later on --lr is too high or the images are too few."
         )
-    if figures["ended"] < 0.5:
+    if metrics["ended"] < 0.5:
         found.append(
-            f"{1 - figures['ended']:.0%} of the validation captions run on to --max-length; "
+            f"{1 - metrics['ended']:.0%} of the validation captions run on to --max-length; "
             "early in training that passes, later on the training captions have no end to learn."
         )
-    if figures["loops"] > 0.1:
-        found.append(f"{figures['loops']:.0%} of the validation captions repeat themselves.")
+    if metrics["loops"] > 0.1:
+        found.append(f"{metrics['loops']:.0%} of the validation captions repeat themselves.")
     return found
 
 
@@ -128,11 +128,11 @@ class TrainingLog(TrainerCallback):
             return
         row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {}), **self.again}
         if "eval_loss" in row:
-            evaluated = {name: row[f"eval_{name}"] for name in FIGURES}
+            evaluated = {name: row[f"eval_{name}"] for name in METRICS}
             row["captions"] = self.metrics.captions[: self.SAMPLES]
             row["warnings"] = caption_warnings(self.metrics.captions, evaluated)
-            figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
-            say(f'  epoch {row["epoch"]:g}: {figures}; "{row["captions"][0]}"')
+            metrics = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
+            say(f'  epoch {row["epoch"]:g}: {metrics}; "{row["captions"][0]}"')
             for warning in row["warnings"]:
                 say(f"  warning: {warning}")
         with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:
@@ -143,11 +143,11 @@ class TrainingLog(TrainerCallback):
             self.progress.__exit__(None, None, None)
 
     def best(self, step: int | None) -> dict[str, float]:
-        """The figures of the evaluation at this step of training, or of the very last one; empty where there was none."""
+        """The metrics of the evaluation at this step of training, or of the very last one; empty where there was none."""
         rows = [row for row in self.rows() if "eval_loss" in row]
         if step is not None:
             rows = [row for row in rows if row["step"] == step and "generation" not in row]
-        return {name: rows[-1][f"eval_{name}"] for name in FIGURES} if rows else {}
+        return {name: rows[-1][f"eval_{name}"] for name in METRICS} if rows else {}
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:
         """The followed validation images: pixels, their captions, and what was said of them at each evaluation."""

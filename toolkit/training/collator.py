@@ -75,7 +75,7 @@ class CaptionDataset(Dataset):
         return labels[np.sort(rng.choice(len(labels), self.captions_per_image, replace=False))]
 
 
-class SimilarLengths(Sampler[int]):
+class LengthGroupedSampler(Sampler[int]):
     """Every image once an epoch, images with about as many tokens in one batch, batches in random order.
 
     Random images would make a third of a batch padding, for one with long captions is in most batches. Here the images
@@ -168,10 +168,10 @@ def prefetch(batches: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 class CaptionCollator:
     """Images with their captions to one batch: an image's captions stand one after another in one row.
 
-    The encoder then sees each image once, the decoder projects its states to keys and values once, and hardly a token
+    The encoder then sees each image once, the decoder projects its features to keys and values once, and hardly a token
     is padding: of five captions of 13 tokens on average, a row for each would be cut to the longest of the batch, and
     45 % of the arithmetic spent on nothing. Every caption counts its positions from its own start, and sees itself
-    alone: loss and gradients are those of a row for each (tests/test_batches.py).
+    alone: loss and gradients are those of a row for each (tests/training/test_batches.py).
 
     Returns, for B images with at most L tokens in all their captions (L a multiple of 8, for tensor cores):
         pixel_values: uint8 (B, C, H, W); or features: (B, S, D), where items have those (toolkit/training/features.py)

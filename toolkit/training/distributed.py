@@ -1,7 +1,6 @@
 """Several processes that train one captioner, as `torchrun` and `accelerate launch` start them: each is a rank.
 
-Rank 0 decides, writes and speaks. A rank that finds something wrong takes the others along: one of them says it, in one
-sentence, and none is left waiting.
+Rank 0 decides, writes and prints. An error on one rank ends all of them: one rank reports it, and none is left waiting.
 """
 
 from __future__ import annotations
@@ -16,8 +15,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from toolkit.errors import RunError, SaidElsewhere, ToolkitError
+from toolkit.errors import InputError, RunError, SaidElsewhere, ToolkitError
+from toolkit.options import FinetuneOptions
 from toolkit.runtime import progress
 
 T = TypeVar("T")
@@ -27,19 +29,19 @@ LOST = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Socket closed|
 
 
 def rank() -> int:
-    """Which one this process is, from 0."""
+    """The rank of this process, from 0."""
     return int(os.environ.get("RANK") or 0) if ranks() > 1 else 0
 
 
 def ranks() -> int:
-    """How many there are; 1 where no launcher has said so."""
+    """The number of ranks; 1 without a launcher."""
     found = os.environ.get("WORLD_SIZE", "")
     return int(found) if found.isdigit() else 1
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """The block runs in all ranks, connected (gloo, and NCCL on GPUs); progress is shown by the first alone.
+    """The block runs in all ranks, connected (gloo, and NCCL on GPUs); only rank 0 shows progress.
 
     Raises:
         RunError: they can't be connected, or another one has ended meanwhile.
@@ -95,7 +97,7 @@ def writing(place: Path, what: str = "a checkpoint") -> Iterator[None]:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """A block that each rank comes through, or none.
+    """A block that all ranks finish, or none: an error on one is raised on all.
 
     Raises:
         ToolkitError: that of the block.
@@ -117,8 +119,8 @@ def agreeing() -> Iterator[None]:
         raise (type(mine)(f"rank {speaker}: {mine}") if speaker else mine) from None
 
 
-def from_first(function: Callable[[], T]) -> T:
-    """What `function` gives, called on rank 0 alone; its errors are all ranks'."""
+def broadcast_from_rank_0(function: Callable[[], T]) -> T:
+    """Calls `function` on rank 0 only; all ranks get its result, or raise its error."""
     found: list[Any] = [None]
     with agreeing():
         if rank() == 0:
@@ -126,3 +128,44 @@ def from_first(function: Callable[[], T]) -> T:
     if ranks() > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+# ---- --fsdp: weights, gradients and optimizer sharded over the ranks (torch's `fully_shard`, set up by Trainer) ----
+
+
+def check_sharding(options: FinetuneOptions, device: torch.device) -> None:
+    """Whether `--fsdp` goes together with the other options, and with this machine.
+
+    Raises:
+        InputError: it does not.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError("accelerate launch --use_fsdp: toolkit sets FSDP up itself; use `finetune --fsdp` instead.")
+    if options.fsdp and (ranks() == 1 or device.type != "cuda"):
+        raise InputError("--fsdp: needs several GPUs, a process each; start it with torchrun --nproc-per-node N.")
+    if options.fsdp and (options.lora_rank is not None or options.compile):
+        raise InputError("--fsdp: not together with --lora-rank or --compile; leave one of them out.")
+
+
+def sharding_config(model: Any) -> dict[str, Any]:
+    """Trainer's `fsdp_config`: one layer of encoder or decoder is gathered at a time."""
+    layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return {"version": 2, "transformer_layer_cls_to_wrap": sorted(layers), "state_dict_type": "FULL_STATE_DICT"}
+
+
+def load_whole(model: Any, state: dict[str, Any]) -> None:
+    """Loads a whole state dict, of which each rank keeps its shard; no tensor may be missing."""
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=True))
+
+
+def whole_model(model: Any, kind: type) -> Any:
+    """A sharded model as an ordinary one on the CPU. All ranks must call it; only rank 0 gets the weights.
+
+    Args:
+        kind: the class that it had before.
+    """
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    plain = kind(model.config)
+    if state:
+        plain.load_state_dict(state, strict=True)
+    return plain

@@ -1,9 +1,9 @@
-"""Encoder states computed once: what a frozen encoder makes of each image, kept beside its pixels.
+"""Encoder features computed once: what a frozen encoder makes of each image, kept beside its pixels.
 
-    cache/dataset/features/<encoder>/<images>.bin    a piece: the states of some images, one after another
+    cache/dataset/features/<encoder>/<images>.bin    a shard: the encoder features of some images, one after another
                                     /encoder.json    their shape and precision, for people too
 
-<encoder> is a hash of the weights and settings that the states come from, <images> one of the pictures of a piece. So
+<encoder> is a hash of the weights and settings that the features come from, <images> one of the pictures of a shard. So
 nothing stale is ever read, and whatever still fits is found again: by a run with another learning rate or tokenizer, or
 by one that goes on where it was stopped.
 """
@@ -35,27 +35,27 @@ from toolkit.runtime.files import finishing, unfinished
 from toolkit.runtime.hashing import Hasher, hash_hex
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.collator import CaptionDataset, prefetch
-from toolkit.training.distributed import agreeing, from_first, rank, ranks
+from toolkit.training.distributed import agreeing, broadcast_from_rank_0, rank, ranks
 
-PIECE = 2**26  # bytes of a piece: what a kill costs, a few seconds of a GPU
+SHARD_BYTES = 2**26  # bytes of a shard: what a kill costs, a few seconds of a GPU
 BATCH = 64  # images that the encoder is given at once
-# How each precision lies in memory. NumPy knows no bfloat16, so its bits travel as int16 (`states`).
+# How each precision lies in memory. NumPy knows no bfloat16, so its bits travel as int16 (`encoder_features`).
 STORED: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<i2"), "fp32": np.dtype("<f4")}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def states(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def encoder_features(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(n, S, D) as `FeatureDataset` gives them -> (n, S, D) as the decoder takes them."""
     return (stored.view(torch.bfloat16) if stored.dtype == torch.int16 else stored).to(dtype)
 
 
 @dataclass(frozen=True)
 class Features:
-    """The states of a split's images, in the order of its rows.
+    """The encoder features of a split's images, in the order of its rows.
 
     Attributes:
-        paths: of the pieces; all but the last one hold `rows` images.
-        shape: (S, D): positions and width of an image's states.
+        paths: of the shards; all but the last one hold `rows` images.
+        shape: (S, D): positions and width of an image's features.
     """
 
     paths: list[Path]
@@ -70,7 +70,7 @@ class Features:
 
     @cached_property
     def reads(self) -> bool:
-        """Whether pieces are read rather than mapped: as `SplitReader.reads`."""
+        """Whether shards are read rather than mapped: as `SplitReader.reads`."""
         return hasattr(os, "preadv") and self.count * self.row_bytes > available_memory()
 
     @cached_property
@@ -87,8 +87,8 @@ class Features:
         out = np.empty((len(indices), *self.shape), self.dtype)
 
         def read(i: int) -> None:
-            piece, row = divmod(indices[i], self.rows)
-            read_into(self.paths[piece], row * self.row_bytes, memoryview(out[i]).cast("B"))
+            shard, row = divmod(indices[i], self.rows)
+            read_into(self.paths[shard], row * self.row_bytes, memoryview(out[i]).cast("B"))
 
         list(reader_threads(os.getpid()).map(read, range(len(indices))))
         return list(out)
@@ -122,7 +122,7 @@ def encode_splits(
     autocast: torch.dtype,
     device: torch.device,
 ) -> dict[str, Features]:
-    """The states of every image of some splits; those that are not there yet are computed, piece by piece, each rank some.
+    """The encoder features of every image of some splits; those that are not there yet are computed, shard by shard, each rank some.
 
     Args:
         stored: fp16, bf16 or fp32.
@@ -130,7 +130,7 @@ def encode_splits(
 
     Raises:
         OutputError: the disk is too small, can't be written, or is not the same for all ranks.
-        RunError: a state is too large for fp16, or Ctrl-C; finished pieces are kept.
+        RunError: a feature is too large for fp16, or Ctrl-C; finished shards are kept.
     """
     encoder.to(device).eval()
     normalizer.to(device)
@@ -142,38 +142,38 @@ def encode_splits(
 
     folder = cache.directory / "features" / _key(encoder, cache, stored, autocast)
     try:
-        shape = from_first(lambda: _shape(folder, stored, lambda: encode(cache[splits[0]].gather([0]))))
+        shape = broadcast_from_rank_0(lambda: _shape(folder, stored, lambda: encode(cache[splits[0]].gather([0]))))
         size = int(np.prod(shape)) * STORED[stored].itemsize
-        rows = max(1, PIECE // size)
+        rows = max(1, SHARD_BYTES // size)
         made: dict[str, Features] = {}
-        pieces: list[Piece] = []
+        shards: list[Shard] = []
         with agreeing():
             for split in splits:
                 reader, hashes = cache[split], picture_hashes(cache, split)
                 ranges = [range(i, min(i + rows, len(hashes))) for i in range(0, len(hashes), rows)]
                 paths = [folder / f"{hash_hex(*hashes[r.start : r.stop])}.bin" for r in ranges]
                 made[split] = Features(paths, rows, len(hashes), shape, STORED[stored])
-                pieces += [Piece(path, reader, r, len(r) * size) for path, r in zip(paths, ranges, strict=True)]
-        # One rank looks: another might see what is finished meanwhile, and take other pieces for its own.
-        mine = [pieces[i] for i in from_first(lambda: _missing(folder, pieces))[rank() :: ranks()]]
-        with agreeing(), _writing(folder), Progress("encode", sum(len(piece.range) for piece in mine)) as progress:
-            for piece in mine:
-                with _finishing(piece.path) as file:
-                    for found in map(encode, prefetch(piece.pixels())):
+                shards += [Shard(path, reader, r, len(r) * size) for path, r in zip(paths, ranges, strict=True)]
+        # One rank looks: another might see what is finished meanwhile, and take other shards for its own.
+        mine = [shards[i] for i in broadcast_from_rank_0(lambda: _missing(folder, shards))[rank() :: ranks()]]
+        with agreeing(), _writing(folder), Progress("encode", sum(len(shard.range) for shard in mine)) as progress:
+            for shard in mine:
+                with _finishing(shard.path) as file:
+                    for found in map(encode, prefetch(shard.pixels())):
                         file.write(_bytes(found, stored))
                         progress.update(len(found))
         with agreeing():
-            if not all(piece.is_whole() for piece in pieces):
+            if not all(shard.is_whole() for shard in shards):
                 raise OutputError(f"--cache-features: {folder} is not the same folder for all processes; put the cache "
                                   "where all see it, or train with --freeze-encoder alone.")  # fmt: skip
     except KeyboardInterrupt:
-        raise RunError("stopped; run the same command again to go on from the finished pieces.") from None
+        raise RunError("stopped; run the same command again to go on from the finished shards.") from None
     return made
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some rows of a split, and the file for their states."""
+class Shard:
+    """Some rows of a split, and the file for their features."""
 
     path: Path
     reader: SplitReader
@@ -217,7 +217,7 @@ def picture_hashes(cache: Cache, split: str) -> list[str]:
 
 
 def _key(encoder: Any, cache: Cache, stored: str, autocast: torch.dtype) -> str:
-    """Of all that decides an image's states but its picture. A pooler is left out: it may be random, and changes none."""
+    """Of all that decides an image's features but its picture. A pooler is left out: it may be random, and changes none."""
     names = ("transformers_version", "_name_or_path", "architectures", "dtype")
     config = {k: v for k, v in encoder.config.to_dict().items() if k not in names}
     settings = [type(encoder).__name__, config, cache.manifest["pixels"], stored, str(autocast)]
@@ -242,9 +242,9 @@ def _shape(folder: Path, stored: str, first: Callable[[], torch.Tensor]) -> tupl
     return (shape[0], shape[1])
 
 
-def _missing(folder: Path, pieces: Sequence[Piece]) -> list[int]:
-    """Which pieces are to be made. Says how much that is and whether it fits; what a killed run left goes."""
-    missing = [i for i, piece in enumerate(pieces) if not piece.is_whole()]
+def _missing(folder: Path, shards: Sequence[Shard]) -> list[int]:
+    """Which shards are to be made. Says how much that is and whether it fits; what a killed run left goes."""
+    missing = [i for i, shard in enumerate(shards) if not shard.is_whole()]
     if not missing:
         return []
     with _writing(folder):
@@ -254,10 +254,10 @@ def _missing(folder: Path, pieces: Sequence[Piece]) -> list[int]:
                 path.unlink()
         free = shutil.disk_usage(folder).free
         others = sum(f.stat().st_size for f in folder.parent.rglob("*.bin") if f.parent != folder)
-    needed, images = sum(pieces[i].bytes for i in missing), sum(len(pieces[i].range) for i in missing)
+    needed, images = sum(shards[i].bytes for i in missing), sum(len(shards[i].range) for i in missing)
     if needed > free:
         raise OutputError(
-            f"--cache-features: the states of {images} images take {_gigabytes(needed)}, but {_gigabytes(free)} are free in "
+            f"--cache-features: the encoder features of {images} images take {_gigabytes(needed)}, but {_gigabytes(free)} are free in "
             f"{folder.parent}; make room, or train with --freeze-encoder alone."
         )
     also = f"; earlier ones beside it take {_gigabytes(others)}" if others else ""
@@ -285,5 +285,5 @@ def _bytes(found: torch.Tensor, stored: str) -> bytes:
     """
     kept = found.to(DTYPES[stored]).cpu().contiguous()
     if not bool(torch.isfinite(kept).all()):
-        raise RunError("--feature-precision fp16: the encoder's states are too large for it (65504); use bf16.")
+        raise RunError("--feature-precision fp16: the encoder's features are too large for it (65504); use bf16.")
     return kept.view(torch.int16 if stored == "bf16" else kept.dtype).numpy().tobytes()

@@ -338,7 +338,7 @@ def check_shared(plan: Plan, out: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Of a kill in the first moments of a run a piece of its first file may be left."""
+    """Of a kill in the first moments of a run a part of its first file may be left."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     return all(path.name == f"{STARTED}.tmp" for path in folder.iterdir())

@@ -22,13 +22,12 @@ from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.runtime.progress import say
 from toolkit.training.callbacks import CaptionMetrics, TrainingLog
-from toolkit.training.collator import CaptionCollator, CaptionDataset, SimilarLengths, caption_loss
-from toolkit.training.distributed import agreeing, from_first
+from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
+from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
 from toolkit.training.features import FeatureDataset, encode_splits
 from toolkit.training.run_files import CHECKPOINTS, LOG
 from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start
 from toolkit.training.selfcheck import check_training
-from toolkit.training.sharding import sharding_config
 from toolkit.training.starting_model import finished_model, starting_model
 from toolkit.training.trainer import CaptionTrainer, Patience
 
@@ -88,7 +87,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     for note in notes:
         say(f"note: {note}")
     model, collator = _checked_model(options, cache, plan, processors)
-    from_first(lambda: start(plan, options, identity))
+    broadcast_from_rank_0(lambda: start(plan, options, identity))
     with agreeing():
         check_shared(plan, options.output_dir)
     if again:  # evaluation alone needs neither the minutes of compiling nor sharding
@@ -105,7 +104,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         model=model,
         # From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short
         # captions, and sorted batches leave fewer of the demo's captions right.
-        sorted_together=1 if _from_scratch(options, cache) else SimilarLengths.WINDOW,
+        sorted_together=1 if _from_scratch(options, cache) else LengthGroupedSampler.WINDOW,
         args=arguments,
         train_dataset=train_set,
         eval_dataset=eval_set if len(eval_set) else None,

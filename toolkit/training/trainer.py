@@ -23,10 +23,9 @@ from toolkit.models.lora import is_adapted, load_adapter_weights
 from toolkit.models.precision import PixelNormalizer
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import mark_whole, rotate
-from toolkit.training.collator import SimilarLengths, prefetch
-from toolkit.training.distributed import agreeing, writing
-from toolkit.training.features import states
-from toolkit.training.sharding import load_whole, whole_model
+from toolkit.training.collator import LengthGroupedSampler, prefetch
+from toolkit.training.distributed import agreeing, load_whole, whole_model, writing
+from toolkit.training.features import encoder_features
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -35,7 +34,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     Trainer's `compute_loss_func` must be set to a function of (outputs, labels, num_items_in_batch).
 
     Args:
-        sorted_together: how many batches `SimilarLengths` sorts at a time.
+        sorted_together: how many batches `LengthGroupedSampler` sorts at a time.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         *args: Any,
         normalizer: PixelNormalizer,
         generation: dict[str, Any],
-        sorted_together: int = SimilarLengths.WINDOW,
+        sorted_together: int = LengthGroupedSampler.WINDOW,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +66,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Trainer's own grouping draws from the global generator, so that a resumed epoch is another one."""
         step = self.args.train_batch_size * self.args.world_size
         update = step * self.args.gradient_accumulation_steps
-        return SimilarLengths(
+        return LengthGroupedSampler(
             self.train_dataset, update, self.args.seed, self.sorted_together, step if self.args.world_size > 1 else 1
         )
 
@@ -90,10 +89,10 @@ class CaptionTrainer(Seq2SeqTrainer):
                 self._ahead.close()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Normalises on the device: a quarter of the bytes cross the bus. Stored states take the encoder's place."""
+        """Normalises on the device: a quarter of the bytes cross the bus. Stored features take the encoder's place."""
         inputs = super()._prepare_inputs(inputs)
         if "features" in inputs:
-            inputs["encoder_outputs"] = (states(inputs.pop("features"), self.model.dtype),)
+            inputs["encoder_outputs"] = (encoder_features(inputs.pop("features"), self.model.dtype),)
         elif inputs["pixel_values"].dtype == torch.uint8:
             inputs["pixel_values"] = self.normalizer(inputs["pixel_values"])
         return inputs
@@ -245,7 +244,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         return self.kind.from_pretrained(checkpoint, dtype=self.model.dtype).state_dict()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer's own loads with strict=False and silently leaves every encoder layer as it was (facts §7 S2)."""
+        """Trainer's own loads with strict=False and silently leaves every encoder layer as it was."""
         self._load_strictly(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
