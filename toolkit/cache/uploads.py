@@ -8,7 +8,6 @@ manifest there or by `put.json`, is neither fetched nor replaced nor removed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,9 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from toolkit.cache.schema import MANIFEST, listed_files
 from toolkit.errors import InputError, OutputError
-from toolkit.runtime.files import write_json
+from toolkit.runtime.files import beside, new_lock, write_json
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.progress import Progress, say
 from toolkit.runtime.remote import (
@@ -60,10 +61,10 @@ class Outbox:
         # Beside the output, or within where that is a whole bucket: beside it would be another one.
         self.state = ".state" if "/" in self.path.strip("/") else "/.state"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder.with_name(self.folder.name + ".lock"), "a")  # noqa: SIM115 - until __exit__
+        self._lock = new_lock(beside(self.folder, ".lock"), timeout=0)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire()
+        except Timeout:
             raise OutputError(f"{url}: another run is writing it; wait for it, or name another output.") from None
         try:
             self.record: dict[str, Any] = json.loads((self.folder / RECORD).read_bytes())
@@ -74,7 +75,7 @@ class Outbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self._lock.release()
 
     def _objects(self, suffix: str = "") -> dict[str, Found]:
         """By name relative to the URL; the object at the URL itself is ''."""

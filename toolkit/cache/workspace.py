@@ -100,7 +100,7 @@ def building(out: Path, place: Path) -> Iterator[Path]:
     lock = beside(place, ".lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle = lock_file(lock)
+        held = lock_file(lock)
     except BlockingIOError:
         raise OutputError(f"--out {out}: another run is building there; wait for it, or name another folder.") from None
     except OSError as error:
@@ -119,7 +119,7 @@ def building(out: Path, place: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             os.remove(lock)
-        handle.close()
+        held.release()
         for folder in made:  # nothing came of it: leave no empty folder behind
             with suppress(OSError):
                 folder.rmdir()

@@ -214,7 +214,7 @@ def _held(output: Path) -> Iterator[None]:
             raise OutputError(
                 f"--output {output}: would need {lock.name} beside it, which is another's; name another file."
             )
-        handle = lock_file(lock)
+        held = lock_file(lock)
     except BlockingIOError:
         raise OutputError(f"--output {output}: another run is writing it; wait for it, or name another file.") from None
     except OSError as error:
@@ -223,7 +223,7 @@ def _held(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-        handle.close()
+        held.release()
 
 
 def _check_names(images: Sequence[FoundImage]) -> None:

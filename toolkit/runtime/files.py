@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 
 def beside(place: Path, suffix: str) -> Path:
@@ -76,29 +76,30 @@ def file_state(path: Path) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns)
 
 
-def lock_file(path: Path) -> Any:
-    """The open, locked file, which whoever asked for it deletes in the end.
+def lock_file(path: Path) -> BaseFileLock:
+    """The acquired lock, which the caller deletes and releases in the end.
 
     Raises:
         BlockingIOError: another run holds it.
-        FileExistsError: what stands there is no lock: ours are empty.
+        FileExistsError: the file there is not one of the toolkit's locks, which are empty.
     """
     if not _may_be_lock(path):
         raise FileExistsError(errno.EEXIST, f"{path.name} beside it is no lock of toolkit's", str(path))
-    # The workers of a run that was killed a moment ago may hold on to it until they are dead too.
-    patience = time.monotonic() + 1.0
-    while True:
-        handle = open(path, "a")  # noqa: SIM115 (held open for as long as the lock is held)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle.fileno())):
-                return handle
-            handle.close()  # the run before us removed the file between our two steps
-        except OSError as error:
-            handle.close()
-            if not isinstance(error, (BlockingIOError, FileNotFoundError)) or time.monotonic() > patience:
-                raise
-            time.sleep(0.05)
+    lock = new_lock(path, timeout=1.0)  # the workers of a run that was killed a moment ago may still be dying
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, "held by another run", str(path)) from None
+    return lock
+
+
+def new_lock(path: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock to acquire, which the system releases when the process ends, however it ends.
+
+    Args:
+        timeout: seconds to wait for another holder before `Timeout` is raised; -1 waits for ever.
+    """
+    return FileLock(path, timeout, thread_local=False, fallback_to_soft=False)
 
 
 def _may_be_lock(path: Path) -> bool:

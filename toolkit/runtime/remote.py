@@ -13,7 +13,6 @@ So a rerun asks the store for one listing, and sees what changed by size and tim
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import PROGRAMMING, ImageError, InputError, RunError, ToolkitError
-from toolkit.runtime.files import finishing, unfinished, write_json
+from toolkit.runtime.files import beside, finishing, new_lock, unfinished, write_json
 from toolkit.runtime.hashing import hash_hex, hash_int
 from toolkit.runtime.progress import Progress, say
 
@@ -189,8 +188,7 @@ def _folder(url: str, stand_ins: list[str] | None) -> str:
 def alone(folder: Path) -> Iterator[None]:
     """A folder for this process; others of this machine (the ranks of a training run, say) wait for their turn."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with new_lock(beside(folder, ".lock")):
         folder.mkdir(exist_ok=True)
         yield
 

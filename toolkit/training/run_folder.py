@@ -249,7 +249,7 @@ def holding(options: FinetuneOptions) -> Iterator[None]:
     made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle = lock_file(lock)
+        held = lock_file(lock)
     except BlockingIOError:
         raise OutputError(
             f"--output-dir {out}: another run is training there; wait for it, or name another folder."
@@ -260,7 +260,7 @@ def holding(options: FinetuneOptions) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-        handle.close()
+        held.release()
         for folder in made:  # nothing came of it: leave no empty folder behind
             with suppress(OSError):
                 folder.rmdir()
