@@ -310,7 +310,10 @@ def is_image(start: bytes) -> bool:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """`Image.open` without its tries of every plugin and without its warnings: the plugin that the signature names."""
+    """Opens the file with the plugin that its signature names.
+
+    Not by `Image.open(formats=...)`: it warns of large images, and hides the reason why an image can't be read.
+    """
     from PIL import Image
 
     prefix = file.read(16)

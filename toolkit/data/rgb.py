@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded image turned as its EXIF or XMP says. Looked at only where there is some, for it costs."""
+    """The decoded image turned as its EXIF or XMP says. Looked at only where there is some, for it costs.
+
+    Not by `ImageOps.exif_transpose`: it copies images that are upright already, and fails where EXIF has a field that
+    Pillow can read but not write.
+    """
     from PIL import Image
 
     info = image.info
