@@ -142,7 +142,6 @@ def measure(captioner: Any, paths: list[Path], arguments: argparse.Namespace) ->
     states = model.encoder(pixel_values=pixels).last_hidden_state
     twin = prepared(model)
     engine = Engine(twin, full, size)
-    engine.encoder = lambda pixel_values: BaseModelOutput(states[: len(pixel_values)])
 
     def notebook() -> None:
         for path in paths[: arguments.notebook_images]:
@@ -155,7 +154,7 @@ def measure(captioner: Any, paths: list[Path], arguments: argparse.Namespace) ->
 
     def own_decoding() -> None:
         prepared(model)
-        engine.run(lambda images: pixels[images.start : images.stop], size, ())
+        engine.run(states, ())
 
     def toolkit() -> None:
         for row in captioner.caption(paths[: arguments.images], OPTIONS, size):
@@ -168,13 +167,13 @@ def measure(captioner: Any, paths: list[Path], arguments: argparse.Namespace) ->
         "encoder": (size, lambda: model.encoder(pixel_values=pixels)),
         "encoder, as toolkit runs it": (size, own_encoder),
         "stock generate": (size, lambda: model.generate(pixel_values=pixels, generation_config=config)),
-        "toolkit": (size, lambda: decode(model, lambda r: pixels[r.start : r.stop], size, config)),
+        "toolkit": (size, lambda: decode(model, config, pixels)),
         "stock decoding": (size, lambda: model.generate(encoder_outputs=copy.copy(outputs), generation_config=config)),
         "toolkit decoding": (size, own_decoding),
         "bare loop": (size, lambda: bare_loop(model, states)),
     }
     wanted = model.generate(pixel_values=pixels, generation_config=config)[:, 1:].tolist()
-    found = [image.tokens[0] for image in decode(model, lambda r: pixels[r.start : r.stop], size, config)]
+    found = [image.tokens[0] for image in decode(model, config, pixels)]
     same = sum(ours == theirs[: len(ours)] for ours, theirs in zip(found, wanted, strict=True))
     own_decoding()  # memory is mapped and, on a GPU, the graph captured before anything is timed
 

@@ -24,7 +24,6 @@ from transformers.models.donut.image_processing_pil_donut import DonutImageProce
 
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, load_captioner
-from toolkit.captioning.generate import generate_captions
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.data.images import read_image
 from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
@@ -259,6 +258,4 @@ def test_ours_where_it_gives_the_same(foreign: Path, paths: list[Path]) -> None:
     exact = replace(captioner, transform=ProcessorTransform(captioner.image_processor), normalizer=torch.nn.Identity())
     assert exact.caption(paths, OPTIONS[0]) == captioner.caption(paths, OPTIONS[0])
     pixels = torch.from_numpy(np.stack([exact.transform(image)]))
-    assert (
-        generate_captions(exact, pixels, OPTIONS[0])[0].captions[0] == captioner.caption([image], OPTIONS[0])[0].caption
-    )
+    assert exact.generate(pixels, OPTIONS[0])[0].captions[0] == captioner.caption([image], OPTIONS[0])[0].caption

@@ -25,8 +25,8 @@ from toolkit.cache.schema import open_cache
 from toolkit.captioning import generate as decoding
 from toolkit.captioning import kv_cache as steps
 from toolkit.captioning.beam_search import Found
-from toolkit.captioning.generate import caption_lengths, decode, generate_captions, stock, unsupported
-from toolkit.models.loading import Captioner, load_captioner
+from toolkit.captioning.captioner import Captioner, load_captioner
+from toolkit.captioning.generate import caption_lengths, decode, stock, unsupported
 from toolkit.models.special_tokens import SpecialTokens, first_position
 from toolkit.options import GenerationOptions
 
@@ -67,7 +67,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_captions_and_scores(captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions) -> None:
-    decoded = generate_captions(captioner, pixels, options)
+    decoded = captioner.generate(pixels, options)
     arguments = {} if options.num_beams == 1 else {
         "length_penalty": options.length_penalty, "early_stopping": options.early_stopping == "true",
     }  # fmt: skip
@@ -91,22 +91,19 @@ def test_captions_and_scores(captioner: Captioner, pixels: torch.Tensor, options
 
 def test_sampling_is_seeded(captioner: Captioner, pixels: torch.Tensor) -> None:
     options = GenerationOptions(max_length=16, sample=True, num_captions=5, seed=1)  # more than there would be beams
-    first, again = (generate_captions(captioner, pixels, options) for _ in range(2))
+    first, again = (captioner.generate(pixels, options) for _ in range(2))
     assert first == again
-    assert first != generate_captions(captioner, pixels, replace(options, seed=2))
+    assert first != captioner.generate(pixels, replace(options, seed=2))
     assert all(len(d.captions) == 5 and list(d.scores) == sorted(d.scores, reverse=True) for d in first)
 
 
 @pytest.mark.parametrize("options", [GenerationOptions(max_length=24), GenerationOptions(num_beams=1, max_length=24),
                                      GenerationOptions(max_length=24, sample=True, num_captions=2)])  # fmt: skip
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_a_batch_changes_nothing(
-    captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions, at_once: int
-) -> None:
-    together = generate_captions(captioner, pixels, options)
-    alone = [generate_captions(captioner, pixels[i : i + 1], options)[0] for i in range(len(pixels))]
-    streamed = generate_captions(captioner, pixels.flip(0), options, at_once)[::-1]
-    for other in (alone, streamed):
+def test_a_batch_changes_nothing(captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions) -> None:
+    together = captioner.generate(pixels, options)
+    alone = [captioner.generate(pixels[i : i + 1], options)[0] for i in range(len(pixels))]
+    turned = captioner.generate(pixels.flip(0), options)[::-1]
+    for other in (alone, turned):
         assert [(d.captions, d.ended) for d in other] == [(d.captions, d.ended) for d in together]
         assert [s for d in other for s in d.scores] == pytest.approx([s for d in together for s in d.scores], abs=1e-5)
 
@@ -117,15 +114,15 @@ def test_the_model_is_left_as_it_was(captioner: Captioner, pixels: torch.Tensor,
     own = copy.deepcopy(captioner)
     options = GenerationOptions(max_length=12, num_beams=2)
     modes = [module.config._attn_implementation for module in own.model.modules() if hasattr(module, "config")]
-    before = generate_captions(own, pixels, options)
+    before = own.generate(pixels, options)
     assert [m.config._attn_implementation for m in own.model.modules() if hasattr(m, "config")] == modes
     assert not any("forward" in vars(module) for module in own.model.modules())
     with torch.no_grad():
         own.model.decoder.transformer.h[0].mlp.c_fc.weight.mul_(-1)
-    after = generate_captions(own, pixels, options)
+    after = own.generate(pixels, options)
     assert after != before
     monkeypatch.setattr(steps, "PACK_FROM", 1 << 60)
-    plain = generate_captions(own, pixels, options)
+    plain = own.generate(pixels, options)
     assert [d.captions for d in after] == [d.captions for d in plain]
 
 
@@ -188,8 +185,9 @@ def test_tokens_of_generate(seeds: range) -> None:
         assert unsupported(model, full) is None
         with torch.no_grad():
             wanted = stock(model, inputs, full)
-        at_once = rng.choice([None, 1, 2, 4])
-        found = decode(model, lambda r, x=inputs: x[r.start : r.stop], len(inputs), config, at_once)  # type: ignore[misc]
+        with torch.no_grad():
+            features = model.encoder(pixel_values=inputs).last_hidden_state if seed % 2 else None
+        found = decode(model, config, inputs if features is None else None, features)
         where = f"seed {seed}: {config.to_diff_dict()}"
         assert [image.tokens for image in found] == [image.tokens for image in wanted], where
         assert [image.ended for image in found] == [image.ended for image in wanted], where
@@ -205,7 +203,7 @@ class AsOnCuda(decoding.Engine):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.cuda, self.every = True, 4
+        self.captures, self.every = True, 4
 
 
 def capture(step: Any, state: list[torch.Tensor]) -> SimpleNamespace:
@@ -225,15 +223,12 @@ def test_steps_of_one_shape(monkeypatch: Any) -> None:
         config.update(max_length=12, defaults_only=True)
         inputs = torch.randn(5, 3, 16, 16) * 2
 
-        def found(at_once: int, model: Any = model, config: Any = config, inputs: Any = inputs) -> list[Found]:
-            return decode(model, lambda r: inputs[r.start : r.stop], 5, config, at_once)
-
-        plain = found(3)
+        plain = decode(model, config, inputs)
         with monkeypatch.context() as patch:
             patch.setattr(decoding, "Engine", AsOnCuda)
             patch.setattr(decoding, "_capture", capture)
             decoding._engines.clear()
-            static = found(3)
+            static = decode(model, config, inputs)
         assert [image.tokens for image in static] == [image.tokens for image in plain], seed
         assert [image.scores for image in static] == [pytest.approx(image.scores, abs=1e-4) for image in plain], seed
 
@@ -246,7 +241,7 @@ def asked(monkeypatch: Any, model: VisionEncoderDecoderModel, **settings: Any) -
     inputs = torch.randn(2, 3, 16, 16)
     config = GenerationConfig(**{"max_length": 6, **settings})
     for _ in range(2):
-        found = decode(model, lambda r: inputs[r.start : r.stop], 2, config)
+        found = decode(model, config, inputs)
     return found, said
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from toolkit.captioning import pipeline
+from toolkit.captioning.captioner import Captioner
 from toolkit.commands import batch_caption as module
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError
@@ -98,7 +99,7 @@ def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest
     whole = output.read_bytes()
     output.unlink()
     (folder.parent / "out.jsonl.state").unlink()
-    real, calls = pipeline.generate_captions, []
+    real, calls = Captioner.generate, []
 
     def stop(*arguments: object) -> object:
         calls.append(1)
@@ -106,11 +107,11 @@ def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "generate_captions", stop)
+    monkeypatch.setattr(Captioner, "generate", stop)
     with pytest.raises(KeyboardInterrupt):
         batch_caption(options(folder, model_dir))
     assert not output.exists()
-    monkeypatch.setattr(pipeline, "generate_captions", real)
+    monkeypatch.setattr(Captioner, "generate", real)
     assert batch_caption(options(folder, model_dir)).values["new"] == 4
     assert output.read_bytes() == whole
 
@@ -197,7 +198,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
 ) -> None:
     plain = folder.parent / "plain.jsonl"
     batch_caption(options(folder, model_dir, output=plain))
-    sizes, real = list[int](), pipeline.generate_captions
+    sizes, real = list[int](), Captioner.generate
 
     def small(captioner: Any, pixels: torch.Tensor, *more: Any) -> Any:
         sizes.append(len(pixels))
@@ -206,7 +207,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
         return real(captioner, pixels, *more)
 
     limit = 3
-    monkeypatch.setattr(pipeline, "generate_captions", small)
+    monkeypatch.setattr(Captioner, "generate", small)
     batch_caption(options(folder, model_dir, batch_size="auto"))
     assert (folder.parent / "out.jsonl").read_bytes() == plain.read_bytes()
     assert sizes[:2] == [6, 3]  # of 8 files two are bad

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import VisionEncoderDecoderModel
 
 from toolkit.cache.schema import open_cache
+from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, RunError
-from toolkit.models.loading import build_captioner, load_captioner
+from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, attention_layers, load_adapter_weights, merged
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions

@@ -12,9 +12,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toolkit.captioning.captioner import load_captioner
 from toolkit.errors import ModelError
 from toolkit.models import loading as modeling
-from toolkit.models.loading import load_captioner
 from toolkit.models.presets import train_tiny_tokenizer
 from toolkit.models.special_tokens import SpecialTokens, generation_config
 from toolkit.options import GenerationOptions

@@ -24,9 +24,10 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
+from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
-from toolkit.models.loading import build_captioner, load_captioner
+from toolkit.models.loading import build_captioner
 from toolkit.models.presets import train_tiny_tokenizer
 from toolkit.models.special_tokens import SpecialTokens, first_position, generation_config
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions

@@ -142,7 +142,7 @@ def test_a_file_that_is_edited_while_captions_are_made(
 ) -> None:
     run(folder, model_dir, "jsonl")
     output = output_of(folder, "jsonl")
-    from toolkit.captioning import pipeline
+    from toolkit.captioning.captioner import Captioner
     from toolkit.outputs import exports
 
     def edit() -> dict:
@@ -151,10 +151,10 @@ def test_a_file_that_is_edited_while_captions_are_made(
         output.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return rows[0]
 
-    real = pipeline.generate_captions
-    monkeypatch.setattr(pipeline, "generate_captions", lambda *given: edit() and real(*given))
+    real = Captioner.generate
+    monkeypatch.setattr(Captioner, "generate", lambda *given: edit() and real(*given))
     assert run(folder, model_dir, "jsonl", max_length=9).values["kept"] == 1
-    monkeypatch.setattr(pipeline, "generate_captions", real)
+    monkeypatch.setattr(Captioner, "generate", real)
     # and at the last moment: nothing is written
     write = exports.write_jsonl
     monkeypatch.setattr(exports, "write_jsonl", lambda path, rows: [write(path, rows), output.write_text("mine")])

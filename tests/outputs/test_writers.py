@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.captioning import pipeline
+from toolkit.captioning.captioner import Captioner
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.data.annotations import read_annotations
 from toolkit.errors import OutputError
@@ -107,7 +107,7 @@ def test_clean_up_captions_nothing_again(
     output = tmp_path / "out.csv"
     batch_caption(options(folder, model_dir, output))
     plain = [row.caption for row in read_hypotheses(output).rows]
-    monkeypatch.setattr(pipeline, "generate_captions", None)
+    monkeypatch.setattr(Captioner, "generate", None)
     summary = batch_caption(options(folder, model_dir, output, prefix="sks, ", suffix="!", min_score=0.0))
     assert summary.values["new"] == 0
     assert summary.values["weak"] == len(NAMES)

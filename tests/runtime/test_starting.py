@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.cache.schema import open_cache
+from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
 from toolkit.errors import ModelError
-from toolkit.models.loading import load_captioner
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.training.starting_model import starting_model

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutput
 
+from toolkit.captioning.captioner import Captioner
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ModelError
-from toolkit.models.loading import OURS, Captioner
+from toolkit.models.loading import OURS
 from toolkit.models.twins import turn, twin_of
 from toolkit.records import HeatMaps
 

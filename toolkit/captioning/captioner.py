@@ -5,6 +5,7 @@ Ours, any other VisionEncoderDecoderModel, BLIP, GIT and BLIP-2, with their own 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,21 +15,85 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from toolkit.captioning.generate import Decoded, generate_captions
+from toolkit.captioning.generate import decode, settled
 from toolkit.data.images import read_image
-from toolkit.errors import ImageError, InputError
-from toolkit.models import loading as modeling
-from toolkit.models.loading import silence_transformers
+from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
+from toolkit.errors import ImageError, InputError, RunError
+from toolkit.models.loading import (
+    CAPTIONERS,
+    OURS,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    silence_transformers,
+)
+from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
+from toolkit.models.special_tokens import settle_generation
 from toolkit.options import GenerationOptions
 from toolkit.records import CaptionResult
+from toolkit.runtime.hashing import hash_hex
+from toolkit.runtime.progress import say
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The captions of one image.
+
+    Attributes:
+        captions: `num_captions` of them, best first.
+        scores: mean log-probability of each one's tokens, EOS included, in nats; 0 is certainty. As the model gives it,
+            before top-k, banned n-grams or a repetition penalty.
+        ended: whether each ended with EOS, or ran into `max_length`.
+    """
+
+    captions: tuple[str, ...]
+    scores: tuple[float, ...]
+    ended: tuple[bool, ...]
+
+
 @dataclass
-class Captioner(modeling.Captioner):
-    """A captioner with all that it takes from a picture to words; stays in memory, call it as often as you like."""
+class Captioner:
+    """A model with all that it takes to go from a picture to words; it stays in memory.
+
+    Attributes:
+        model: one of `CAPTIONERS`.
+        transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
+    """
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    transform: PixelTransform | ProcessorTransform
+    normalizer: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def decode(self, tokens: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Token rows -> captions, special tokens and surrounding white space dropped."""
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def generate(self, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
+        """One `Decoded` an image, which does not depend on the other images of the batch.
+
+        Args:
+            pixels: (n, C, H, W), as `transform` makes them.
+        """
+        seeds = []
+        if options.sample:
+            seeds = [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
+        normalised = self.normalizer(pixels.to(self.device)).to(self.model.dtype)
+        found = decode(self.model, settled(self.model, options), normalised, seeds=seeds)
+        texts = iter(self.decode([row for image in found for row in image.tokens]))
+        return [
+            Decoded(tuple(next(texts) for _ in image.tokens), tuple(image.scores), tuple(image.ended))
+            for image in found
+        ]
 
     def caption(
         self, images: Sequence[Picture], options: GenerationOptions | None = None, batch_size: int = 8
@@ -47,6 +112,7 @@ class Captioner(modeling.Captioner):
 
         Raises:
             InputError: something that is no picture at all, or no option.
+            RunError: a batch does not fit in the device's memory.
         """
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             raise InputError("caption() takes a list of pictures; put the one into [brackets].")
@@ -60,13 +126,10 @@ class Captioner(modeling.Captioner):
         return list(self._results(images, options or GenerationOptions(), batch_size))
 
     def _results(self, images: Sequence[Picture], options: GenerationOptions, size: int) -> Iterator[CaptionResult]:
-        source = iter(enumerate(images))
+        source, batches = iter(enumerate(images)), Batches(self, options, size)
         while batch := list(islice(source, size)):
             read = [self._read(picture) for _, picture in batch]
-            pixels = [pixels for pixels, _, _ in read if pixels is not None]
-            decoded: Iterator[Decoded] = iter(())
-            if pixels:
-                decoded = iter(generate_captions(self, torch.from_numpy(np.stack(pixels)), options))
+            decoded = iter(batches.generate([pixels for pixels, _, _ in read if pixels is not None]))
             for (place, picture), (found, shape, error) in zip(batch, read, strict=True):
                 name = str(picture) if isinstance(picture, (str, Path)) else str(place)
                 yield CaptionResult(name, error=error) if found is None else result(name, next(decoded), shape)
@@ -77,6 +140,42 @@ class Captioner(modeling.Captioner):
             return self.transform(image), image.size, None
         except ImageError as error:
             return None, (0, 0), str(error)
+
+
+class Batches:
+    """Captions of pixels, batch by batch; with size "auto", a batch that does not fit in memory is done again in halves.
+
+    Attributes:
+        size: images a batch, from here on.
+    """
+
+    def __init__(self, captioner: Captioner, options: GenerationOptions, size: int | str) -> None:
+        self.captioner, self.options, self.auto = captioner, options, size == "auto"
+        self.size = (64 if captioner.device.type == "cuda" else 8) if self.auto else int(size)
+
+    def generate(self, pixels: Sequence[np.ndarray]) -> list[Decoded]:
+        """One `Decoded` for each image's (C, H, W).
+
+        Raises:
+            RunError: a batch does not fit in memory, nor does with "auto" a single image.
+        """
+        found: list[Decoded] = []
+        while len(found) < len(pixels):
+            batch = pixels[len(found) : len(found) + self.size]
+            try:
+                found += self.captioner.generate(torch.from_numpy(np.stack(batch)), self.options)
+                continue
+            except torch.OutOfMemoryError:
+                if len(batch) == 1 or not self.auto:
+                    raise RunError(
+                        f"{len(batch)} images do not fit in the device's memory together; use a smaller --batch-size, or "
+                        "fewer --num-beams."
+                    ) from None
+            # outside of except, whose traceback holds the tensors that did not fit
+            self.size = len(batch) // 2
+            torch.cuda.empty_cache()
+            say(f"a batch of {len(batch)} does not fit in memory: going on with {self.size}")
+        return found
 
 
 def _openable(picture: Picture) -> Path | bytes | Image.Image:
@@ -118,5 +217,14 @@ def load_captioner(name: str | Path = "model", device: str = "auto", precision: 
         ModelError: no such folder or name, or a model that can't caption.
     """
     silence_transformers()
-    parts: Any = modeling.load_captioner(str(name), device, precision)
-    return Captioner(**vars(parts))
+    name, hint = str(name), "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
+    model = load_model(name, "--model", hint, CAPTIONERS)
+    tokenizer = load_tokenizer(name, "--model", hint)
+    processor = load_image_processor(name, "--model", hint)
+    transform = transform_of(processor, json.loads(processor.to_json_string()), f"--model {name}")
+    if model.config.model_type != OURS:
+        settle_generation(model)
+    normalizer = PixelNormalizer(transform) if isinstance(transform, PixelTransform) else nn.Identity()
+    where = pick_device(device)
+    model.to(device=where, dtype=pick_dtype(precision, where)).eval()
+    return Captioner(model, tokenizer, processor, transform, normalizer.to(where))

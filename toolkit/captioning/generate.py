@@ -1,14 +1,14 @@
-"""Captions from pixels. Knows no files: tensors in, `Decoded` out.
+"""Token rows from pixels or from encoder features: tensors in, `Found` out.
 
 toolkit's own decoder gives in fp32 the tokens that `transformers.generate` gives, several times faster
-(docs/benchmarks.md); whatever it does not know is handed to `generate`.
+(docs/benchmarks.md); a model or a setting that it does not support goes to `generate`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,11 +18,9 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
-from toolkit.models.loading import Captioner
 from toolkit.models.special_tokens import SpecialTokens, generation_config
-from toolkit.models.twins import turn
+from toolkit.models.twins import forget_twins, turn
 from toolkit.options import GenerationOptions
-from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.progress import say
 
 # Raised when the same model, image and settings are to give another caption than before: what batch-caption has from
@@ -40,54 +38,11 @@ SETTINGS = {
 _said: set[str] = set()
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """The captions of one image.
-
-    Attributes:
-        captions: `num_captions` of them, best first.
-        scores: mean log-probability of each one's tokens, EOS included, in nats; 0 is certainty. What the model thinks
-            of a token, not what is left of it after top-k, banned n-grams or a repetition penalty.
-        ended: whether each ended with EOS, or ran into `max_length`.
-    """
-
-    captions: tuple[str, ...]
-    scores: tuple[float, ...]
-    ended: tuple[bool, ...]
-
-
-def generate_captions(
-    captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions, at_once: int | None = None
-) -> list[Decoded]:
-    """One `Decoded` an image; what it is does not depend on the other images.
-
-    Args:
-        pixels: uint8 (n, C, H, W), as `PixelTransform` makes them.
-        at_once: images in the decoder at a time; as one is done the next takes its place. Without it, all.
-    """
-    config = settled(captioner.model, options)
-    seeds = (
-        [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
-        if options.sample
-        else []
-    )
-
-    def load(images: range) -> torch.Tensor:
-        part = pixels[images.start : images.stop].to(captioner.device)
-        return captioner.normalizer(part).to(captioner.model.dtype)
-
-    found = decode(captioner.model, load, len(pixels), config, at_once, seeds)
-    texts = iter(captioner.decode([row for image in found for row in image.tokens]))
-    return [
-        Decoded(tuple(next(texts) for _ in image.tokens), tuple(image.scores), tuple(image.ended)) for image in found
-    ]
-
-
 def settled(model: Any, options: GenerationOptions) -> GenerationConfig:
-    """The settings that captions are decoded with: the options, and of the model's own what no option says."""
+    """The settings that captions are decoded with: the options, completed by the model's own settings."""
     own = model.generation_config
     if options.sample:
-        options = replace(options, num_beams=1)  # drawn instead of searched for
+        options = replace(options, num_beams=1)
     config = generation_config(options, SpecialTokens(own.decoder_start_token_id, own.eos_token_id, own.pad_token_id))
     config.do_sample = options.sample
     return _completed(model, config)
@@ -131,18 +86,18 @@ def describe_settings(model: Any, options: GenerationOptions) -> str:
 
 def decode(
     model: Any,
-    load: Callable[[range], torch.Tensor],
-    count: int,
     config: GenerationConfig,
-    at_once: int | None = None,
+    pixels: torch.Tensor | None = None,
+    features: torch.Tensor | None = None,
     seeds: Sequence[int] = (),
 ) -> list[Found]:
-    """Tokens and scores of each image.
+    """Tokens and scores of each image, which is given by its pixels or by its encoder features.
 
     Args:
-        load: pixel_values (n, C, H, W) of some of the images 0 to `count`, on the model's device; asked in order.
-        config: as for `generate`: what it leaves open is filled in from the model's own.
-        seeds: of each image, where tokens are drawn.
+        config: as for `generate`; settings that are None are taken from the model's own.
+        pixels: normalised, (n, C, H, W), on the model's device.
+        features: what the encoder gave for the images, (n, S, D); only for what `is_supported`.
+        seeds: of each image, for sampling.
     """
     config = _completed(model, config)
     reason = unsupported(model, config)
@@ -151,9 +106,23 @@ def decode(
             if reason not in _said:
                 _said.add(reason)
                 say(f"Captions come from transformers' own generate, which is slower: {reason}.")
-            return stock(model, load(range(count)), config, seeds)
+            assert pixels is not None
+            return stock(model, pixels, config, seeds)
         with turn(model):
-            return _engine(prepared(model), config, min(at_once or count, count)).run(load, count, seeds)
+            twin = prepared(model)
+            if features is None:
+                features = twin.encoder(pixel_values=pixels).last_hidden_state
+            return _engine(twin, config, len(features)).run(features, seeds)
+
+
+def is_supported(model: Any, config: GenerationConfig) -> bool:
+    """Whether toolkit's own decoder can do it."""
+    return unsupported(model, _completed(model, config)) is None
+
+
+def release(model: nn.Module) -> None:
+    """Gives back the memory that decoding keeps for its next call."""
+    forget_twins(model)
 
 
 def unsupported(model: Any, config: GenerationConfig) -> str | None:
@@ -168,7 +137,7 @@ def unsupported(model: Any, config: GenerationConfig) -> str | None:
     if not isinstance(config.eos_token_id, int) or not isinstance(config.pad_token_id, int):
         return f"eos_token_id is {config.eos_token_id} and pad_token_id {config.pad_token_id}"
     if config.do_sample and config.num_beams > 1:
-        return "tokens are to be drawn and searched for at the same time"
+        return "beam search and sampling are asked for together"
     if kind.vocab_size <= 2 * config.num_beams:
         return f"there are {config.num_beams} beams to {kind.vocab_size} tokens"
     if config.num_return_sequences > config.num_beams and not config.do_sample:
@@ -180,54 +149,43 @@ def unsupported(model: Any, config: GenerationConfig) -> str | None:
 
 
 class Engine:
-    """Images through the decoder, up to `slots` at a time: as some are done, waiting ones take their place."""
+    """A batch of up to `slots` images through the decoder. Images that are done leave it."""
 
     def __init__(self, model: Any, config: GenerationConfig, slots: int) -> None:
-        self.encoder, self.start, self.slots = model.encoder, config.decoder_start_token_id, slots
+        self.start, self.slots = config.decoder_start_token_id, slots
         self.project = getattr(model, "enc_to_dec_proj", nn.Identity())
         self.limit = longest(config)
         self.search = search_for(config, slots, model.device)
         self.steps = Steps(model.decoder, slots, self.search.rows, self.limit)
         self.graph: Any = None
         self.cuda = model.device.type == "cuda"
-        # Asking a GPU whether an image is done waits for it; an image that is done takes no harm from further steps.
+        # Under autocast no graph: it would hold on to autocast's copies of the weights, which are freed.
+        self.captures = self.cuda and not torch.is_autocast_enabled("cuda")
+        # Asking a GPU whether an image is done waits for it; further steps do not change an image that is done.
         self.every = 4 if self.cuda else 1
 
-    def run(self, load: Callable[[range], torch.Tensor], count: int, seeds: Sequence[int]) -> list[Found]:
+    def run(self, features: torch.Tensor, seeds: Sequence[int]) -> list[Found]:
         found: dict[int, Found] = {}
-        images: list[int] = []  # in the slots
-        new: list[int] = []  # tokens of each
-        waiting, ticks = 0, 0
-        while images or waiting < count:
-            free = min(self.slots - len(images), count - waiting)
-            if free and (not images or free >= self.slots / 4):  # a batch for the encoder, not one by one
-                taken = range(waiting, waiting + free)
-                self._admit(load(taken), seeds[taken.start : taken.stop])
-                images += taken
-                new += [1] * free
-                waiting += free
-            else:
-                self._tick(len(images), max(new))
-                new = [n + 1 for n in new]
-                ticks += 1
-            ask = ticks % self.every == 0
-            done = self.search.done[: len(images)].tolist() if ask else [False] * len(images)
+        images = list(range(len(features)))  # in the slots
+        if images:
+            logits = self.steps.admit(self.project(features), self.start)
+            self.search.admit(0, len(images), seeds)
+            self.search.advance(logits[:, None], 0, len(images))
+        new = 1  # tokens of each
+        while images:
+            done = self.search.done[: len(images)].tolist() if (new - 1) % self.every == 0 else [False] * len(images)
             for slot in reversed(range(len(images))):
-                if done[slot] or new[slot] + 1 >= self.limit:
+                if done[slot] or new + 1 >= self.limit:
                     found[images[slot]] = self.search.result(slot)
-                    self._release(slot, images, new)
-        return [found[i] for i in range(count)]
-
-    def _admit(self, pixels: torch.Tensor, seeds: Sequence[int]) -> None:
-        states = self.project(self.encoder(pixel_values=pixels).last_hidden_state)
-        low, high = self.steps.active, self.steps.active + len(states)
-        logits = self.steps.admit(states, self.start)
-        self.search.admit(low, high, seeds)
-        self.search.advance(logits[:, None], low, high)
+                    self._release(slot, images)
+            if images:
+                self._tick(len(images), new)
+                new += 1
+        return [found[i] for i in sorted(found)]
 
     def _tick(self, images: int, positions: int) -> None:
         """A step of all images; on a GPU of all slots and positions, so that it is the same every time."""
-        if not self.cuda:
+        if not self.captures:
             self._step(images, positions + 1)
             return
         if self.graph is None:
@@ -238,16 +196,15 @@ class Engine:
         parents = None if self.search.parents is None else self.search.parents[:images]
         self.search.advance(self.steps.step(self.search.last[:images], parents, positions), 0, images)
 
-    def _release(self, slot: int, images: list[int], new: list[int]) -> None:
+    def _release(self, slot: int, images: list[int]) -> None:
         """The last slot's image moves into the one that became free, so that the used ones come first."""
         last = len(images) - 1
         if slot != last:
             self.steps.move(last, slot)
             for tensor in self.search.state:
                 tensor[slot] = tensor[last]
-            images[slot], new[slot] = images[last], new[last]
+            images[slot] = images[last]
         images.pop()
-        new.pop()
         self.steps.active = last
 
 
@@ -273,7 +230,9 @@ _engines: WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = WeakKeyDictionary()
 
 def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
     """A twin's engine of the last call if it fits: its memory is mapped, and on a GPU its graph captured."""
-    key = config.to_json_string(), model.device, model.dtype, [p.data_ptr() for p in model.decoder.parameters()]
+    autocast = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled(model.device.type) else None
+    weights = [p.data_ptr() for p in model.decoder.parameters()]
+    key = config.to_json_string(), model.device, model.dtype, autocast, weights
     known, engine = _engines.pop(model, (None, None))
     if engine is None or known != key or engine.slots < slots or engine.steps.active:
         engine = Engine(model, config, slots)

@@ -236,6 +236,7 @@ def _can_pack(weight: Any) -> bool:
         weight.numel() >= PACK_FROM
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # what torch.compile uses; not promised to stay
     )

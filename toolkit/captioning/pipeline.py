@@ -21,20 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from toolkit.captioning.captioner import result
-from toolkit.captioning.generate import DECODING_VERSION, Decoded, generate_captions, settled
+from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
+from toolkit.captioning.generate import DECODING_VERSION, settled
 from toolkit.captioning.journal import Fingerprint, Journal, State
 from toolkit.data.images import PASSING, FoundImage, read_file, read_image
 from toolkit.data.pixels import PixelTransform
-from toolkit.errors import ImageError, RunError
-from toolkit.models.loading import Captioner
+from toolkit.errors import ImageError
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.fields import to_json
 from toolkit.records import CaptionResult
 from toolkit.runtime.ahead import in_threads
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher, hash_hex
-from toolkit.runtime.progress import say
 from toolkit.runtime.remote import url_behind
 
 Row = dict[str, Any]
@@ -84,41 +82,19 @@ def caption_images(
     Raises:
         RunError: not even one image fits in memory.
     """
-    auto = options.batch_size == "auto"
-    size = (64 if captioner.device.type == "cuda" else 8) if auto else int(options.batch_size)
+    batches = Batches(captioner, options.generation, options.batch_size)
     load = partial(_load, captioner=captioner, journal=journal)
-    with closing(in_threads(load, images, options.num_workers, ahead=4 * size)) as source:
-        while batch := list(islice(source, size)):
+    with closing(in_threads(load, images, options.num_workers, ahead=4 * batches.size)) as source:
+        while batch := list(islice(source, batches.size)):
             contents = {one.content for one in batch if one.content}
-            # asked again, as it may be of a batch that was in hand when the image was read
+            # asked again: the image may have been read while a copy of it was in the batch before
             rows = {content: row for content in contents if (row := journal.row(content)) is not None}
             fresh: dict[str, Loaded] = {}  # copies within the batch are captioned once
             for one in batch:
                 if one.pixels is not None and one.content and one.content not in rows:
                     fresh.setdefault(one.content, one)
-            good = list(fresh.values())
-            done = 0
-            while done < len(good):
-                some = good[done : done + size]
-                pixels = torch.from_numpy(np.stack([one.pixels for one in some if one.pixels is not None]))
-                try:
-                    answers = generate_captions(captioner, pixels, options.generation)
-                except torch.OutOfMemoryError:
-                    if len(some) == 1 or not auto:
-                        raise RunError(
-                            f"--batch-size {options.batch_size}: {len(some)} images do not fit in the device's memory; give "
-                            "a smaller number, or fewer --num-beams."
-                        ) from None
-                    answers = None
-                if answers is None:  # outside of except, whose traceback holds the tensors that did not fit
-                    size = len(some) // 2
-                    torch.cuda.empty_cache()
-                    say(f"a batch of {len(some)} does not fit in memory: going on with {size}")
-                    continue
-                rows.update(
-                    (one.content, _row(one, answer)) for one, answer in zip(some, answers, strict=True) if one.content
-                )
-                done += len(some)
+            decoded = batches.generate([one.pixels for one in fresh.values() if one.pixels is not None])
+            rows.update((content, _row(one, its)) for (content, one), its in zip(fresh.items(), decoded, strict=True))
             yield [
                 Captioned(one.found, one.state, one.content, fresh.get(one.content) is not one, rows[one.content])
                 if one.content in rows

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
 from toolkit.captioning.pipeline import caption_images, fingerprint, place_of
 from toolkit.data.images import FoundImage
 from toolkit.errors import OutputError, RunError
-from toolkit.models.loading import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions
 from toolkit.runtime.files import finishing, unfinished
 from toolkit.runtime.processes import run
@@ -51,7 +50,6 @@ class PieceCaptioner:
     @cached_property
     def captioner(self) -> Captioner:
         torch.set_num_threads(self.threads)
-        silence_transformers()
         captioner = load_captioner(self.options.model, self.options.device, self.options.precision)
         if fingerprint(captioner, self.options.generation) != self.maker:
             raise RunError(

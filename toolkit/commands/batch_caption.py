@@ -19,14 +19,13 @@ from typing import Any
 
 from toolkit.cache.urls import caption_at_urls
 from toolkit.captioning.attention import Attention
-from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import Row, caption_images, fingerprint, known_row, place_of
 from toolkit.captioning.shards import caption_in_pieces, gather
 from toolkit.data.images import FoundImage, find_images
 from toolkit.errors import InputError, OutputError
-from toolkit.models.loading import Captioner, silence_transformers
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.exports import Export, polish
 from toolkit.outputs.writers import format_of
@@ -61,7 +60,6 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     if options.gallery is not None:
         inputs = [output, Path(options.model), *(image.path for image in images)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
-    silence_transformers()
     with _held(output):
         state = beside(output, ".state")
         journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind

@@ -111,10 +111,9 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
             f"--model {model}: captions the pixels of a cache, but {references.source} is none; run "
             "`toolkit batch-caption` on the images, then evaluate its output."
         )
-    import torch
+    import numpy as np
 
-    from toolkit.captioning.captioner import load_captioner
-    from toolkit.captioning.generate import generate_captions
+    from toolkit.captioning.captioner import Batches, load_captioner
 
     captioner = load_captioner(model, options.device, options.precision)
     ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
@@ -130,12 +129,13 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     rows: list[Hypothesis] = []
     readers = {split: cache[split] for split, _ in references.rows.values()}
     ids = list(references.captions)
+    batches = Batches(captioner, options.generation, options.batch_size)
     with Progress("caption", len(ids)) as progress:
         for start in range(0, len(ids), options.batch_size):
             batch = ids[start : start + options.batch_size]
-            images = [readers[references.rows[i][0]][references.rows[i][1]]["pixel_values"] for i in batch]
-            stacked = torch.stack([torch.tensor(image) for image in images])
-            for image_id, decoded in zip(batch, generate_captions(captioner, stacked, options.generation), strict=True):
+            cells = [references.rows[i] for i in batch]
+            images = [np.asarray(readers[split][row]["pixel_values"]) for split, row in cells]
+            for image_id, decoded in zip(batch, batches.generate(images), strict=True):
                 rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
             progress.update(len(batch))
     return Hypotheses(model, "model", rows)

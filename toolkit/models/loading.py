@@ -1,7 +1,7 @@
-"""Captioners: building, loading and saving them.
+"""Models, tokenizers and image processors: building, loading and saving them.
 
-A captioner is a plain `VisionEncoderDecoderModel` with its tokenizer and image processor; nothing of toolkit is needed
-to use a saved one."""
+A captioner on disk is a plain `VisionEncoderDecoderModel` with its tokenizer and image processor; toolkit is not needed
+to use a saved one. `toolkit.captioning.captioner` loads all three together."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,38 +28,12 @@ from transformers import (
     ViTConfig,
 )
 
-from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
 from toolkit.errors import ModelError, is_bug
 from toolkit.models.freezing import freeze_unused
 from toolkit.models.lora import is_adapter, read_base, with_adapter
-from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
 from toolkit.models.presets import TINY_DECODER, TINY_ENCODER
-from toolkit.models.special_tokens import SpecialTokens, settle_generation, settle_special_tokens
+from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
 from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
-
-
-@dataclass
-class Captioner:
-    """A model with all that it takes to go from images to words.
-
-    Attributes:
-        model: one of `CAPTIONERS`.
-        transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
-    """
-
-    model: Any
-    tokenizer: Any
-    image_processor: Any
-    transform: PixelTransform | ProcessorTransform
-    normalizer: nn.Module
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def decode(self, tokens: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Token rows -> captions, special tokens and surrounding white space dropped."""
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str) -> Any:
@@ -208,25 +180,6 @@ def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)
         return AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32, **where)
 
     return _load("captioner", option, name, load, hint)
-
-
-def load_captioner(name: str, device: str = "auto", precision: str = "auto") -> Captioner:
-    """A captioner from a folder or the hub, in evaluation mode; `toolkit.captioning.captioner` has one that takes pictures.
-
-    Raises:
-        ModelError: no such folder or name, or not a captioner.
-    """
-    hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
-    model = load_model(name, "--model", hint, CAPTIONERS)
-    tokenizer = load_tokenizer(name, "--model", hint)
-    processor = load_image_processor(name, "--model", hint)
-    transform = transform_of(processor, json.loads(processor.to_json_string()), f"--model {name}")
-    if model.config.model_type != OURS:
-        settle_generation(model)
-    normalizer = PixelNormalizer(transform) if isinstance(transform, PixelTransform) else nn.Identity()
-    where = pick_device(device)
-    model.to(device=where, dtype=pick_dtype(precision, where)).eval()
-    return Captioner(model, tokenizer, processor, transform, normalizer.to(where))
 
 
 def save_captioner(

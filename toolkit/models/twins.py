@@ -24,6 +24,12 @@ def turn(model: nn.Module) -> Any:
         return _turns.setdefault(model, RLock())
 
 
+def forget_twins(model: nn.Module) -> None:
+    """Drops the twins of a model, with all that is kept for them."""
+    with turn(model):
+        _twins.pop(model, None)
+
+
 def twin_of(model: Any, attention: str) -> Any:
     """An encoder-decoder with the model's very weights, whose decoder has this attention implementation.
 
