@@ -37,7 +37,7 @@ def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 drawn scenes with five captions each: captions.txt, Images/, scenes.jsonl, split lists."""
-    from toolkit.data.scenes import draw_sample
+    from toolkit.data.drawing import draw_sample
 
     directory = tmp_path_factory.mktemp("sample") / "data"
     draw_sample(directory, images=48, seed=7)

@@ -14,18 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.data.scenes import (
-    COLOURS,
-    INVERSE,
-    POSITIONS,
-    SHAPES,
-    captions_of,
-    combination,
-    draw_sample,
-    draw_scene,
-    judge,
-    make_scene,
-)
+from toolkit.data.drawing import draw_sample, draw_scene
+from toolkit.data.scenes import COLOURS, INVERSE, POSITIONS, SHAPES, captions_of, combination, judge, make_scene
 from toolkit.errors import OutputError
 
 
@@ -61,7 +51,9 @@ def test_combinations_of_test_never_occur_in_train() -> None:
     seen: dict[str, set[str]] = {}
     for i in range(4000):
         scene = make_scene(i, random.Random(i))
-        seen.setdefault(scene["split"], set()).add(combination(scene))
+        seen.setdefault(scene["split"], set()).add(
+            combination([(o["colour"], o["shape"]) for o in scene["objects"]], scene["says"])
+        )
     assert not seen["train"] & seen["test"]
     assert not seen["train"] & seen["validation"]
     assert not seen["validation"] & seen["test"]
@@ -180,7 +172,7 @@ def test_an_interrupted_sample_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         def broken(index: int, seed: int, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("toolkit.data.scenes.draw_scene", broken)
+        monkeypatch.setattr("toolkit.data.drawing.draw_scene", broken)
         with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
             draw_sample(tmp_path / "data", 3, 0)
         assert sorted(p.name for p in tmp_path.rglob("*")) == ["data.partial", "file"]

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from toolkit.errors import InputError, RunError, ToolkitError
-from toolkit.evaluation import metrics
-from toolkit.evaluation.metrics import bleu_from_counts, health, prepare, score
+from toolkit.evaluation import java
+from toolkit.evaluation.health import health
+from toolkit.evaluation.metrics import bleu_from_counts, prepare, score
 
 STORED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data/metrics/corpus.json").read_text("utf-8"))
 EXACT = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
@@ -96,18 +98,18 @@ def test_meteor() -> None:
 
 
 def test_java_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    monkeypatch.setattr(java.shutil, "which", lambda name: None)
     with pytest.raises(ToolkitError, match="METEOR needs Java; install"):
         score({"a": "x"}, {"a": ["x"]}, ["meteor"])
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: "java")
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(java.shutil, "which", lambda name: "java")
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ToolkitError, match="SPICE needs pycocoevalcap; pip install"):
         score({"a": "x"}, {"a": ["x"]}, ["spice"])
 
     class Spec:
         submodule_search_locations = [str(tmp_path / "a b")]  # noqa: RUF012
 
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: Spec)
     with pytest.raises(ToolkitError, match="has a space in it"):
         score({"a": "x"}, {"a": ["x"]}, ["meteor"])
 
@@ -121,7 +123,7 @@ def test_spice_without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(spice, "get_stanford_models", no_network)
-    with pytest.raises(RunError, match=r"SPICE could not run \(OSError: no network\)"):
+    with pytest.raises(RunError, match=r"SPICE failed \(OSError: no network\)"):
         score({"a": "x"}, {"a": ["x"]}, ["spice"])
 
 
@@ -215,8 +217,8 @@ def test_empty_hypotheses() -> None:
         ({"a": "x", "b": "x"}, {"b": ["x"]}, ["bleu"], "1 captions have no references, such as 'a'; score"),
         ({"a": "x"}, {"a": []}, ["bleu"], "1 of 1 images have no list of captions, such as 'a'"),
         ({"a": "x"}, {"a": "x"}, ["bleu"], "no list of captions"),
-        ({}, {}, ["bleu"], "no images in it"),
-        ({"a": "x"}, {"a": ["x"]}, ["blue"], "blue; choose from bleu, rouge_l"),
+        ({}, {}, ["bleu"], "contains no images"),
+        ({"a": "x"}, {"a": ["x"]}, ["blue"], "blue is unknown; choose from bleu, rouge_l"),
         ({"a": "x"}, {"a": ["x"]}, [], "none given"),
     ],
 )
@@ -226,13 +228,13 @@ def test_mistakes(hypotheses: Any, references: Any, named: list[str], message: s
 
 
 def test_idf_corpus_without_captions() -> None:
-    with pytest.raises(InputError, match="the IDF corpus: there are no images"):
+    with pytest.raises(InputError, match="the IDF corpus: contains no images"):
         score({"a": "x"}, {"a": ["x"]}, ["cider"], idf={})
 
 
 def test_health() -> None:
     captions = ["A dog runs.", "a dog runs", "", "a man in a hat " * 3, "a cat's tail"]
-    found = health(captions, [True, True, True, False, True], ["A dog runs!", "the end"])
+    found = asdict(health(captions, [True, True, True, False, True], ["A dog runs!", "the end"]))
     length = {"mean": 5.0, "min": 0, "max": 15, "p5": 0.6, "p25": 3.0, "p50": 3.0, "p75": 4.0, "p95": 12.8}
     assert found.pop("length") == pytest.approx(length)
     assert found == {
@@ -244,9 +246,9 @@ def test_health() -> None:
         "vocabulary": 9,
         "novel": 0.6,
     }
-    assert health(["a"])["ended"] is None
-    assert health(["a"])["novel"] is None
-    assert health(["a man in a hat a man in a hat"])["loops"] == 0  # twice can be meant
+    assert health(["a"]).ended is None
+    assert health(["a"]).novel is None
+    assert health(["a man in a hat a man in a hat"]).loops == 0  # twice can be meant
     with pytest.raises(InputError, match="there are none"):
         health([])
     with pytest.raises(InputError, match="1 entries for 2 captions"):

@@ -216,7 +216,7 @@ def test_a_node_dies_under_batch_caption(
     cluster: Any, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an image that can't be read, and one twice."""
-    from toolkit.data.scenes import draw_sample
+    from toolkit.data.drawing import draw_sample
 
     draw_sample(tmp_path / "drawn", images=2000, seed=3)
     images = tmp_path / "drawn" / "Images"

@@ -27,7 +27,7 @@ from toolkit.data.annotations import Columns
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
-from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentence, judge, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, judge, label, percent
 from toolkit.evaluation.references import References, read_references
 from toolkit.evaluation.significance import LEVEL, Metric
 from toolkit.options import EvaluateOptions
@@ -191,7 +191,7 @@ def _system_values(system: System) -> dict[str, Any]:
         "hypotheses": system.name,
         "format": system.format,
         "metrics": {name: asdict(metric) for name, metric in system.metrics.items()},
-        "health": system.health,
+        "health": asdict(system.health),
         "matching": system.matched.to_json(),
     }
 
@@ -225,6 +225,6 @@ def _text(found: Evaluation) -> str:
             f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "
             "the captions scored against those same references"
         )
-    lines += [f"{label(system.name)}: {health_sentence(system.health)}" for system in systems]
+    lines += [f"{label(system.name)}: {system.health.sentence()}" for system in systems]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toolkit.cache.urls import local_only
-from toolkit.data.scenes import draw_sample
+from toolkit.data.drawing import draw_sample
 from toolkit.options import SampleOptions
 from toolkit.records import Summary
 

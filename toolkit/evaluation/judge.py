@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from toolkit import __version__
 from toolkit.data.annotations import Columns
 from toolkit.errors import InputError
+from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
-from toolkit.evaluation.metrics import Corpus, Scores, health, prepare
+from toolkit.evaluation.metrics import Corpus, Scores, prepare
 from toolkit.evaluation.references import References, read_idf
 from toolkit.evaluation.significance import (
     Difference,
@@ -51,7 +51,6 @@ class System:
 
     Attributes:
         captions: image id -> caption, for the scored images; "" for a missing one with `--missing empty`.
-        health: as `toolkit.evaluation.metrics.health` gives it.
     """
 
     name: str
@@ -60,7 +59,7 @@ class System:
     captions: dict[str, str]
     scores: Scores
     metrics: dict[str, Metric]
-    health: dict[str, Any]
+    health: Health
 
 
 @dataclass(frozen=True)
@@ -204,18 +203,3 @@ def label(path: str) -> str:
 def percent(value: float | None) -> str:
     """A fraction times 100, as papers publish metrics."""
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def health_sentence(state: dict[str, Any]) -> str:
-    """Caption health in one line."""
-    length = state["length"]
-    parts = [
-        f"{length['mean']:.1f} words per caption ({length['p5']:.0f} to {length['p95']:.0f} in 90 % of them)",
-        f"{state['vocabulary']:,} different words",
-        f"{state['distinct']:.1%} distinct",
-    ]
-    if state["novel"] is not None:
-        parts.append(f"{state['novel']:.1%} not in the train captions")
-    if state["ended"] is not None:
-        parts.append(f"{state['ended']:.1%} ended by themselves")
-    return ", ".join([*parts, f"{state['loops']:.1%} loop", f"{state['empty']:.1%} empty"])

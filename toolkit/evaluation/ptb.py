@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+
+Tokenize = Callable[[str], list[str]]  # a caption -> its words
 
 # What pycocoevalcap removes (ptbtokenizer.py: PUNCTUATIONS); its brackets never match lower-case words.
 _PUNCTUATION = frozenset(["", "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ImageError
-from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentence, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, label, percent
 from toolkit.evaluation.ptb import ptb_tokenize
 from toolkit.evaluation.significance import LEVEL
 from toolkit.reports.html import data_uri, write_page
@@ -45,7 +45,7 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         bars=[_bar(found, name) for name in found.systems[0].metrics],
         human=found.human,
         plots=[_plot(found, name) for name in judged[:2]] + [_lengths(found)],
-        health=[(name, health_sentence(system.health)) for name, system in zip(names, found.systems, strict=True)],
+        health=[(name, system.health.sentence()) for name, system in zip(names, found.systems, strict=True)],
         sections=_sections(found, names, judged),
         notes=found.notes,
         signature=found.signature,

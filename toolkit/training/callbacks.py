@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from transformers import EvalPrediction, TrainerCallback
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.schema import Cache
 from toolkit.captioning.generate import caption_lengths
-from toolkit.evaluation.metrics import PreparedReferences, health, prepare
+from toolkit.evaluation.health import health
+from toolkit.evaluation.metrics import PreparedReferences, prepare
 from toolkit.models.special_tokens import SpecialTokens
 from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
@@ -50,7 +52,7 @@ class CaptionMetrics:
         loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
         self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
         corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
-        how = health(self.captions, caption_lengths(rows, self.tokens)[1].tolist())
+        how = asdict(health(self.captions, caption_lengths(rows, self.tokens)[1].tolist()))
         return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in METRICS[1:]}}
 
 
