@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ from toolkit import __version__
 from toolkit.cache.build import ShardBuilder, write_dataset
 from toolkit.cache.freshness import READING, content_options, processor_identity
 from toolkit.cache.index import read_index
-from toolkit.cache.schema import MANIFEST, SCHEMA_VERSION, is_cache_file
+from toolkit.cache.schema import MANIFEST, SCHEMA_VERSION, LabelSettings, Manifest, PixelSettings, is_cache_file
 from toolkit.cache.splits import leaks
 from toolkit.cache.staging import Staged
 from toolkit.data.annotations import AnnotationSet, UnusableRows
@@ -94,17 +94,8 @@ def find_leaks(directory: Path) -> list[dict[str, list[str]]]:
     )
 
 
-def finish(
-    options: PreprocessOptions,
-    source: str,
-    annotations: AnnotationSet,
-    staged: Staged,
-    builder: ShardBuilder,
-    labels: dict[str, Any],
-) -> dict[str, Any]:
-    """Checks the whole and writes what makes the shards a data set; the manifest last, by rename."""
-    partial, transform = builder.directory, builder.transform
-    tally = Tally.of(partial, annotations.notes.unusable)
+def _check_kept(options: PreprocessOptions, annotations: AnnotationSet, tally: Tally) -> None:
+    """Too many images lost, or none left, are an error, and no cache is made."""
     considered = tally.kept + tally.rejected
     lost = tally.rejected + tally.unusable
     if not tally.kept or lost > options.max_rejected * (considered + tally.unusable):
@@ -122,6 +113,20 @@ def finish(
             f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was made, a rerun decodes only what has "
             "changed since."
         )
+
+
+def finish(
+    options: PreprocessOptions,
+    source: str,
+    annotations: AnnotationSet,
+    staged: Staged,
+    builder: ShardBuilder,
+    labels: LabelSettings,
+) -> Manifest:
+    """Checks the whole and writes what makes the shards a data set; the manifest last, by rename."""
+    partial, transform = builder.directory, builder.transform
+    tally = Tally.of(partial, annotations.notes.unusable)
+    _check_kept(options, annotations, tally)
     # Splits by content can't share a picture; those of a source can.
     leaked = find_leaks(partial) if staged.own_splits else []
     if leaked and options.strict_splits:
@@ -130,12 +135,12 @@ def finish(
     shutil.rmtree(partial / "records")
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     files = {name: (partial / name).stat().st_size for name in names if is_cache_file(name)}
-    manifest = {
+    manifest: Manifest = {
         "schema_version": SCHEMA_VERSION,
         "toolkit": __version__,
         "options": content_options(options),
         "format": annotations.format,
-        "pixels": {"shape": transform.shape, **asdict(transform)},
+        "pixels": cast(PixelSettings, {"shape": transform.shape, **asdict(transform)}),
         "labels": labels,
         "counts": {
             "images": tally.images,
@@ -144,7 +149,7 @@ def finish(
             "truncated": tally.truncated,
             "rejected": tally.rejected,
             "unusable_rows": tally.unusable,
-            "left_out": tally.images - considered,
+            "left_out": tally.images - tally.kept - tally.rejected,
             "leaked": len(leaked),
         },
         "leaks": leaked[:100],
@@ -189,7 +194,7 @@ def _leak_text(leak: dict[str, list[str]]) -> str:
     return ", ".join(f"{ids[0]} in {split}" for split, ids in leak.items())
 
 
-def summary_of(manifest: dict[str, Any], out: Path, headline: str, decoded: int) -> Summary:
+def summary_of(manifest: Manifest, out: Path, headline: str, decoded: int) -> Summary:
     """What the command says of a finished cache; exit code 3 where images could not be read or rows not used.
 
     Args:
@@ -231,7 +236,7 @@ def summary_of(manifest: dict[str, Any], out: Path, headline: str, decoded: int)
     return Summary("\n".join(map(printable, lines)), values, exit_code=3 if counts["rejected"] or unusable else 0)
 
 
-def _warnings(manifest: dict[str, Any]) -> list[str]:
+def _warnings(manifest: Manifest) -> list[str]:
     """What a training on the cache would lack, and the way out."""
     counts, options = manifest["counts"]["splits"], manifest["options"]
     splits = manifest.get("splits", {"by": None, "validation_drawn": False})  # older caches do not say

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit import __version__
 from toolkit.cache.index import read_index
+from toolkit.cache.schema import Manifest
 from toolkit.cache.staging import image_state
 from toolkit.options import PreprocessOptions
 from toolkit.options.fields import to_json
@@ -42,7 +43,7 @@ def content_options(options: PreprocessOptions) -> dict[str, Any]:
     return {name: values[name] for name in CONTENT_OPTIONS}
 
 
-def is_current(manifest: dict[str, Any], source: str, options: PreprocessOptions, place: Path) -> bool:
+def is_current(manifest: Manifest, source: str, options: PreprocessOptions, place: Path) -> bool:
     """Whether the finished cache at `place` is what `options` would build.
 
     Args:

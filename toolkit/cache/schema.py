@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -35,6 +35,70 @@ _FILES = re.compile(
     rf"({'|'.join(SPLITS)})/(data-\d{{6,}}\.arrow|state\.json|dataset_info\.json)|index/\d{{6,}}\.arrow"
     r"|(tokenizer|image_processor)/.+|dataset_dict\.json|rejected\.jsonl"
 )
+
+
+class PixelSettings(TypedDict):
+    """A PixelTransform and the shape of what it makes; sizes are (height, width)."""
+
+    shape: tuple[int, int, int]
+    size: tuple[int, int] | None
+    shortest_edge: int | None
+    crop: tuple[int, int] | None
+    resample: int
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class LabelSettings(TypedDict):
+    """What labels were made with: token ids, and the hash of the tokenizer's file."""
+
+    start: int
+    eos: int
+    pad: int
+    vocab_size: int
+    max_length: int
+    tokenizer: str
+
+
+class Counts(TypedDict):
+    images: int
+    splits: dict[str, int]
+    captions: int
+    truncated: int
+    rejected: int
+    unusable_rows: NotRequired[int]
+    left_out: int
+    leaked: int
+
+
+class SplitSource(TypedDict):
+    by: str | None  # lists, source or content
+    validation_drawn: bool
+
+
+class Inputs(TypedDict):
+    annotations: str
+    reading: NotRequired[int]
+    images: str | None
+    processors: str
+
+
+class Manifest(TypedDict):
+    """`manifest.json`; what caches of earlier versions lack is NotRequired."""
+
+    schema_version: int
+    toolkit: str
+    options: dict[str, Any]  # of PreprocessOptions, those that decide what is in the cache
+    format: str
+    pixels: PixelSettings
+    labels: LabelSettings
+    counts: Counts
+    leaks: list[dict[str, list[str]]]
+    splits: NotRequired[SplitSource]
+    inputs: Inputs
+    libraries: dict[str, str]
+    files: dict[str, int]  # the size of each
 
 
 def cache_features(shape: tuple[int, int, int], max_length: int) -> Features:
@@ -68,7 +132,7 @@ def listed_files(manifest: bytes) -> set[str] | None:
         return None
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> Manifest:
     """The manifest of a finished cache.
 
     Raises:
@@ -78,7 +142,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not directory.exists():
         raise InputError(f"{directory}: no such folder; run `toolkit preprocess` first, or name the cache.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
@@ -97,7 +161,7 @@ class Cache:
     """An opened cache: `cache["train"]` is a SplitReader."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,7 +194,7 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
     here, since a stock Trainer does not do it on the device; that is why toolkit's own trainer is faster.
     """
 
-    def __init__(self, rows: Rows, order: np.ndarray, pixels: dict[str, Any]) -> None:
+    def __init__(self, rows: Rows, order: np.ndarray, pixels: PixelSettings) -> None:
         self.rows = rows
         self.order = order
         self.ends = np.cumsum(rows.caption_counts()[order])
@@ -163,7 +227,7 @@ def caption_view(dataset: Dataset) -> CaptionView:
     if len(folders) != 1 or set(COLUMNS) - set(dataset.column_names):
         raise InputError("caption_view: give one split of `datasets.load_from_disk(cache)`, or a `select` of it.")
     manifest = read_manifest(folders.pop().parent)
-    rows = Rows(dataset.data.table, tuple(manifest["pixels"]["shape"]))
+    rows = Rows(dataset.data.table, manifest["pixels"]["shape"])
     # shuffle() and select() may leave the table alone and keep a list of rows beside it; ignoring that list would
     # silently give other rows than the data set shows.
     indices = dataset._indices

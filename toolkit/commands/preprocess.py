@@ -14,13 +14,12 @@ import threading
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from toolkit.cache.build import ShardBuilder, decoded_file
 from toolkit.cache.finalize import finish, leak_error, summary_of
 from toolkit.cache.freshness import content_options, is_current, models, source_fingerprint
 from toolkit.cache.index import data_name, pixels_key, read_index, shard_name
-from toolkit.cache.schema import MANIFEST, read_manifest
+from toolkit.cache.schema import MANIFEST, LabelSettings, Manifest, read_manifest
 from toolkit.cache.staging import Staged, stage
 from toolkit.cache.uploads import Outbox
 from toolkit.cache.urls import local_annotations, localized, named, renamed_summary
@@ -92,7 +91,7 @@ def _if_current(options: PreprocessOptions, place: Path) -> Summary | None:
     return summary_of(manifest, options.out, f"{options.out}: up to date, nothing to do.", decoded=0)
 
 
-def _existing(options: PreprocessOptions, place: Path) -> dict[str, Any] | None:
+def _existing(options: PreprocessOptions, place: Path) -> Manifest | None:
     """The manifest of the cache at --out, or None if there is none (or one to be replaced)."""
     out = options.out
     if not place.exists():
@@ -136,22 +135,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was finished, but not yet put in its place
     try:
         source = source_fingerprint(options, place)  # before it is read: a change meanwhile is seen next time
-        lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
-        columns = Columns.of(options)
-        annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
-        if options.preset is None:
-            for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
-                check_name(option, name)
-        _check_positions(options)
-        _make_folders(partial)
-        staged = stage(annotations, partial)
-        say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
-        for note in annotations.notes.sentences():
-            say(f"  {note}")
-        for record in staged.sample:
-            _show(record, staged.own_splits)
-        _check_rows(options, annotations, staged)
-        _check_missing(options, annotations, staged)
+        annotations, staged = _read(options, partial)
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
         settings, tokens = fetch_processors(*models(options), options.preset, partial)
@@ -162,7 +146,14 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
             clear(partial)
         raise
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
-    labels = {**tokens, "max_length": options.max_length, "tokenizer": hash_hex(tokenizer_file.read_bytes())}
+    labels: LabelSettings = {
+        "start": tokens["start"],
+        "eos": tokens["eos"],
+        "pad": tokens["pad"],
+        "vocab_size": tokens["vocab_size"],
+        "max_length": options.max_length,
+        "tokenizer": hash_hex(tokenizer_file.read_bytes()),
+    }
     no_list = annotations.lists and "validation" not in annotations.lists | staged.splits
     draw_validation = bool(no_list and options.val_fraction > 0)
     if draw_validation:
@@ -177,7 +168,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         images=annotations.images,
         transform=transform,
         tokenizer_file=tokenizer_file,
-        eos_token_id=tokens["eos"],
+        eos_token_id=labels["eos"],
         max_length=options.max_length,
         seed=options.seed,
         val_fraction=options.val_fraction,
@@ -190,6 +181,27 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     manifest = finish(options, source, annotations, staged, builder, labels)
     swap(partial, place, options.out)
     return summary_of(manifest, options.out, f"{options.out}: done.", decoded)
+
+
+def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Staged]:
+    """Reads the annotations into `partial`, shows what they are, and checks them before anything is decoded."""
+    lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
+    columns = Columns.of(options)
+    annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+    if options.preset is None:
+        for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
+            check_name(option, name)
+    _check_positions(options)
+    _make_folders(partial)
+    staged = stage(annotations, partial)
+    say(f"{options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions")
+    for note in annotations.notes.sentences():
+        say(f"  {note}")
+    for record in staged.sample:
+        _show(record, staged.own_splits)
+    _check_rows(options, annotations, staged)
+    _check_missing(options, annotations, staged)
+    return annotations, staged
 
 
 def _check_positions(options: PreprocessOptions) -> None:
