@@ -48,7 +48,7 @@ def parts(cache: Cache, seed: int = 0) -> tuple[Any, PixelNormalizer]:
 
 def encode(cache: Cache, encoder: Any = None, stored: str = "fp32", splits: Any = ("train", "validation")) -> Any:
     ours, normalizer = parts(cache)
-    return encode_splits(cache, splits, encoder or ours, normalizer, stored, torch.float32, CPU)
+    return encode_splits(cache, splits, encoder or ours, normalizer, stored, torch.float32)
 
 
 RANK = """

@@ -557,7 +557,7 @@ def break_double_shift(batch: dict[str, torch.Tensor], model: Any) -> None:
         (break_positions, "several captions"),
         (break_shift, "shifted right once"),
         (break_weights, "is nan"),
-        (break_freshness, "not as fresh"),
+        (break_freshness, "its weights are not random"),
         (break_sight, "same output for any image"),
         (break_double_shift, "shifts labels"),
     ],

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
 from toolkit.captioning.generate import DECODING_VERSION, settled
@@ -27,12 +26,13 @@ from toolkit.captioning.journal import Fingerprint, Journal, State
 from toolkit.data.images import PASSING, FoundImage, read_file, read_image
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ImageError
+from toolkit.models.freezing import hash_weights
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.fields import to_json
 from toolkit.records import CaptionResult
 from toolkit.runtime.ahead import in_threads
 from toolkit.runtime.files import file_state
-from toolkit.runtime.hashing import Hasher, hash_hex
+from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.remote import url_behind
 
 Row = dict[str, Any]
@@ -137,10 +137,7 @@ FORMER_OPTIONS = (
 def fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
     """All that decides a caption besides the image: weights and architecture, precision, tokenizer, image processor, the
     settings of decoding with what the model's own add to them, the seed of --sample, and the version of decoding."""
-    weights = Hasher()
-    for name, tensor in sorted(captioner.model.state_dict().items()):
-        weights.update(name)
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    weights = hash_weights(captioner.model.state_dict())
     dtype = str(captioner.model.dtype)
     given = {name: value for name, value in to_json(options).items() if name in FORMER_OPTIONS}
     parts = {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from toolkit.errors import ModelError
+from toolkit.runtime.hashing import Hasher
 
 # By model type, what an encoder applies to its pooled output alone, or only when patches are masked.
 UNUSED: dict[str, tuple[str, ...]] = {
@@ -22,6 +25,15 @@ def used_weights(encoder: Any) -> dict[str, nn.Parameter]:
     """Those that the last hidden states depend on."""
     names = ("pooler", *UNUSED.get(encoder.config.model_type, ()))
     return {k: v for k, v in encoder.named_parameters() if not any(part in names for part in k.split("."))}
+
+
+def hash_weights(weights: Mapping[str, torch.Tensor], *settings: str) -> Hasher:
+    """Over settings, then name and bytes of each weight in the order of their names."""
+    digest = Hasher(*settings)
+    for name, weight in sorted(weights.items()):
+        digest.update(name)
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
 
 
 def freeze_unused(encoder: nn.Module) -> None:

@@ -15,14 +15,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import GenerationConfig, VisionEncoderDecoderModel
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.errors import ModelError
-from toolkit.models.freezing import used_weights
-from toolkit.runtime.hashing import Hasher
+from toolkit.models.freezing import hash_weights, used_weights
 
 BASE = "base.json"
 # The parts of a captioner that no encoder or decoder brings along.
@@ -123,12 +121,9 @@ def _base_hash(model: Any) -> str:
     inside = plain_model(model)
     unused = {id(w) for w in inside.encoder.parameters()} - {id(w) for w in used_weights(inside.encoder).values()}
     own = ("lora_", "modules_to_save", "original_module")
-    digest = Hasher()
-    for name, weight in sorted(model.named_parameters()):
-        if id(weight) not in unused and not any(part in name for part in own):
-            digest.update(name)
-            digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy())
-    return digest.hex()
+    weights = model.named_parameters()
+    base = {n: w.float() for n, w in weights if id(w) not in unused and not any(part in n for part in own)}
+    return hash_weights(base).hex()
 
 
 def save_base(model: Any, base: dict[str, Any], directory: Path) -> None:

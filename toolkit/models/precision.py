@@ -8,6 +8,8 @@ from torch import nn
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ModelError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class PixelNormalizer(nn.Module):
     """uint8 (..., C, H, W) -> float (..., C, H, W), on whatever device it lives: the processor's rescale and normalise.
@@ -51,4 +53,4 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         # Without the argument a GPU that only emulates it, slower than fp32, would do.
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if fast else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return DTYPES[precision]

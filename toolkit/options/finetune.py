@@ -44,6 +44,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
 LORA_LR = 5e-4
 
 
+SCORES = ("cider", "bleu_4", "rouge_l")  # on validation: each may say which checkpoint is the best
 BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 1 is greedy decoding."}
 
 
@@ -96,7 +97,7 @@ class FinetuneOptions:
     early_stopping_patience: int | None = option(None, "Stop after this many evaluations without a better one.")
     eval_metric: str | None = option(
         None,
-        "Metric that makes a checkpoint the best: cider, bleu_4, rouge_l or loss. [default: cider; tiny preset: loss]",
+        f"Metric that makes a checkpoint the best: {', '.join(SCORES)} or loss. [default: cider; tiny preset: loss]",
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
     resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
@@ -114,7 +115,7 @@ class FinetuneOptions:
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
         check_nested(self)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("eval_metric", self.eval_metric or "cider", ("cider", "bleu_4", "rouge_l", "loss"))
+        check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
         check_at_least(self, 1, "unfreeze_last", "lora_rank")
         check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))

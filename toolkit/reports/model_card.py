@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
+from toolkit.options.finetune import SCORES
 from toolkit.reports.html import _templates
 
 
@@ -31,7 +32,7 @@ def _card_metadata(manifest: dict[str, Any], options: dict[str, Any], summary: d
             metric_type=name,
             metric_value=summary["validation"][name],
         )
-        for name in ("cider", "bleu_4", "rouge_l")
+        for name in SCORES
         if name in summary["validation"]
     ]
     return ModelCardData(

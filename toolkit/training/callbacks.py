@@ -1,4 +1,4 @@
-"""How a training run does: metrics and captions of each evaluation, training.jsonl, and lines for people."""
+"""How a training run is going: metrics and captions of each evaluation, training.jsonl, and progress lines."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from toolkit.captioning.generate import caption_lengths
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
 from toolkit.models.special_tokens import SpecialTokens
+from toolkit.options.finetune import SCORES
 from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.distributed import writing
 
-METRICS = ("loss", "cider", "bleu_4", "rouge_l", "ended", "loops", "distinct")
+METRICS = ("loss", *SCORES, "ended", "loops", "distinct")
 
 
 class CaptionMetrics:
-    """Trainer's `compute_metrics`: what was generated, scored against the captions of the same images, in order.
+    """Trainer's `compute_metrics`: scores the generated captions against the references of the same images, in order.
 
     Attributes:
         captions: of the last evaluation.
@@ -47,7 +48,7 @@ class CaptionMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """The `METRICS`; shares are from 0 to 1, the loss is in nats a token."""
-        number = len(self.references)  # several ranks pad the last batch with images that were had already
+        number = len(self.references)  # several ranks pad the last batch with images from the start
         rows = torch.as_tensor(np.asarray(prediction.predictions))[:number, 1:]
         loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
         self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
@@ -57,7 +58,7 @@ class CaptionMetrics:
 
 
 def caption_warnings(captions: Sequence[str], metrics: dict[str, float]) -> list[str]:
-    """What is so wrong with the captions of an evaluation that no score is needed to see it; a sentence each."""
+    """A sentence for each fault of an evaluation's captions that can be seen without a score."""
     found = []
     caption, times = Counter(captions).most_common(1)[0]
     if len(captions) > 1 and times > len(captions) / 2:
@@ -76,7 +77,7 @@ def caption_warnings(captions: Sequence[str], metrics: dict[str, float]) -> list
 
 
 def warmup_warning(warmup: int, updates: int) -> str | None:
-    """What a warm-up does to a training that is hardly longer; update i of it has (i - 1) / `warmup` of the peak rate."""
+    """A sentence if the warm-up is as long as the training. Update i has (i - 1) / `warmup` of the peak learning rate."""
     if not 0 < updates <= warmup:
         return None
     rate = (updates - 1) / warmup
@@ -85,11 +86,11 @@ def warmup_warning(warmup: int, updates: int) -> str | None:
 
 
 class TrainingLog(TrainerCallback):
-    """training.jsonl, a row per log and per evaluation, and progress for people.
+    """Writes training.jsonl, a row per log and per evaluation, and prints progress.
 
     Args:
-        metrics: whose `captions` are those of the last evaluation.
-        generation: of an evaluation after training, with other settings than its own: stands in its row.
+        metrics: holds the captions of the last evaluation.
+        generation: the settings of an evaluation after training, if this is one; they are written into its row.
     """
 
     SAMPLES = 8  # validation images whose captions are followed through training
@@ -113,7 +114,7 @@ class TrainingLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [row for row in self.rows() if row["step"] <= state.global_step]  # what was done beyond is done again
+        kept = [row for row in self.rows() if row["step"] <= state.global_step]  # later steps are done again
         with writing(self.path, "the log"), finishing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         warning = warmup_warning(args.get_warmup_steps(state.max_steps), state.max_steps)
@@ -145,14 +146,14 @@ class TrainingLog(TrainerCallback):
             self.progress.__exit__(None, None, None)
 
     def best(self, step: int | None) -> dict[str, float]:
-        """The metrics of the evaluation at this step of training, or of the very last one; empty where there was none."""
+        """The metrics of the evaluation at this step of training, or (None) of the last one; empty if there was none."""
         rows = [row for row in self.rows() if "eval_loss" in row]
         if step is not None:
             rows = [row for row in rows if row["step"] == step and "generation" not in row]
         return {name: rows[-1][f"eval_{name}"] for name in METRICS} if rows else {}
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:
-        """The followed validation images: pixels, their captions, and what was said of them at each evaluation."""
+        """The first validation images: pixels, references, and the captions generated at each evaluation."""
         reader = cache["validation"]
         references, ids = reader.column("captions"), reader.column("image_id")
         evaluations = [row for row in self.rows() if "eval_loss" in row]

@@ -29,10 +29,10 @@ from toolkit.cache.index import read_index
 from toolkit.cache.reader import SplitReader, available_memory, read_into, reader_threads
 from toolkit.cache.schema import Cache
 from toolkit.errors import InputError, OutputError, RunError
-from toolkit.models.freezing import used_weights
-from toolkit.models.precision import PixelNormalizer
+from toolkit.models.freezing import hash_weights, used_weights
+from toolkit.models.precision import DTYPES, PixelNormalizer
 from toolkit.runtime.files import finishing, unfinished
-from toolkit.runtime.hashing import Hasher, hash_hex
+from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.collator import CaptionDataset, prefetch
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, rank, ranks
@@ -41,7 +41,6 @@ SHARD_BYTES = 2**26  # bytes of a shard: what a kill costs, a few seconds of a G
 BATCH = 64  # images that the encoder is given at once
 # How each precision lies in memory. NumPy knows no bfloat16, so its bits travel as int16 (`encoder_features`).
 STORED: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<i2"), "fp32": np.dtype("<f4")}
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def encoder_features(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -120,11 +119,11 @@ def encode_splits(
     normalizer: PixelNormalizer,
     stored: str,
     autocast: torch.dtype,
-    device: torch.device,
 ) -> dict[str, Features]:
-    """The encoder features of every image of some splits; those that are not there yet are computed, shard by shard, each rank some.
+    """The encoder features of every image of some splits. What is missing is computed, shard by shard, shared out to ranks.
 
     Args:
+        encoder: and `normalizer`, on the device that computes.
         stored: fp16, bf16 or fp32.
         autocast: what training computes in.
 
@@ -132,8 +131,8 @@ def encode_splits(
         OutputError: the disk is too small, can't be written, or is not the same for all ranks.
         RunError: a feature is too large for fp16, or Ctrl-C; finished shards are kept.
     """
-    encoder.to(device).eval()
-    normalizer.to(device)
+    encoder.eval()
+    device = next(encoder.parameters()).device
 
     def encode(pixels: np.ndarray) -> torch.Tensor:
         inputs = normalizer(torch.from_numpy(pixels).to(device))
@@ -221,11 +220,8 @@ def _key(encoder: Any, cache: Cache, stored: str, autocast: torch.dtype) -> str:
     names = ("transformers_version", "_name_or_path", "architectures", "dtype")
     config = {k: v for k, v in encoder.config.to_dict().items() if k not in names}
     settings = [type(encoder).__name__, config, cache.manifest["pixels"], stored, str(autocast)]
-    digest = Hasher(json.dumps(settings, sort_keys=True, default=str))
-    for name, weight in sorted(used_weights(encoder).items()):
-        digest.update(name)
-        digest.update(weight.detach().float().cpu().contiguous().numpy())
-    return digest.hex()
+    weights = {name: weight.float() for name, weight in used_weights(encoder).items()}
+    return hash_weights(weights, json.dumps(settings, sort_keys=True, default=str)).hex()
 
 
 def _shape(folder: Path, stored: str, first: Callable[[], torch.Tensor]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from toolkit.cache.schema import MANIFEST, Cache
 from toolkit.errors import OutputError
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
+from toolkit.options.generation import BEAM_SEARCH
 from toolkit.runtime.files import beside, lock_file, write_json
 from toolkit.runtime.overwrite import check_folder, is_below, same_place
 from toolkit.runtime.progress import say
@@ -44,7 +45,7 @@ from toolkit.training.run_files import (
 INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
 DEFAULTS = to_json(FinetuneOptions())
 # What the weights of a finished run don't depend on: with others of these it is evaluated again, not trained.
-EVALUATION = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length", "eval_batch_size")
+EVALUATION = (*BEAM_SEARCH, "eval_batch_size")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A batch tried before hours are spent on training."""
+"""A check of model, labels and loss on one batch, before hours are spent on training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from toolkit.training.collator import caption_loss
 def check_training(
     model: Any, batch: dict[str, torch.Tensor], normalizer: PixelNormalizer, tokens: SpecialTokens, fresh: bool
 ) -> float:
-    """Tries a batch before hours are spent on it; takes a second or two.
+    """Runs one batch through the model; takes a second or two.
 
     Args:
-        batch: of `CaptionCollator`, a few images are enough.
+        batch: from `CaptionCollator`; a few images are enough.
         fresh: the decoder has random weights, so its loss must be near ln(vocabulary).
 
     Returns:
         The loss of the batch, in nats a token.
 
     Raises:
-        RunError: a caption has no EOS to learn, labels are shifted other than once, the loss differs from the plain
-            per-caption one, is not finite or not where it starts, or the decoder does not see the image.
+        RunError: a caption has no EOS to learn; the decoder inputs are not the labels shifted right once; the loss is
+            not finite, or differs from that of a caption alone; an untrained decoder's is not ln(vocabulary); or the
+            decoder's output does not depend on the image.
     """
     labels, inputs, positions = (batch[name] for name in ("labels", "decoder_input_ids", "decoder_position_ids"))
     used = labels != IGNORE_INDEX
@@ -50,8 +51,8 @@ def check_training(
         logits = model(pixel_values=pixels, **decoder_inputs).logits
         blind = model(pixel_values=torch.zeros_like(pixels), **decoder_inputs).logits
         loss = caption_loss(logits, labels.to(device)).item()
-        # transformers' own loss on one caption alone, which shifts the labels itself: the last one of an image, which
-        # has others before it.
+        # transformers' own loss of one caption alone, with the labels shifted there: the last caption of the first image,
+        # which has others before it in its row.
         last = slice(int(starts[0].nonzero()[-1]), int(ends[0].nonzero()[-1]) + 1)
         theirs = model(pixel_values=pixels[:1], labels=labels[:1, last].to(device)).loss.item()
         ours = caption_loss(logits[:1, last], labels[:1, last].to(device)).item()
@@ -66,7 +67,7 @@ def check_training(
     if fresh and abs(loss - math.log(logits.shape[-1])) > 0.15 * math.log(logits.shape[-1]):
         raise RunError(
             f"self-check: an untrained decoder's loss is {loss:.3f}, not near ln({logits.shape[-1]}) = "
-            f"{math.log(logits.shape[-1]):.3f}; its weights are not as fresh as they should be."
+            f"{math.log(logits.shape[-1]):.3f}; its weights are not random."
         )
     if torch.equal(logits, blind):
         raise RunError(

@@ -154,7 +154,8 @@ def _data_sets(
     if not options.cache_features:
         return train_set, eval_set
     splits, dtype = ("validation",) if again else ("train", "validation"), pick_dtype(options.precision, device)
-    features = encode_splits(cache, splits, model.encoder, normalizer, options.feature_precision, dtype, device)
+    encoder, normalizer = model.encoder.to(device), normalizer.to(device)
+    features = encode_splits(cache, splits, encoder, normalizer, options.feature_precision, dtype)
     if not again:
         train_set = FeatureDataset(features["train"], cache["train"], *drawn)
     return train_set, FeatureDataset(features["validation"], cache["validation"])
