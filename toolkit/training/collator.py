@@ -19,7 +19,7 @@ from toolkit.models.special_tokens import SpecialTokens
 T = TypeVar("T")
 
 
-FILLER = -1  # the index of an image without a token to learn: it makes a batch full, and changes no loss or gradient
+FILLER = -1  # the index of an image without a token to learn: it fills up a batch, and changes no loss or gradient
 
 
 class CaptionDataset(Dataset):
@@ -48,7 +48,7 @@ class CaptionDataset(Dataset):
         return {"pixel_values": item["pixel_values"], "labels": self._drawn(index, item["labels"])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """A whole batch at once, as torch's loader asks for it: where pixels are read, by several threads."""
+        """A whole batch at once, as torch's loader asks for it; pixels that are read from disk are read by several threads."""
         if not self.reader.reads:
             return [self[index] for index in indices]
         images = [max(index, 0) for index in indices]
@@ -76,20 +76,20 @@ class CaptionDataset(Dataset):
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Every image once an epoch, images with about as many tokens in one batch, batches in random order.
+    """Every image once an epoch; a batch holds images with about as many tokens; batches come in random order.
 
-    Random images would make a third of a batch padding, for one with long captions is in most batches. Here the images
-    of 32 random batches are sorted and cut into batches, which leaves 7 % (docs/benchmarks.md). The order depends on
-    seed and epoch alone, so that a resumed epoch is the same one.
+    Most batches of random images hold one with long captions, so that a third of them is padding. Here the images of 32
+    random batches are sorted by length and cut into batches (docs/benchmarks.md). The order depends only on seed and
+    epoch, so that a resumed epoch is the same one.
 
     Args:
-        batch_size: images of an update, over all accumulated batches and ranks: cut up otherwise, it is the same update.
-        window: batches that are sorted together; 1 leaves what is in a batch to chance.
-        step: images of a step over all ranks, if there are several: with `FILLER`s all steps are whole. Accelerate would
-            fill up the last one with images that the epoch has had already.
+        batch_size: images per update, over all accumulated batches and ranks.
+        window: batches that are sorted together; 1 for random batches.
+        step: images per step over all ranks, if there are several. The last step is filled up with `FILLER`s; accelerate
+            would fill it up with images of the start.
     """
 
-    WINDOW = 32  # more of them save little, and make batches less random
+    WINDOW = 32  # more would save little, and make batches less random
 
     def __init__(
         self, dataset: CaptionDataset, batch_size: int, seed: int, window: int = WINDOW, step: int = 1
@@ -100,7 +100,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of each epoch, which then forgets the data set if there are several ranks."""
+        """Called by accelerate at the start of each epoch; with several ranks it does not call that of the data set."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
@@ -122,11 +122,11 @@ class LengthGroupedSampler(Sampler[int]):
 def prefetch(batches: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """The same batches in the same order, made ahead by one thread.
 
-    Copying pixels and reading files both let other threads run, so that one thread beats worker processes, whose
-    batches have to travel. What making a batch raises is raised here, at that batch.
+    One thread is faster than worker processes: copying pixels and reading files release the GIL, and batches of other
+    processes have to be copied. An error in making a batch is raised here, at that batch.
 
     Args:
-        depth: batches that wait at most.
+        depth: batches kept ready at most.
     """
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
@@ -166,20 +166,19 @@ def prefetch(batches: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
 
 class CaptionCollator:
-    """Images with their captions to one batch: an image's captions stand one after another in one row.
+    """A batch of images with their captions, packed: an image's captions stand one after another in one row.
 
-    The encoder then sees each image once, the decoder projects its features to keys and values once, and hardly a token
-    is padding: of five captions of 13 tokens on average, a row for each would be cut to the longest of the batch, and
-    45 % of the arithmetic spent on nothing. Every caption counts its positions from its own start, and sees itself
-    alone: loss and gradients are those of a row for each (tests/training/test_batches.py).
+    So the encoder sees each image once, the decoder computes cross-attention keys and values once per image, and few
+    tokens are padding. Positions start anew with each caption, and the mask lets a caption's tokens see only that
+    caption: loss and gradients are those of one caption per row (tests/training/test_batches.py).
 
     Returns, for B images with at most L tokens in all their captions (L a multiple of 8, for tensor cores):
         pixel_values: uint8 (B, C, H, W); or features: (B, S, D), where items have those (toolkit/training/features.py)
         labels: int64 (B, L), -100 after the last caption's EOS
         decoder_input_ids: int64 (B, L): for each caption the start token, then its labels shifted right; then pad
-        decoder_position_ids: int64 (B, L), from `first_position` on in each caption
-        decoder_attention_mask: bool (B, 1, L, L), True where a token (third axis) sees another (fourth): earlier ones
-            of its own caption, and itself
+        decoder_position_ids: int64 (B, L), counted from `first_position` in each caption
+        decoder_attention_mask: bool (B, 1, L, L), True where a token (third axis) sees another (fourth): itself and
+            the earlier tokens of its caption
 
     With start 0, EOS 1, pad 2, two images, captions [[7, 8]] and [[5], [6, 9]]:
         labels               [[7, 8, 1, -100, -100], [5, 1, 6, 9, 1]]   (L is 5 here, 8 in fact)
@@ -187,7 +186,7 @@ class CaptionCollator:
         decoder_position_ids [[0, 1, 2,    0,    0], [0, 1, 0, 1, 2]]
 
     Args:
-        first_position: what the decoder calls its first position (toolkit/models/loading.py).
+        first_position: of the decoder's position embeddings (`toolkit.models.special_tokens.first_position`).
     """
 
     def __init__(self, tokens: SpecialTokens, first_position: int = 0) -> None:
@@ -224,14 +223,13 @@ class CaptionCollator:
 def caption_loss(
     logits: torch.Tensor, labels: torch.Tensor, num_items: Any = None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy in nats a token, summed and then divided: the same for any way of cutting a batch up.
+    """Cross-entropy in nats per token, summed and then divided, so that it does not depend on how a batch is split.
 
     Args:
         logits: (n, T, vocabulary).
-        labels: (n, T), -100 where nothing is to be learnt.
-        num_items: the number of target tokens of the whole update, over all accumulated batches and ranks; without
-            it, of these labels. A plain mean per batch would weigh short batches more, and grows with accumulation
-            (transformers#47688).
+        labels: (n, T), -100 at padding.
+        num_items: target tokens of the whole update, over all accumulated batches and ranks; None for those of these
+            labels. A mean per batch would weight short batches more, and grow with accumulation (transformers#47688).
     """
     total = torch.nn.functional.cross_entropy(
         logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),

@@ -1,4 +1,4 @@
-"""What a stock `Seq2SeqTrainer` lacks to train captioners right: a few small overrides."""
+"""A `Seq2SeqTrainer` for captioners: a few small overrides."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         fuse_activations(self.model)
         self.kind = type(self.model)  # sharding makes another class of it
         self.normalizer = normalizer.to(self.args.device)
-        # A rank that is done with its captions goes on until all are, where each holds a share of the weights.
+        # With FSDP every rank must generate as long as any does, since each holds a shard of the weights.
         self.generation = {**generation, "synced_gpus": self.is_fsdp_enabled}
         self.images: dict[str, int] = {}  # that fit into memory at once, where a whole batch did not
         self.earlier: list[Any] = []  # batches of this update that were gone through
@@ -63,7 +63,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     # ---- data -----------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Trainer's own grouping draws from the global generator, so that a resumed epoch is another one."""
+        """Trainer's own length grouping draws from the global generator, so that a resumed epoch would have another order."""
         step = self.args.train_batch_size * self.args.world_size
         update = step * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(
@@ -71,7 +71,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The batches of an update, made ahead by a thread; the wait for them is measured."""
+        """The batches of an update, made ahead by a thread; the time spent waiting for them is logged."""
         if epoch_iterator is not self._source:
             self._source, self._ahead = epoch_iterator, prefetch(epoch_iterator)
         with self._timed("data_s"):
@@ -89,7 +89,7 @@ class CaptionTrainer(Seq2SeqTrainer):
                 self._ahead.close()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Normalises on the device: a quarter of the bytes cross the bus. Stored features take the encoder's place."""
+        """Normalises on the device: uint8 is a quarter of the bytes to copy. Stored features replace the encoder's output."""
         inputs = super()._prepare_inputs(inputs)
         if "features" in inputs:
             inputs["encoder_outputs"] = (encoder_features(inputs.pop("features"), self.model.dtype),)
@@ -248,11 +248,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._load_strictly(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        """The same trap as `_load_from_checkpoint`."""
+        """Trainer's own loads with strict=False here too."""
         self._load_strictly(self.model, self.state.best_model_checkpoint)
 
     def trained_model(self) -> Any:
-        """The model that training ended with, whole on the first rank. All ranks must call it."""
+        """The model that training ended with, whole on rank 0. All ranks must call it."""
         return whole_model(self.model, self.kind) if self.is_fsdp_enabled else self.model
 
     # ---- where the time goes --------------------------------------------------------------------------------------
