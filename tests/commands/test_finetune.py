@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, ca
         assert "Traceback" not in errors
     assert not (out / "finetune.json").exists()
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
     logs = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in logs if "eval_loss" in row] == [1, 2]
@@ -211,7 +211,7 @@ def test_killed_while_a_checkpoint_is_written(
     with pytest.raises(OutputError, match=r"other settings \(--epochs 2, now 3; --seed 42, now 7\)"):
         finetune(other)
     finetune(FinetuneOptions(cache=cache_dir, output_dir=out, **QUICK))
-    assert f"going on from {first}" in capsys.readouterr().err
+    assert f"resuming from {first}" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
 
 

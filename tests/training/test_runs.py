@@ -240,7 +240,7 @@ def test_the_model_stays_until_the_new_one_is_whole(
     assert inspect(InspectOptions(path=partial)).values["run"]["steps"] == 5
     capsys.readouterr()
     finetune(options)
-    assert f"going on from {partial / 'checkpoints' / 'checkpoint-5'}" in capsys.readouterr().err
+    assert f"resuming from {partial / 'checkpoints' / 'checkpoint-5'}" in capsys.readouterr().err
     assert not partial.exists()
     finetune(replace(options, output_dir=finished.with_name("other")))
     assert (
@@ -387,7 +387,7 @@ def test_a_finished_run_that_lacks_its_model(short: FinetuneOptions, finished: P
     ):
         finetune(short)
     (finished / "finetune.json").write_text("[]")
-    with pytest.raises(OutputError, match=r"its finetune\.json is damaged; train the model anew with --overwrite\.$"):
+    with pytest.raises(OutputError, match=r"its finetune\.json is damaged; train the model again with --overwrite\.$"):
         finetune(short)
     finetune(replace(short, overwrite=True))
     assert "finished already" in finetune(short).text
@@ -412,8 +412,8 @@ def test_a_damaged_checkpoint(
     assert last_checkpoint(folder) == before
     finetune(options)
     told = capsys.readouterr().err
-    assert f"note: {newest} can't be gone on from ({file} is damaged)" in told
-    assert f"going on from {before}" in told
+    assert f"note: {newest} is not used ({file} is damaged)" in told
+    assert f"resuming from {before}" in told
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
 
 
@@ -466,7 +466,7 @@ def test_a_finished_run_is_extended(
     ):
         finetune(replace(options, epochs=5))
     finetune(options)
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     assert "finished already" in finetune(options).text
     # the same at one go
     whole = tmp_path / "whole"

@@ -37,7 +37,7 @@ def test_sharded_training(cache_dir: Path, tmp_path: Path) -> None:
         (out / name).unlink()
     code, _, errors, told = ended(torchrun(2, *command, "--fsdp", "--save-total-limit", "2"))
     assert (code, errors) == (0, []), told
-    assert f"going on from {out.with_name('model.partial') / 'checkpoints' / 'checkpoint-4'}" in told
+    assert f"resuming from {out.with_name('model.partial') / 'checkpoints' / 'checkpoint-4'}" in told
     assert difference(first, weights(out)) == 0.0
 
 

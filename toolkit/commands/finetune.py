@@ -118,7 +118,7 @@ def _train(run: TrainingRun) -> Summary:
     started, options = time.monotonic(), run.options
     checkpoint = broadcast_from_rank_0(lambda: last_checkpoint(run.plan.partial / CHECKPOINTS, say))
     if checkpoint:
-        say(f"going on from {checkpoint}")
+        say(f"resuming from {checkpoint}")
     if rank() > 0:
         set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
     run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

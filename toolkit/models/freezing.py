@@ -1,4 +1,4 @@
-"""What of an encoder is trained: all, its last layers, or nothing; and what never is."""
+"""Which weights of an encoder are trained: all, those of its last layers, or none; and which never are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
 
 
 def used_weights(encoder: Any) -> dict[str, nn.Parameter]:
-    """Those that the last hidden states depend on."""
+    """The weights that the last hidden states depend on."""
     names = ("pooler", *UNUSED.get(encoder.config.model_type, ()))
     return {k: v for k, v in encoder.named_parameters() if not any(part in names for part in k.split("."))}
 
@@ -48,7 +48,7 @@ def freeze_unused(encoder: nn.Module) -> None:
 def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
     """Its transformer layers from the first to the last; of Swin's stages those inside.
 
-    They are what transformers checkpoints one by one, which every encoder marks alike, whatever it calls them.
+    They are the modules of transformers' gradient checkpointing, which have one base class in every encoder.
     """
     layers = [module for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     return [
@@ -59,9 +59,8 @@ def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
 def freeze_encoder(encoder: nn.Module, unfreeze_last: int = 0) -> None:
     """Takes an encoder out of training, but for its last layers and what follows them (a final layer norm).
 
-    What is frozen gets no gradient and no optimizer state, and autograd records nothing of it. It stays in evaluation
-    mode too: dropout is there to keep weights from leaning on each other, and these don't change; the decoder would
-    only be shown noisier images than it will have to describe, and stored features would be one draw of that noise.
+    Frozen weights get no gradient and no optimizer state. They stay in evaluation mode too: dropout would only show
+    the decoder noisier images than it will have to describe, and stored features would be one sample of that noise.
 
     Raises:
         ModelError: the encoder has fewer layers.
@@ -82,7 +81,7 @@ def freeze_encoder(encoder: nn.Module, unfreeze_last: int = 0) -> None:
 
 
 def _rest(module: nn.Module) -> None:
-    """Keeps in evaluation mode whatever has weights and none to train; Trainer calls `train()` at every step."""
+    """Keeps modules without trainable weights in evaluation mode; Trainer calls `train()` at every step."""
     weights = list(module.parameters())
     if weights and not any(weight.requires_grad for weight in weights):
         module.eval()

@@ -35,7 +35,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def mark_whole(checkpoint: Path) -> None:
-    """Called once everything is written; a checkpoint without its mark, or other than marked, is not gone on from."""
+    """Called once everything is written. Only a checkpoint that agrees with its mark is resumed from."""
     paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != WHOLE]
     for path in paths:
         flush(path)
@@ -45,7 +45,7 @@ def mark_whole(checkpoint: Path) -> None:
 
 
 def marked(checkpoint: Path) -> dict[str, Any]:
-    """What its mark says of its files: name -> [size, hash], or the size alone in older ones; {} where it has none."""
+    """The files that its mark lists: name -> [size, hash], or only the size in older ones; {} without a mark."""
     try:
         value = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,8 +54,7 @@ def marked(checkpoint: Path) -> dict[str, Any]:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a file cut short by a kill or a full disk, missing, or with other contents than
-    were written; None if it is whole."""
+    """What is wrong with a checkpoint: a file that is missing, or is not what was written; None if it is whole."""
     files = marked(checkpoint)
     if not files:
         return f"no readable {WHOLE}"
@@ -81,11 +80,11 @@ def best_step(checkpoint: Path) -> int | None:
 
 
 def last_checkpoint(folder: Path, told: Callable[[str], None] = lambda message: None) -> Path | None:
-    """The newest checkpoint that a run can go on from: whole, and so is the best one of its run, which is what is saved
-    in the end if no better one follows.
+    """The newest checkpoint that a run can resume from: it is whole, and so is the best one so far, which becomes the
+    model if no better one follows.
 
     Args:
-        told: takes a sentence for each that was finished, but is not whole any more.
+        told: is called with a sentence about each checkpoint that was whole once, but is damaged.
     """
     for path in reversed(checkpoints(folder)):
         wrong, best = fault(path), best_step(path)
@@ -96,12 +95,12 @@ def last_checkpoint(folder: Path, told: Callable[[str], None] = lambda message: 
         if wrong is None:
             return path
         if (path / WHOLE).exists():
-            told(f"note: {path} can't be gone on from ({wrong})")
+            told(f"note: {path} is not used ({wrong})")
     return None
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Of all checkpoints in a folder: the files that a run wrote, and none that somebody has put beside them."""
+    """The files that a run wrote into the checkpoints of a folder; files that somebody else put there are left out."""
     return [path for checkpoint in checkpoints(folder) for path in _own(checkpoint)]
 
 
@@ -113,7 +112,7 @@ def _own(checkpoint: Path) -> list[Path]:
 
 
 def rotate(folder: Path, limit: int, best: int | None) -> None:
-    """Deletes all checkpoints but the best, and the newest `limit` besides it: if one is damaged, there is another."""
+    """Deletes all checkpoints but the best and the newest `limit` others."""
     for checkpoint in [path for path in checkpoints(folder) if step_of(path) != best][:-limit]:
         remove_files(_own(checkpoint), folder)
 

@@ -42,9 +42,10 @@ from toolkit.training.run_files import (
     swap,
 )
 
+# Options that do not change the model.
 INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
 DEFAULTS = to_json(FinetuneOptions())
-# What the weights of a finished run don't depend on: with others of these it is evaluated again, not trained.
+# Options that do not change the weights: with other values a finished run is only evaluated again.
 EVALUATION = (*BEAM_SEARCH, "eval_batch_size")
 
 
@@ -53,12 +54,11 @@ class Plan:
     """What there is to do.
 
     Attributes:
-        task: "nothing", where the run is finished already; "train", from the start or, if not
-            `fresh`, from the last checkpoint; "extend" a
-            finished run by more epochs or steps; "evaluate" a finished run again, with other generation options.
-        place: where the finished model is to be; of a link the folder that it leads to.
-        partial: where the run lives until then.
-        fresh: whatever lies in `partial` is of no use.
+        task: "nothing" if the run is finished; "train", from the start if `fresh`, else from the last checkpoint;
+            "extend" a finished run by more epochs or steps; "evaluate" a finished run with other generation options.
+        place: the folder of the finished model, links resolved.
+        partial: the folder of the run until it is finished.
+        fresh: what is in `partial` is deleted first.
         summary: of the finished run.
         extended: how long the run was before it was extended, each time.
     """
@@ -71,7 +71,7 @@ class Plan:
     extended: list[dict[str, Any]] = field(default_factory=list)
 
     def seen_from_here(self, out: Path) -> Plan:
-        """The same with what this process calls the folder; another one made the plan, and may see others."""
+        """The same with this process's paths: rank 0 made the plan, and may have the folder mounted elsewhere."""
         place = out.resolve()
         return replace(self, place=place, partial=beside(place, ".partial"))
 
@@ -166,7 +166,7 @@ def _go_on_with(
     options: FinetuneOptions, identity: RunIdentity, before: RunIdentity, unfinished: RunIdentity | None,
     place: Path, partial: Path,
 ) -> Plan:  # fmt: skip
-    """What a finished run is good for.
+    """What there is to do where a finished run is.
 
     Args:
         before: its identity.
@@ -175,7 +175,7 @@ def _go_on_with(
     out = options.output_dir
     summary = read_summary(place)
     if summary is None:
-        raise OutputError(f"--output-dir {out}: its {FINISHED} is damaged; train the model anew with --overwrite.")
+        raise OutputError(f"--output-dir {out}: its {FINISHED} is damaged; train the model again with --overwrite.")
     changed, extended = before.differences(identity), before.extended
     steps, epochs = options.max_steps, options.epochs
     longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
@@ -208,7 +208,7 @@ def _check_files(out: Path, place: Path, summary: RunSummary) -> None:
     missing = [name for name in names if not (place / name).is_file()]
     if missing:
         raise OutputError(
-            f"--output-dir {out}: a finished run, but its {missing[0]} is missing; put it back, or train the model anew with "
+            f"--output-dir {out}: a finished run, but its {missing[0]} is missing; put it back, or train the model again with "
             "--overwrite."
         )
 
@@ -286,7 +286,7 @@ def take_place(partial: Path, place: Path, out: Path) -> None:
 
 
 def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
-    """Makes the folder that the run lives in, once nothing is left that could be found wrong beforehand.
+    """Makes the folder of the run; called once everything else has been checked.
 
     Raises:
         OutputError: it can't be written, or a finished run has no checkpoint to be extended from.
@@ -297,7 +297,7 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
         if checkpoint is None:
             raise OutputError(
                 f"--output-dir {out}: no checkpoint of the finished run is whole, so that it can't be extended; name another "
-                "folder, or train anew with --overwrite."
+                "folder, or train again with --overwrite."
             )
         done, summary = plan.extended[-1], plan.summary or {}
         say(

@@ -1,4 +1,4 @@
-"""The model that training starts from: built anew or another captioner, and what of it is to be trained."""
+"""The model that training starts from: built from encoder and decoder, or another captioner; and what of it is trained."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
 
 def finished_model(name: str, tokens: SpecialTokens) -> Any:
     """The model that a run has ended with, to be evaluated again."""
-    model = load_model(name, "--output-dir", "train it anew with --overwrite")
+    model = load_model(name, "--output-dir", "train it again with --overwrite")
     settle_special_tokens(model, tokens)
     return model
 
@@ -101,7 +101,7 @@ def _captioner(name: str, cache: Cache, tokens: SpecialTokens) -> VisionEncoderD
 
 
 def _identity(processor: Any) -> Any:
-    """What a tokenizer or an image processor does, whatever version of its files says so."""
+    """What a tokenizer or an image processor does, without the version that wrote its files."""
     if hasattr(processor, "backend_tokenizer"):
         settings = json.loads(processor.backend_tokenizer.to_str())
         return {k: v for k, v in settings.items() if k not in ("truncation", "padding", "version")}

@@ -195,7 +195,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     # ---- what a run leaves behind ---------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Marked as whole before an older one is deleted: there is always one to go on from.
+        """Marked as whole before an older one is deleted: there is always one to resume from.
 
         Raises:
             RunError: it can't be written.
@@ -214,7 +214,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _init_training_state(
         self, max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The best checkpoint lies beside the one that is gone on from, wherever they lay when they were written."""
+        """The best checkpoint is looked for beside the resumed one: the folder may have moved."""
         found = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is not None:
             best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
