@@ -78,7 +78,7 @@ def test_what_is_a_url(given: str | Path, expected: str | None) -> None:
     assert url_of(given) == expected
 
 
-def test_images_are_stand_ins_and_the_rest_is_copied(memory: Any, sample_dir: Path) -> None:
+def test_images_are_placeholders_and_the_rest_is_copied(memory: Any, sample_dir: Path) -> None:
     upload(memory, sample_dir, "/b/set")
     top = local_tree("memory://b/set", IMAGE_SUFFIXES)
     assert (top / "captions.txt").read_bytes() == (sample_dir / "captions.txt").read_bytes()
@@ -173,9 +173,9 @@ def test_a_full_disk_here_is_not_the_stores_fault(memory: Any, monkeypatch: pyte
     stores_folder = Path("cache/stores")
     denied = PermissionError(13, "Permission denied", str(stores_folder / "x"))
     written = pytest.raises(InputError, match=r"^memory://b: cache/stores/x, where a copy goes, can't be written")
-    with written, stores.speaking("memory://b"):
+    with written, stores.store_errors("memory://b"):
         raise denied
-    with pytest.raises(InputError, match=r"^memory://b: the store denies access"), stores.speaking("memory://b"):
+    with pytest.raises(InputError, match=r"^memory://b: the store denies access"), stores.store_errors("memory://b"):
         raise PermissionError("AccessDenied")
 
 

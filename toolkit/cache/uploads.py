@@ -33,7 +33,7 @@ from toolkit.runtime.remote import (
     lies_below,
     listing,
     open_store,
-    speaking,
+    store_errors,
 )
 
 RECORD = "put.json"
@@ -55,7 +55,7 @@ class Outbox:
         self.url = url
         self.folder = STORES / f"{hash_hex(url)[:12]}.out"
         self.file = self.folder / (url.rpartition("/")[2] or "output")
-        with speaking(url, OutputError):
+        with store_errors(url, OutputError):
             self.fs, self.path = open_store(url)
             self.fs.invalidate_cache()
         # Beside the output, or within where that is a whole bucket: beside it would be another one.
@@ -91,7 +91,7 @@ class Outbox:
 
     def prepare_file(self) -> None:
         """What somebody else, or we elsewhere, have put there meanwhile counts; else what lies here."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             there = self._objects()
             if there and "" not in there:
                 raise OutputError(f"--output {self.url}: a folder; name a file.")
@@ -106,7 +106,7 @@ class Outbox:
 
     def put_file(self) -> None:
         """The state first: whoever finds the finished file finds what it was made of."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             there = self._objects()
             content = hash_hex(self.file.read_bytes())
             known = self.record.get("", {})
@@ -120,7 +120,7 @@ class Outbox:
 
     def prepare_sidecars(self) -> None:
         """The text files there are brought here, and the state of whoever wrote them, so that ours are told from others."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             there = self._sidecars()
             state = self._objects(self.state)
             wanted = [(self.file / name, found) for name, found in there.items() if not self._is_as_put(name, found)]
@@ -139,7 +139,7 @@ class Outbox:
 
     def put_sidecars(self) -> None:
         """Those that are new or different, and before them the state, which says that they are ours."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             here = {path.relative_to(self.file).as_posix(): path for path in self.file.rglob("*.txt")}
             todo = [name for name, path in here.items() if self.record.get(name, {}).get("here") != _state(path)]
             if not todo:
@@ -161,7 +161,7 @@ class Outbox:
 
     def prepare_cache(self) -> None:
         """A finished cache that is not as we put it, or that we have not got, is fetched: what it has serves again."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             there = self._objects()
             if "" in there:
                 raise OutputError(f"--out {self.url}: a file; name a folder for the cache.")
@@ -177,7 +177,7 @@ class Outbox:
 
     def put_cache(self) -> None:
         """Sends what is new or different, removes what is no more; the manifest last."""
-        with speaking(self.url, OutputError):
+        with store_errors(self.url, OutputError):
             there = self._objects()
             names = _names((self.file / MANIFEST).read_bytes(), str(self.file))
             here = {name: self.file / name for name in names}
@@ -235,7 +235,7 @@ def local_cache(url: str) -> Path:
     Raises:
         InputError: there is no finished cache, it changed while it was fetched, or the store fails.
     """
-    with speaking(url):
+    with store_errors(url):
         fs, path = open_store(url)
         fs.invalidate_cache()
         if not fs.exists(f"{path}/{MANIFEST}"):
@@ -246,7 +246,7 @@ def local_cache(url: str) -> Path:
             return place
         partial = place.with_name(place.name + ".partial")
         listed = listing(fs, url, path)
-    with speaking(url), alone(place.parent):
+    with store_errors(url), alone(place.parent):
         if place.is_dir():  # another process has fetched it meanwhile
             return place
         for name in listed:

@@ -16,35 +16,35 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import Summary
 from toolkit.runtime import progress
-from toolkit.runtime.remote import local_tree, open_store, speaking, url_of
+from toolkit.runtime.remote import local_tree, open_store, store_errors, url_of
 
 T = TypeVar("T")
 
 
 @contextmanager
-def named(names: dict[Path, str]) -> Iterator[None]:
-    """Errors and messages speak of URLs, not of the local files that stand for them."""
-    before, progress.spoken = progress.spoken, lambda text: renamed(text, names)
+def urls_in_messages(names: dict[Path, str]) -> Iterator[None]:
+    """Errors and messages name URLs, not the local copies of what is there."""
+    before, progress.rewrite = progress.rewrite, lambda text: with_urls(text, names)
     try:
         yield
     except ToolkitError as error:
-        raise type(error)(renamed(str(error), names)) from None
+        raise type(error)(with_urls(str(error), names)) from None
     finally:
-        progress.spoken = before
+        progress.rewrite = before
 
 
-def renamed(text: str, names: dict[Path, str]) -> str:
+def with_urls(text: str, names: dict[Path, str]) -> str:
     for path in sorted(names, key=lambda path: -len(str(path))):
         text = text.replace(str(path), names[path])
     return text
 
 
-def renamed_summary(summary: Summary, names: dict[Path, str]) -> Summary:
-    values = {k: renamed(v, names) if isinstance(v, str) else v for k, v in summary.values.items()}
-    return replace(summary, text=renamed(summary.text, names), values=values)
+def summary_with_urls(summary: Summary, names: dict[Path, str]) -> Summary:
+    values = {k: with_urls(v, names) if isinstance(v, str) else v for k, v in summary.values.items()}
+    return replace(summary, text=with_urls(summary.text, names), values=values)
 
 
-def localized(options: T, fetchers: dict[str, Callable[[str], Path]]) -> tuple[T, dict[Path, str]]:
+def with_local_inputs(options: T, fetchers: dict[str, Callable[[str], Path]]) -> tuple[T, dict[Path, str]]:
     """Options whose inputs at URLs are local files and folders, and which URL each of them stands for.
 
     Args:
@@ -76,7 +76,7 @@ def local_only(options: Any, *names: str) -> None:
 
 
 def local_annotations(url: str) -> Path:
-    """Annotations at a URL: images are stand-ins, the rest is copied."""
+    """Annotations at a URL: images are placeholders, the rest is copied."""
     return local_tree(url, IMAGE_SUFFIXES)
 
 
@@ -87,7 +87,7 @@ def local_model(url: str) -> Path:
 
 def local_source(url: str) -> Path:
     """A cache, or else annotations."""
-    with speaking(url):
+    with store_errors(url):
         fs, path = open_store(url)
         is_cache = fs.exists(f"{path}/{MANIFEST}")
     return local_cache(url) if is_cache else local_annotations(url)
@@ -117,7 +117,7 @@ def caption_at_urls(options: BatchCaptionOptions, run: Callable[[BatchCaptionOpt
     `run` gets the options, and whether its output stands for one that lies among the images.
     """
     local_only(options, "gallery")
-    options, names = localized(options, {"model": local_model})
+    options, names = with_local_inputs(options, {"model": local_model})
     url = url_of(options.output) if options.output is not None else None
     folders = [url_of(path) for path in options.paths]
     among = options.format in ("txt", "imagefolder") and options.output is None and any(folders)
@@ -134,13 +134,13 @@ def caption_at_urls(options: BatchCaptionOptions, run: Callable[[BatchCaptionOpt
     paths, trees = local_paths(options.paths)
     names |= trees
     options = replace(options, paths=paths)
-    with named(names):
+    with urls_in_messages(names):
         if url is None:
-            return renamed_summary(run(options, False), names)
+            return summary_with_urls(run(options, False), names)
         with Outbox(url) as outbox:
             names[outbox.file] = url
             sidecars = options.format == "txt"
             (outbox.prepare_sidecars if sidecars else outbox.prepare_file)()
             summary = run(replace(options, output=outbox.file), among)
             (outbox.put_sidecars if sidecars else outbox.put_file)()
-            return renamed_summary(summary, names)
+            return summary_with_urls(summary, names)

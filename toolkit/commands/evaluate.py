@@ -19,9 +19,9 @@ from toolkit.cache.urls import (
     local_model,
     local_only,
     local_source,
-    localized,
-    named,
-    renamed_summary,
+    summary_with_urls,
+    urls_in_messages,
+    with_local_inputs,
 )
 from toolkit.data.annotations import Columns
 from toolkit.data.pixels import PixelTransform
@@ -53,9 +53,9 @@ def evaluate(options: EvaluateOptions) -> Summary:
     local_only(options, "per_image", "page")
     outputs = _outputs(options)
     sources = {"references": local_source, "idf": local_source, "images": local_tree, "model": local_model}
-    options, names = localized(options, {**captions, **sources})
-    with named(names):
-        return renamed_summary(_evaluate(options, outputs), names)
+    options, names = with_local_inputs(options, {**captions, **sources})
+    with urls_in_messages(names):
+        return summary_with_urls(_evaluate(options, outputs), names)
 
 
 def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:

@@ -11,7 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from toolkit.cache.schema import Cache, open_cache
 from toolkit.cache.uploads import local_cache
-from toolkit.cache.urls import local_model, local_only, localized, named, renamed_summary
+from toolkit.cache.urls import local_model, local_only, summary_with_urls, urls_in_messages, with_local_inputs
 from toolkit.errors import InputError, RunError
 from toolkit.models.precision import pick_device
 from toolkit.options import FinetuneOptions
@@ -46,9 +46,9 @@ def finetune(options: FinetuneOptions) -> Summary:
     with joined():
         with agreeing():
             local_only(options, "output_dir")
-            options, names = localized(options, {"cache": local_cache, "init_from": local_model})
-        with named(names):
-            return renamed_summary(_finetune(options), names)
+            options, names = with_local_inputs(options, {"cache": local_cache, "init_from": local_model})
+        with urls_in_messages(names):
+            return summary_with_urls(_finetune(options), names)
 
 
 def _finetune(options: FinetuneOptions) -> Summary:

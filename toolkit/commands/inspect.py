@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.cache.labels import CaptionEncoder
 from toolkit.cache.schema import MANIFEST, open_cache
-from toolkit.cache.urls import local_only, local_source, localized, named, renamed_summary
+from toolkit.cache.urls import local_only, local_source, summary_with_urls, urls_in_messages, with_local_inputs
 from toolkit.data.annotations import AnnotationSet, Columns, images_beside, read_annotations
 from toolkit.errors import InputError, ModelError, is_bug
 from toolkit.options import InspectOptions
@@ -42,9 +42,9 @@ def inspect(options: InspectOptions) -> Summary:
     inputs, sheet = (options.path, options.images, options.decoder), None
     if options.sheet is not None:
         sheet = Output("--sheet", options.sheet, inputs, options.overwrite, is_page("inspect"))
-    options, names = localized(options, {"path": local_source, "images": local_tree})
-    with named(names):
-        return renamed_summary(_inspect(options, sheet), names)
+    options, names = with_local_inputs(options, {"path": local_source, "images": local_tree})
+    with urls_in_messages(names):
+        return summary_with_urls(_inspect(options, sheet), names)
 
 
 def _inspect(options: InspectOptions, page: Output | None) -> Summary:

@@ -22,7 +22,7 @@ from toolkit.cache.index import data_name, pixels_key, read_index, shard_name
 from toolkit.cache.schema import MANIFEST, LabelSettings, Manifest, read_manifest
 from toolkit.cache.staging import Staged, stage
 from toolkit.cache.uploads import Outbox
-from toolkit.cache.urls import local_annotations, localized, named, renamed_summary
+from toolkit.cache.urls import local_annotations, summary_with_urls, urls_in_messages, with_local_inputs
 from toolkit.cache.workspace import building, clear, foreign, interrupted, leftovers, link, mend, set_aside, swap, tidy
 from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
@@ -52,17 +52,17 @@ def preprocess(options: PreprocessOptions) -> Summary:
         RunError: the build stopped half way; the same command goes on from there.
     """
     read = dict.fromkeys(("annotations", *LISTS.values()), local_annotations)
-    options, names = localized(options, {"images": local_tree, **read})
+    options, names = with_local_inputs(options, {"images": local_tree, **read})
     url = url_of(options.out)
-    with named(names):
+    with urls_in_messages(names):
         if url is None:
-            return renamed_summary(_preprocess(options), names)
+            return summary_with_urls(_preprocess(options), names)
         with Outbox(url) as outbox:
             names[outbox.file] = url
             outbox.prepare_cache()
             summary = _preprocess(replace(options, out=outbox.file))
             outbox.put_cache()
-            return renamed_summary(summary, names)
+            return summary_with_urls(summary, names)
 
 
 def _preprocess(options: PreprocessOptions) -> Summary:

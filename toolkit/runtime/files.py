@@ -21,7 +21,7 @@ def beside(place: Path, suffix: str) -> Path:
 
 def unfinished(path: Path) -> Path:
     """Where to write a file that others may be writing too: a node of a cluster that is given up for lost may go on, while
-    another makes its piece again. What a kill leaves there is no one's, so somebody must tidy the folder."""
+    another makes its shard again. What a kill leaves there is no one's, so somebody must tidy the folder."""
     return beside(path, f".{secrets.token_hex(4)}.tmp")
 
 

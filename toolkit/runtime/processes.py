@@ -187,7 +187,7 @@ def run_local(
         # Otherwise it was the pool's own helper process that died.
         raise RunError(
             "a worker process died, most often for lack of memory; run the same command again to go on from the "
-            "finished pieces, with a lower --num-workers if it happens again."
+            "finished shards, with a lower --num-workers if it happens again."
         ) from None
     finally:
         _parent = _states = None

@@ -11,7 +11,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 quiet = False  # set once by the command line
-spoken: Callable[[str], str] = str  # how a message is worded: `urls.named` puts URLs for what stands for them
+rewrite: Callable[[str], str] = str  # applied to each message: `urls_in_messages` puts URLs in place of local paths
 
 # What a terminal obeys (C0 and C1), breaks a line at, or writes the rest of a line backwards for; and halves of
 # characters (from names that are no UTF-8), which no stream takes.
@@ -42,7 +42,7 @@ def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
         with suppress(OSError):  # a standard error that can't be written stops no work
-            tqdm.write(printable(spoken(message)), file=sys.stderr)
+            tqdm.write(printable(rewrite(message)), file=sys.stderr)
 
 
 class Progress:

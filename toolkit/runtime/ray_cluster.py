@@ -1,9 +1,9 @@
-"""The pieces on the machines of a Ray cluster: Ray Data deals them out to long-lived actors.
+"""Running a function over many tasks on a Ray cluster: Ray Data gives them to long-lived actors.
 
-    command -> driver (this file, a process of its own) -> an actor a core, or a GPU -> pieces on shared storage
+    command -> driver (this file, a process of its own) -> an actor a core, or a GPU -> shards on shared storage
 
 Only tasks, some hundred bytes each, and what they raise travel through Ray. What a task makes goes to storage that all
-nodes share, finished by rename; so a piece that a lost node had begun is simply made again elsewhere. The driver is a
+nodes share, finished by rename; so a shard that a lost node had begun is simply made again elsewhere. The driver is a
 process of its own because Ray prints to stdout, takes over signals, and ends its process where it can't go on.
 """
 
@@ -31,7 +31,7 @@ from toolkit.errors import InputError, RunError
 
 Task = dict[str, Any]
 
-RESTARTS = 4  # of one actor: a piece that kills its worker each time ends the run after five
+RESTARTS = 4  # of one actor: a shard that kills its worker each time ends the run after five
 OBJECT_STORE = 100 * 2**20  # bytes, where we start Ray: nothing large travels, and it would take a third of the memory
 RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 PATIENCE = 30  # seconds for Ray to end
@@ -61,7 +61,7 @@ def run_ray(
 
     Raises:
         InputError: no cluster answers at `address`.
-        RunError: a piece has lost its worker too often, or a node does not see the folders. What was finished stays.
+        RunError: a shard has lost its worker too often, or a node does not see the folders. What was finished stays.
     """
     if not tasks:
         return
@@ -85,7 +85,7 @@ def run_ray(
         finally:
             _end(driver)
         error = pickle.loads(answer) if answer else RunError(
-            f"--engine ray: Ray failed ({_last_line(log)}); run the same command again to go on from the finished pieces."
+            f"--engine ray: Ray failed ({_last_line(log)}); run the same command again to go on from the finished shards."
         )  # fmt: skip
     if error is not None:
         raise error
@@ -167,7 +167,7 @@ def _drive(
     except ray.exceptions.RayActorError:
         raise RunError(
             f"--engine ray: a worker died {RESTARTS + 1} times, most often for lack of memory; run the same command again "
-            "to go on from the finished pieces."
+            "to go on from the finished shards."
         ) from None
 
 

@@ -2,8 +2,8 @@
 
 A command's other files see local paths alone. What stands for a URL lies below `cache/stores`:
 
-    <hash>.store/store.json   the URL, and which files are stand-ins
-    <hash>.store/NAME/...     one file for each object. Images are stand-ins: of the object's size, with a time made
+    <hash>.store/store.json   the URL, and which files are placeholders
+    <hash>.store/NAME/...     one file for each object. Images are placeholders: of the object's size, with a time made
                               from its version (ETag, checksum or time), but without data on the disk; `read` fetches
                               the bytes when they are decoded. All else (captions, parquet, shards) is copied.
 
@@ -76,7 +76,7 @@ def url_of(given: str | Path) -> str | None:
 
 
 @contextmanager
-def speaking(url: str, error_class: type[ToolkitError] = InputError) -> Iterator[None]:
+def store_errors(url: str, error_class: type[ToolkitError] = InputError) -> Iterator[None]:
     """Whatever a store raises, as one sentence that names the URL. Each store's library has errors of its own."""
     try:
         yield
@@ -142,23 +142,23 @@ def found_of(url: str, info: Mapping[str, Any]) -> Found:
 # ---- coming in ------------------------------------------------------------------------------------------------------
 
 
-def local_tree(url: str, stand_ins: frozenset[str] | None = None, without: str | None = None) -> Path:
+def local_tree(url: str, placeholders: frozenset[str] | None = None, without: str | None = None) -> Path:
     """A local folder, or file, that stands for what is at `url`, brought up to date.
 
     Args:
-        stand_ins: suffixes of the files that are not copied, for `read` fetches them; None for all, empty for none.
+        placeholders: suffixes of the files that are not copied, for `read` fetches them; None for all, empty for none.
         without: a folder in it that is left out.
 
     Raises:
         InputError: there is nothing at the URL, or the store fails.
     """
-    with speaking(url):
+    with store_errors(url):
         fs, root = open_store(url)
         fs.invalidate_cache()
         single = fs.isfile(root)
         parent, _, name = root.rstrip("/").rpartition("/")
-        named = None if stand_ins is None else sorted(stand_ins)
-        base = STORES / _folder(url, named)
+        suffixes = None if placeholders is None else sorted(placeholders)
+        base = STORES / _folder(url, suffixes)
         if not single:
             objects = listing(fs, url, root)
             if without is not None:
@@ -169,19 +169,19 @@ def local_tree(url: str, stand_ins: frozenset[str] | None = None, without: str |
             objects = {name: found_of(url, fs.info(root))}
             # Lists of splits that lie beside annotations are part of them; who may not look there may not read them.
             with suppress(PermissionError):
-                for info in fs.ls(parent, detail=True) if stand_ins is not None and parent else ():
+                for info in fs.ls(parent, detail=True) if placeholders is not None and parent else ():
                     path = str(info["name"])
                     if info["type"] == "file" and path.endswith("Images.txt"):
                         objects[path.rpartition("/")[2]] = found_of(url, info)
         with alone(base):
-            mark = {"url": url, "single": single, "stand_ins": named}
+            mark = {"url": url, "single": single, "stand_ins": suffixes}
             write_json(base / MARK, mark, unfinished(base / MARK))
-            _bring(fs, url, base if single else base / (name or "root"), objects, stand_ins)
+            _bring(fs, url, base if single else base / (name or "root"), objects, placeholders)
         return base / (name or "root")
 
 
-def _folder(url: str, stand_ins: list[str] | None) -> str:
-    return f"{hash_hex(str(url), repr(stand_ins))[:12]}.store"
+def _folder(url: str, placeholders: list[str] | None) -> str:
+    return f"{hash_hex(str(url), repr(placeholders))[:12]}.store"
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def lies_below(name: str) -> bool:
     return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_ins: frozenset[str] | None) -> None:
+def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], placeholders: frozenset[str] | None) -> None:
     """Makes `target` hold one file for each object and no other."""
     odd = 0
     missing: list[tuple[Path, Found]] = []
@@ -223,7 +223,7 @@ def _bring(fs: Any, url: str, target: Path, objects: Mapping[str, Found], stand_
             continue
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            if _is_stand_in(name, stand_ins):
+            if _is_placeholder(name, placeholders):
                 with _replacing(file, found) as temporary, open(temporary, "wb") as handle:
                     handle.truncate(found.size)  # a hole: no space on the disk
             else:
@@ -267,8 +267,8 @@ def _replacing(file: Path, found: Found) -> Iterator[Path]:
         os.utime(temporary, ns=(found.mtime_ns, found.mtime_ns))
 
 
-def _is_stand_in(name: str, stand_ins: frozenset[str] | list[str] | None) -> bool:
-    return stand_ins is None or os.path.splitext(name)[1].lower() in stand_ins
+def _is_placeholder(name: str, placeholders: frozenset[str] | list[str] | None) -> bool:
+    return placeholders is None or os.path.splitext(name)[1].lower() in placeholders
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def _mark(base: str) -> dict[str, Any] | None:
 
 
 def url_behind(file: Path) -> str | None:
-    """The URL that a stand-in stands for; None for a file like any other."""
+    """The URL that a placeholder stands for; None for a file like any other."""
     text = os.path.abspath(file)
     at = text.rfind(".store/")
     mark = _mark(text[: at + 6]) if at >= 0 else None
@@ -297,7 +297,7 @@ def url_behind(file: Path) -> str | None:
 
 
 def read(file: Path) -> bytes | None:
-    """The bytes that a stand-in stands for; None if `file` is a file like any other.
+    """The bytes that a placeholder stands for; None if `file` is a file like any other.
 
     Raises:
         ImageError: 'missing', 'permission denied', 'changed in the store' since it was listed.
@@ -308,9 +308,9 @@ def read(file: Path) -> bytes | None:
     if not text.startswith(stores) or not base.endswith(".store"):  # data may come with folders of such names
         return None
     mark = _mark(stores + base)
-    if mark is None or not _is_stand_in(text, mark["stand_ins"]):
+    if mark is None or not _is_placeholder(text, mark["stand_ins"]):
         return None
-    with speaking(mark["url"], RunError):
+    with store_errors(mark["url"], RunError):
         fs, root = open_store(mark["url"])
         path = root if mark["single"] else f"{root.rstrip('/')}/{inside.partition('/')[2]}"
         try:
