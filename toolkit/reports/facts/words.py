@@ -56,17 +56,15 @@ def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     per_image = f"; per image {_range(captions['per_image'])}" if captions["per_image"] else ""
     rows.append(("captions", f"{captions['count']}{of}, {captions['distinct']} distinct{per_image}"))
     if captions["count"]:
-        rows.append(("words per caption", _range(captions["words"])))
+        rows.append(("caption words", _range(captions["words"])))
     if captions["tokens"]:
-        rows.append(
-            ("tokens per caption", f"{_range(captions['tokens'])} (with EOS; tokenizer: {values['tokenizer']})")
-        )
+        rows.append(("caption tokens", f"{_range(captions['tokens'])} (with EOS; tokenizer: {values['tokenizer']})"))
         cells = [(m, str(n)) for m, n in captions["truncated"].items()]
         widths = [max(len(m), len(n)) + 2 for m, n in cells]
         for name, column in (("with --max-length", 0), ("are cut", 1)):
             rows.append((name, "".join(cell[column].ljust(width) for cell, width in zip(cells, widths, strict=True))))
     elif captions["count"]:
-        rows.append(("tokens per caption", "unknown; name a tokenizer with --decoder"))
+        rows.append(("caption tokens", "unknown; name a tokenizer with --decoder"))
     words = ", ".join(f"{word} {n}" for word, n in captions["frequent"][:12])
     rows.append(("words", f"{captions['vocabulary']} different: {words}" if words else "none"))
     return [*rows, *_pictures(values)]
