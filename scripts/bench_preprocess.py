@@ -56,7 +56,7 @@ def make_images(folder: Path, photos: Path, number: int, size: tuple[int, int]) 
 
 
 def make_processors(folder: Path, pixels: int) -> None:
-    """Local stand-ins for a ViT's image processor and GPT-2's tokenizer."""
+    """Local placeholders for a ViT's image processor and GPT-2's tokenizer."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     from toolkit.models.presets import train_tiny_tokenizer
