@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
+import toolkit.training.trainer
 from toolkit.cache.schema import caption_view, open_cache
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import RunError
@@ -374,17 +375,39 @@ def test_out_of_memory_half_way_back(parts: Parts, tmp_path: Path) -> None:
     assert difference(*ends) < 1e-3 * difference(ends[0], weights(parts.model()))
 
 
-def test_out_of_memory_in_evaluation_and_for_good(parts: Parts, tmp_path: Path) -> None:
+def predict(trainer: CaptionTrainer, parts: Parts) -> Any:
+    trainer.compute_metrics = None
+    return trainer.predict(CaptionDataset(parts.cache["train"]))
+
+
+def test_predictions_are_those_of_generate(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = parts.model()
+    ours = predict(parts.trainer(model, tmp_path), parts)
+    monkeypatch.setattr(toolkit.training.trainer, "is_supported", lambda *_: False)
+    stock = predict(parts.trainer(model, tmp_path), parts)
+    pad = model.generation_config.pad_token_id
+    rows = [np.where(found.predictions == -100, pad, found.predictions) for found in (ours, stock)]
+    np.testing.assert_array_equal(*rows)
+    np.testing.assert_array_equal(ours.label_ids, stock.label_ids)
 
-    def predict(trainer: CaptionTrainer) -> Any:
-        trainer.compute_metrics = None
-        return trainer.predict(CaptionDataset(parts.cache["train"]))
 
-    plain = predict(parts.trainer(model, tmp_path))
+def test_out_of_memory_in_evaluation_and_for_good(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = parts.model()
+    plain = predict(parts.trainer(model, tmp_path), parts)
     tried = short_of_memory(model, 4)
+    real = toolkit.training.trainer.decode
+
+    def short(model: Any, settings: Any, features: torch.Tensor) -> Any:
+        tried.append(2 * len(features))  # beams
+        if tried[-1] > 4:
+            raise torch.OutOfMemoryError(MEMORY)
+        return real(model, settings, features=features)
+
+    monkeypatch.setattr(toolkit.training.trainer, "decode", short)
     trainer = parts.trainer(model, tmp_path)
-    halved = predict(trainer)
+    halved = predict(trainer, parts)
     assert tried[:4] == [8, 4, 8, 2], "8 images, 4, 4 with 2 beams each, 2"
     assert trainer.images == {"evaluation": 2}
     np.testing.assert_array_equal(halved.predictions, plain.predictions)

@@ -18,6 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from toolkit.cache.labels import IGNORE_INDEX
+from toolkit.captioning.generate import decode, is_supported, release
 from toolkit.errors import RunError
 from toolkit.models.lora import is_adapted, load_adapter_weights
 from toolkit.models.precision import PixelNormalizer
@@ -132,20 +133,29 @@ class CaptionTrainer(Seq2SeqTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs).logits
+            output = model(**inputs)
+        logits, features = output.logits, output.encoder_last_hidden_state
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         ).view(labels.shape)
         counts = (labels != IGNORE_INDEX).sum(1)
-        del logits
-        images: dict[str, Any] = {"pixel_values": inputs.get("pixel_values")}
-        if "encoder_outputs" in inputs:
-            images = {"encoder_outputs": BaseModelOutput(*inputs["encoder_outputs"])}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            tokens = self.accelerator.unwrap_model(model).generate(**images, **self.generation)
-        padded = tokens.new_full((len(labels), self.generation["generation_config"].max_length), IGNORE_INDEX)
-        padded[:, : tokens.shape[1]] = tokens
-        return padded, torch.stack([losses.sum(1), counts.float()], dim=1)
+        del logits, output
+        return self._generate(model, features), torch.stack([losses.sum(1), counts.float()], dim=1)
+
+    def _generate(self, model: Any, features: torch.Tensor) -> torch.Tensor:
+        """Token rows, int64 (B, max_length), from encoder features: by toolkit's own decoder where it can do it."""
+        model, settings = self.accelerator.unwrap_model(model), self.generation["generation_config"]
+        padded = torch.full((len(features), settings.max_length), IGNORE_INDEX, device=features.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            if self.is_fsdp_enabled or not is_supported(model, settings):
+                tokens = model.generate(encoder_outputs=BaseModelOutput(features), **self.generation)
+                padded[:, : tokens.shape[1]] = tokens
+                return padded
+            found = decode(model, settings, features=features)
+        padded[:, 0] = settings.decoder_start_token_id
+        for row, image in zip(padded, found, strict=True):
+            row[1 : len(image.tokens[0]) + 1] = torch.tensor(image.tokens[0])
+        return padded
 
     def _in_parts(
         self, what: str, inputs: dict[str, Any], run: Callable[[Any], Any], again: Callable[[], None] | None = None
@@ -259,7 +269,10 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self._timed("evaluation_s"):
-            return super().evaluate(*args, **kwargs)
+            try:
+                return super().evaluate(*args, **kwargs)
+            finally:
+                release(self.model)  # training needs the memory
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the time since the last row: images and tokens a second of training, and seconds of each."""
