@@ -1,12 +1,17 @@
-"""Shared pieces: a small drawn data set, its cache, and a model trained on it for a few steps. Made once a session."""
+"""Shared by all tests: a small drawn data set, its cache, and a model trained on it for a few steps.
+
+They are made once a session, also where several processes share the tests (`pytest -n 2`), and are to be read only.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,46 +40,58 @@ def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 drawn scenes with five captions each: captions.txt, Images/, scenes.jsonl, split lists."""
-    from toolkit.data.drawing import draw_sample
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes `name` in a folder that all test processes of this session share, if none of them has made it yet."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
 
-    directory = tmp_path_factory.mktemp("sample") / "data"
-    draw_sample(directory, images=48, seed=7)
-    return directory
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        path = base / "shared" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finished = base / f"{name.replace('/', '-')}.finished"
+        with FileLock(finished.with_suffix(".lock")):
+            if not finished.exists():
+                make(path)
+                finished.touch()
+        return path
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
-def cache_dir(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_dir(made_once: Callable) -> Path:
+    """48 drawn scenes with five captions each: captions.txt, Images/, scenes.jsonl, split lists."""
+    from toolkit.data.drawing import draw_sample
+
+    return made_once("sample/data", lambda directory: draw_sample(directory, images=48, seed=7))
+
+
+@pytest.fixture(scope="session")
+def cache_dir(sample_dir: Path, made_once: Callable) -> Path:
     """The cache of `sample_dir` with the tiny preset."""
     from toolkit.commands.preprocess import preprocess
     from toolkit.options import PreprocessOptions
 
-    out = tmp_path_factory.mktemp("cache") / "dataset"
-    preprocess(
-        PreprocessOptions(
-            annotations=sample_dir / "captions.txt", images=sample_dir / "Images", out=out, preset="tiny", num_workers=1
-        )
+    options = PreprocessOptions(
+        annotations=sample_dir / "captions.txt", images=sample_dir / "Images", preset="tiny", num_workers=1
     )
-    return out
+    return made_once("cache/dataset", lambda out: preprocess(replace(options, out=out)))
 
 
 @pytest.fixture(scope="session")
-def model_dir(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_dir(cache_dir: Path, made_once: Callable) -> Path:
     """A captioner of the tiny preset after two epochs: it knows nothing, but everything is in its place."""
     from toolkit.commands.finetune import finetune
     from toolkit.options import FinetuneOptions
 
-    out = tmp_path_factory.mktemp("trained") / "model"
-    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, epochs=2, batch_size=8))
-    return out
+    options = FinetuneOptions(cache=cache_dir, epochs=2, batch_size=8)
+    return made_once("trained/model", lambda out: finetune(replace(options, output_dir=out)))
 
 
 @pytest.fixture(scope="session")
-def hostile_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile_dir(made_once: Callable) -> Path:
     """captions.txt and Images/ with 12 good images and the 200 of tests/hostile.py; to be read only."""
     import hostile
 
-    directory = tmp_path_factory.mktemp("hostile") / "data"
-    hostile.make(directory)
-    return directory
+    return made_once("hostile/data", hostile.make)

@@ -223,7 +223,7 @@ def run(case: Case, target: Path, overwrite: bool) -> ToolkitError | None:
     _guarded = True
     try:
         module = case.command.replace("-", "_")
-        getattr(import_module(f"toolkit.{module}"), module)(from_flat(options_class, given))
+        getattr(import_module(f"toolkit.commands.{module}"), module)(from_flat(options_class, given))
     except ToolkitError as error:
         return error
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 import shutil
 import signal
@@ -11,10 +10,14 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from waiting import wait_for
+
+from toolkit.commands.batch_caption import batch_caption
+from toolkit.options import BatchCaptionOptions, GenerationOptions
 
 
 def stored(state: Path) -> dict[str, str]:
@@ -44,10 +47,13 @@ def kill_at_random(tmp_path: Path, sample_dir: Path, model_dir: Path, images: in
             path.write_bytes(data + str(i).encode())  # bytes after a JPEG's end: other content, the same picture
     script = [sys.executable, "-m", "toolkit", "batch-caption", str(folder), "--model", str(model_dir)]
     script += ["--num-beams", "1", "--max-length", "8", "--batch-size", "4", "--num-workers", "1", "--format", "csv"]
+    options = BatchCaptionOptions(
+        paths=(str(folder),), model=str(model_dir), batch_size="4", num_workers=1, format="csv",
+        generation=GenerationOptions(num_beams=1, max_length=8),
+    )  # fmt: skip
     whole = tmp_path / "whole.csv"
     output, state = tmp_path / "out.csv", tmp_path / "out.csv.state"
-    done = subprocess.run([*script, "--output", str(whole)], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
+    assert batch_caption(replace(options, output=whole)).exit_code == 3
     with open(whole, newline="") as file:
         assert {row["image"] for row in csv.DictReader(file) if row["error"]} == bad
     rng = random.Random(5)
@@ -60,9 +66,9 @@ def kill_at_random(tmp_path: Path, sample_dir: Path, model_dir: Path, images: in
         after = stored(state)
         assert before.items() <= after.items()
         before = after
-    done = subprocess.run([*script, "--output", str(output)], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert f"{images} images, {images - len(before)} captioned" in done.stdout + done.stderr
+    summary = batch_caption(replace(options, output=output))
+    assert summary.exit_code == 3
+    assert f"{images} images, {images - len(before)} captioned" in summary.text
     assert output.read_bytes() == whole.read_bytes()
     shutil.rmtree(folder)
 
@@ -112,5 +118,8 @@ def test_one_signal_ends_a_run_that_hangs(sample_dir: Path, model_dir: Path, tmp
     assert process.returncode == 128 + how
     assert "run the same command again to go on" in said
     assert not output.exists()
-    done = subprocess.run([sys.executable, "-m", "toolkit", *given, "--json"], capture_output=True, text=True)
-    assert json.loads(done.stdout) == {"output": str(output), "images": 9, "new": 5, "errors": 0}
+    options = BatchCaptionOptions(
+        paths=(str(folder),), model=str(model_dir), output=output, batch_size="2",
+        generation=GenerationOptions(num_beams=1, max_length=8),
+    )  # fmt: skip
+    assert batch_caption(options).values == {"output": str(output), "images": 9, "new": 5, "errors": 0}

@@ -134,7 +134,9 @@ def test_a_finished_run_is_left_alone(model_dir: Path, cache_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, cache_dir: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    how: int, model_dir: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Stopped after the first checkpoint; every tensor of the finished model is compared."""
     out, partial = tmp_path / "model", tmp_path / "model.partial"
     command = [sys.executable, "-m", "toolkit", "finetune", str(cache_dir), "--output-dir", str(out),
@@ -148,8 +150,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(how: int, model_dir: Path, ca
         assert "run the same command again" in errors.splitlines()[-1]
         assert "Traceback" not in errors
     assert not (out / "finetune.json").exists()
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert "resuming from" in done.stderr
+    finetune(FinetuneOptions(cache=cache_dir, output_dir=out, **QUICK))
+    assert "resuming from" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
     logs = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in logs if "eval_loss" in row] == [1, 2]

@@ -2,7 +2,7 @@
 
 Hugging Face's Pillow processors resize in uint8, so resizing and cropping once and keeping uint8 loses nothing: the
 rest, `(x / 255 - mean) / std`, is done on the device (`toolkit.models.precision.PixelNormalizer`). Pillow in, Pillow out: 306
-images/s a core against the processor's 180, bit for bit the same (tests/test_pixels.py).
+images/s a core against the processor's 180, bit for bit the same (tests/data/test_pixels.py).
 """
 
 from __future__ import annotations

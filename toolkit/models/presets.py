@@ -10,7 +10,7 @@ from transformers import (
 
 from toolkit.options.preprocess import TINY_POSITIONS
 
-# The tiny preset: learns toolkit's own drawn scenes from scratch in minutes on two cores (tests/test_demo.py).
+# The tiny preset: learns toolkit's own drawn scenes from scratch in minutes on two cores (tests/commands/test_demo.py).
 TINY_IMAGE_SIZE = 64
 TINY_VOCAB_SIZE = 384
 # The usual initializer_range of 0.02 belongs to models 768 wide; at 128 it is 1 / sqrt(128), or nothing moves for long.
