@@ -29,6 +29,14 @@ def _signals_stay_pytest_s() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _not_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--quiet` of a command that a test calls in this process is that test's alone."""
+    from toolkit.runtime import progress
+
+    monkeypatch.setattr(progress, "quiet", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a build keeps for the next one stays out of the user's own cache folder; the hub's cache is where it was."""

@@ -101,7 +101,7 @@ def test_demo_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(OutputError, match="did not write"):
         demo(DemoOptions(directory=tmp_path))
-    with pytest.raises(OutputError, match="a file; name a folder"):
+    with pytest.raises(OutputError, match="a file or a broken link; name a folder"):
         demo(DemoOptions(directory=tmp_path / "notes"))
     assert os.listdir(tmp_path) == ["notes"]
 

@@ -68,7 +68,7 @@ def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
     ("address", "engine", "words"),
     [
         ("auto", "local", "--ray-address auto: only applies with --engine ray"),
-        ("ray://there:10001", "ray", "is of Ray's client"),
+        ("ray://there:10001", "ray", "is an address of Ray's client"),
     ],
 )
 def test_addresses_that_mean_nothing(address: str, engine: str, words: str) -> None:

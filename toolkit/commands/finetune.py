@@ -122,7 +122,8 @@ def _train(run: TrainingRun) -> Summary:
     if rank() > 0:
         set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
     run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    run.model.decoder.config.use_cache = run.use_cache
+    with agreeing():  # no rank reads the best checkpoint any more, which rank 0 is going to move
+        run.model.decoder.config.use_cache = run.use_cache
     trained, seconds = run.trainer.trained_model(), time.monotonic() - started
     return broadcast_from_rank_0(lambda: save_trained(run, trained, seconds))
 
