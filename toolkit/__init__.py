@@ -44,17 +44,6 @@ _MODULES = {
     "toolkit.cache.schema": ["caption_view", "open_cache"],
     "toolkit.captioning.captioner": ["load_captioner"],
     "toolkit.errors": ["ImageError", "InputError", "ModelError", "OutputError", "RunError", "ToolkitError"],
-    "toolkit.options": [
-        "BatchCaptionOptions",
-        "CaptionOptions",
-        "DemoOptions",
-        "EvaluateOptions",
-        "FinetuneOptions",
-        "GenerationOptions",
-        "InspectOptions",
-        "PreprocessOptions",
-        "SampleOptions",
-    ],
     "toolkit.records": ["CaptionResult", "ImageRecord", "Summary"],
     **{
         f"toolkit.commands.{command}": [command]
@@ -63,7 +52,6 @@ _MODULES = {
         )
     },
 }  # fmt: skip
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "BatchCaptionOptions",
     "CaptionOptions",
@@ -95,6 +83,8 @@ __all__ = [
     "preprocess",
     "sample",
 ]
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME |= {name: "toolkit.options" for name in __all__ if name.endswith("Options")}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ from toolkit.outputs.exports import Export, polish
 from toolkit.outputs.writers import format_of
 from toolkit.records import CaptionResult, Summary
 from toolkit.reports.gallery import gallery_output, write_caption_gallery
-from toolkit.runtime.files import beside, lock_file
-from toolkit.runtime.overwrite import Output
+from toolkit.runtime.files import beside
+from toolkit.runtime.overwrite import Output, held
 from toolkit.runtime.progress import Progress, printable, say
 
 SUFFIX_OF = {"coco": "json"}
@@ -212,16 +212,10 @@ def _held(output: Path) -> Iterator[None]:
             raise OutputError(
                 f"--output {output}: would need {lock.name} beside it, which is another's; name another file."
             )
-        held = lock_file(lock)
-    except BlockingIOError:
-        raise OutputError(f"--output {output}: another run is writing it; wait for it, or name another file.") from None
     except OSError as error:
         raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
-    try:
+    with held(f"--output {output}", lock, "another run is writing it", "file"):
         yield
-    finally:
-        lock.unlink(missing_ok=True)
-        held.release()
 
 
 def _check_names(images: Sequence[FoundImage]) -> None:

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import OutputError
-from toolkit.runtime.files import beside, write_json
+from toolkit.runtime.files import beside, lock_file, write_json
 
 HEAD = 10_000  # characters of a page within which its mark stands
 STATE_KEY = "toolkit output"  # of a state file: the hashes of what we wrote, the newest first
@@ -139,6 +139,31 @@ class Output:
             self.check()
             if not (self.path.is_file() and filecmp.cmp(temporary, self.path, shallow=False)):
                 os.replace(temporary, self.path)
+
+
+@contextmanager
+def held(output: str, lock: Path, by_another: str, kind: str) -> Iterator[None]:
+    """An output for this run alone, by a lock file beside it.
+
+    Args:
+        output: option and value, for messages.
+        by_another: what is told where another run holds it.
+        kind: of output to name instead: file or folder.
+
+    Raises:
+        OutputError: another run holds it, or the lock can't be written.
+    """
+    try:
+        handle = lock_file(lock)
+    except BlockingIOError:
+        raise OutputError(f"{output}: {by_another}; wait for it, or name another {kind}.") from None
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror}); name another {kind}.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        handle.release()
 
 
 # ---- what is ours ---------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from toolkit.errors import OutputError
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.options.generation import BEAM_SEARCH
-from toolkit.runtime.files import beside, lock_file, write_json
-from toolkit.runtime.overwrite import check_folder, is_below, same_place
+from toolkit.runtime.files import beside, write_json
+from toolkit.runtime.overwrite import check_folder, held, is_below, same_place
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.run_files import (
@@ -250,18 +250,12 @@ def holding(options: FinetuneOptions) -> Iterator[None]:
     made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        held = lock_file(lock)
-    except BlockingIOError:
-        raise OutputError(
-            f"--output-dir {out}: another run is training there; wait for it, or name another folder."
-        ) from None
     except OSError as error:
         raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
     try:
-        yield
+        with held(f"--output-dir {out}", lock, "another run is training there", "folder"):
+            yield
     finally:
-        lock.unlink(missing_ok=True)
-        held.release()
         for folder in made:  # nothing came of it: leave no empty folder behind
             with suppress(OSError):
                 folder.rmdir()
