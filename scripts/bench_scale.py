@@ -105,7 +105,7 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
             paths=(str(folder / "drawn" / "Images"),), model=str(folder / "model"), output=out / "captions.jsonl",
             engine="ray", num_workers=workers, ray_address=address,
         )  # fmt: skip
-        values, size = batch_caption(captioning).values, toolkit.captioning.shards.PIECE_IMAGES
+        values, size = batch_caption(captioning).values, toolkit.captioning.shards.SHARD_IMAGES
     print(json.dumps({"rate": rate(notes, values["images"], size), "seconds": time.time() - began}))
 
 

@@ -51,7 +51,7 @@ def test_batch_caption(hostile_dir: Path, model_dir: Path, tmp_path: Path) -> No
     assert again.values["new"] == 6
 
 
-def test_batch_caption_in_pieces(
+def test_batch_caption_in_shards(
     hostile_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(options: Any, function: Any, tasks: Any, progress: Any, done: Any, **asked: Any) -> None:

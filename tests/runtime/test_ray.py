@@ -132,7 +132,7 @@ def test_an_error_is_raised_and_ends_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_piece_that_kills_its_worker_ends_the_run(tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_worker_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--engine ray: a worker died 5 times.*run the same command again"):
         run_ray(Touch(tmp_path), [{"name": str(i), "die": i == 3} for i in range(8)], 2)
     assert not (tmp_path / "3").exists()
@@ -186,7 +186,7 @@ def cluster() -> Iterator[Any]:
 
 
 def kill_a_node(cluster: Any, after: Callable[[], int], count: int) -> threading.Thread:
-    """Kills the newest node as soon as `count` pieces are finished."""
+    """Kills the newest node as soon as `count` shards are finished."""
 
     def kill() -> None:
         wait_for(lambda: after() >= count)
@@ -223,18 +223,18 @@ def test_a_node_dies_under_batch_caption(
     some = sorted(images.iterdir())
     (images / "bad.jpg").write_text("no image")
     (images / f"twice{some[0].suffix}").write_bytes(some[0].read_bytes())
-    monkeypatch.setattr(toolkit.captioning.shards, "PIECE_IMAGES", 64)
+    monkeypatch.setattr(toolkit.captioning.shards, "SHARD_IMAGES", 64)
     options: dict[str, Any] = {"paths": (str(images),), "model": str(model_dir)}
     local = batch_caption(BatchCaptionOptions(**options, output=tmp_path / "local.jsonl"))
-    pieces = tmp_path / "ray.jsonl.pieces"
-    killer = kill_a_node(cluster, lambda: len(list(pieces.glob("*.jsonl"))), 6)
+    shards = tmp_path / "ray.jsonl.shards"
+    killer = kill_a_node(cluster, lambda: len(list(shards.glob("*.jsonl"))), 6)
     ray = batch_caption(
         BatchCaptionOptions(**options, output=tmp_path / "ray.jsonl", engine="ray", ray_address=cluster.address)
     )
     assert not killer.is_alive()
     assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
     assert ray.values == {**local.values, "output": str(tmp_path / "ray.jsonl")}
-    assert not pieces.exists()
+    assert not shards.exists()
 
 
 @pytest.mark.slow

@@ -267,7 +267,7 @@ def test_a_cache_goes_to_a_url_and_comes_back(memory: Any, sample_dir: Path, cac
     shutil.rmtree("cache")
     assert "up to date" in preprocess(options).text
     assert memory.find("/out", detail=True) == times
-    # a piece that was lost in the store goes again, with the manifest last
+    # a part that was lost in the store goes again, with the manifest last
     memory.rm("/out/cache/train/" + Path(next(n for n in times if "/train/" in n and n.endswith(".arrow"))).name)
     preprocess(options)
     assert {name: memory.cat_file(name) for name in memory.find("/out")} == there

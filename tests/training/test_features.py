@@ -75,7 +75,7 @@ def test_each_rank_encodes_some(cache: Cache, small_pieces: None, tmp_path: Path
     assert (code, errors) == (0, [])
     wrote = [line.split()[1:] for line in said.splitlines() if line.startswith("rank ")]
     by_two = {path.name: path.read_bytes() for path in (cache.directory / "features").rglob("*.bin")}
-    assert sorted(name for _, name in wrote) == sorted(by_two), "each piece once"
+    assert sorted(name for _, name in wrote) == sorted(by_two), "each shard once"
     assert {rank for rank, _ in wrote} == {"0", "1"}
     shutil.rmtree(cache.directory / "features")
     finetune(
@@ -94,14 +94,14 @@ def test_a_folder_of_each_rank_s_own(cache: Cache, monkeypatch: pytest.MonkeyPat
         encode(cache)
 
 
-def pieces(cache: Cache) -> dict[str, tuple[int, int]]:
+def shards(cache: Cache) -> dict[str, tuple[int, int]]:
     found = (cache.directory / "features").rglob("*")
     return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in found if p.is_file()}
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five images a piece, two in a batch."""
+    """Five images a shard, two in a batch."""
     monkeypatch.setattr(features, "SHARD_BYTES", 5 * 17 * 128 * 4 + 3)
     monkeypatch.setattr(features, "BATCH", 2)
     return
@@ -157,19 +157,19 @@ def test_training_is_that_with_the_encoder(cache: Cache, tmp_path: Path, monkeyp
     assert captions["fp32"] == captions["live"]
     for name, weight in ends["live"].items():
         torch.testing.assert_close(ends["fp32"][name], weight, rtol=0, atol=1e-4, msg=name)
-    before = pieces(cache)
+    before = shards(cache)
     calls = []
     forward = ViTModel.forward
     monkeypatch.setattr(ViTModel, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k))
     again = FinetuneOptions(cache=cache.directory, output_dir=tmp_path / "again", **QUICK, cache_features=True, seed=1)
     finetune(replace(again, seed=42, lr=1e-3))
-    assert pieces(cache) == before, "computed once, whatever the learning rate"
+    assert shards(cache) == before, "computed once, whatever the learning rate"
     assert len(calls) == 3, "the self-check's alone"
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_stopped_and_gone_on_with(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished pieces stay, the rest is computed, and the files are those of a run that was not stopped."""
+    """Finished shards stay, the rest is computed, and the files are those of a run that was not stopped."""
     encoder, _ = parts(cache)
     whole = {k: v.paths for k, v in encode(cache).items()}
     expected = {p: p.read_bytes() for paths in whole.values() for p in paths}
@@ -178,21 +178,21 @@ def test_stopped_and_gone_on_with(cache: Cache, monkeypatch: pytest.MonkeyPatch)
 
     def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 6:  # the first image, three batches of the first piece, and within the second
+        if len(calls) == 6:  # the first image, three batches of the first shard, and within the second
             raise KeyboardInterrupt
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(encoder), "forward", stops)
     with pytest.raises(RunError, match="run the same command again"):
         encode(cache)
-    kept = pieces(cache)
+    kept = shards(cache)
     assert len([name for name in kept if name.endswith(".bin")]) == 1
     folder = next((cache.directory / "features").iterdir())
     (folder / "killed.bin.123.tmp").write_bytes(b"half")  # as kill -9 leaves it
     first = next(p for p in expected if str(p) not in kept)
     first.write_bytes(b"cut short")
     encode(cache)
-    after = pieces(cache)
+    after = shards(cache)
     assert {name: after[name] for name in kept} == kept
     assert {p: p.read_bytes() for p in expected} == expected
     assert not list(folder.glob("*.tmp"))
@@ -218,13 +218,13 @@ def test_what_changes_the_states_changes_their_place(cache: Cache) -> None:
 def test_states_outlive_a_rebuild(cache: Cache) -> None:
     """Other labels, same pictures: the new cache takes over what `preprocess` puts in its place."""
     encode(cache)
-    before = pieces(cache)
+    before = shards(cache)
     rebuilt = cache.directory.with_name("cache.partial")
     shutil.copytree(cache.directory, rebuilt, ignore=shutil.ignore_patterns("features"))
     swap(rebuilt, cache.directory, cache.directory)
     assert not rebuilt.exists()
     encode(cache)
-    assert pieces(cache) == before
+    assert shards(cache) == before
 
 
 def test_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

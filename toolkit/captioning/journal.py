@@ -1,18 +1,15 @@
 """What batch-caption has done already: `<output>.state`, an SQLite file.
 
-A caption is known by the bytes of its image and by the fingerprint of what made it (pipeline.fingerprint); a file by its
-folder and name, its size and its time. So a renamed image keeps its caption, and only files that are new or whose size
-or time changed are read again. Each batch is one transaction: a kill loses at most the batch in hand.
+    captions   content, maker, row            by content hash of the image and model fingerprint (the column `maker`)
+    images     path, size, mtime_ns, content  the content hash of each file that was read
+    exports    path, content, rows            of each file that we wrote: its hash, and a hash of each of its rows
 
-What was exported is known by content, so that what a person has changed since is told from what we wrote:
+So a renamed image keeps its caption, and only files that are new, or whose size or time changed, are read again. Each
+batch is one transaction: a kill loses at most the current batch. By the hashes of exports, what a person has changed
+since is told apart from what we wrote.
 
-    captions   content, maker, row    `maker` is the fingerprint
-    images     path, size, mtime_ns, content
-    exports    path, content, rows    of a file that we wrote: its hash, and one of each of its rows where it has some
-
-Journals of toolkit 0.1 have other fingerprints (`Fingerprint.former`), know files by name alone (`files`), and of what
-was exported the paths alone (`written`). Their captions serve where they can: found by the images' bytes, and marked in
-`uncompared`.
+Journals of toolkit 0.1 have other fingerprints (`Fingerprint.former`), list files by name only (`files`), and exports by
+path only (`written`). Their captions are used where the image's content is the same, and marked in `uncompared`.
 """
 
 from __future__ import annotations
@@ -37,14 +34,14 @@ CREATE TABLE IF NOT EXISTS uncompared (content TEXT, maker TEXT, PRIMARY KEY (co
 IN_MEMORY = Path(":memory:")
 
 State = tuple[int, int]  # size and mtime_ns of a file
-Done = tuple[str, State, str, dict[str, Any]]  # of an image: its place, state and content, and the row
+Done = tuple[str, State, str, dict[str, Any]]  # of an image: its place, state, content hash and row
 
 
 class Fingerprint(NamedTuple):
-    """What decides a caption besides the image.
+    """What decides a caption besides the image: the model and how it generates.
 
     Attributes:
-        now: a hash of all of it, with a version in front.
+        now: a hash of all of it, after a version number.
         former: the hash that toolkit 0.1 made of the weights, the options and its own version.
     """
 
@@ -56,14 +53,14 @@ class Journal:
     """One run's view of the state file; `begin` before captions are asked for.
 
     Attributes:
-        anew: images captioned in this run of which a journal of toolkit 0.1 has a caption by other weights or options.
+        anew: images captioned in this run for which toolkit 0.1 had a caption by other weights or options.
 
     Raises:
-        OutputError: the file can't be written, or is no state file of batch-caption.
+        OutputError: the file can't be written, or is not a state file of batch-caption.
     """
 
-    def __init__(self, path: Path, maker: Fingerprint = Fingerprint("", "")) -> None:  # noqa: B008 - it is frozen
-        self.maker, self.anew = maker, 0
+    def __init__(self, path: Path, fingerprint: Fingerprint = Fingerprint("", "")) -> None:  # noqa: B008 - it is frozen
+        self.fingerprint, self.anew = fingerprint, 0
         self._lock = Lock()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False)
@@ -75,9 +72,9 @@ class Journal:
         except sqlite3.Error as error:
             raise OutputError(f"{path}: can't be used ({error}); delete it, or name another --output.") from None
 
-    def begin(self, maker: Fingerprint, fresh: bool) -> None:
-        """What makes the captions from here on; `fresh` forgets those that are there."""
-        self.maker = maker
+    def begin(self, fingerprint: Fingerprint, fresh: bool) -> None:
+        """Sets the fingerprint of all captions from now on; `fresh` forgets the captions that exist."""
+        self.fingerprint = fingerprint
         if fresh:
             with self._lock, self._db:
                 self._db.execute("DELETE FROM captions")
@@ -87,29 +84,31 @@ class Journal:
         self._db.close()
 
     def _one(self, query: str, *values: Any) -> Any:
-        with self._lock:  # threads that read images ask which are known
+        with self._lock:  # the threads that read images ask too
             return self._db.execute(query, values).fetchone()
 
     # ---- captions ---------------------------------------------------------------------------------------------------
 
     def content(self, place: str, state: State) -> str | None:
-        """The content hash of a file that is as it was."""
+        """The content hash of a file that has not changed."""
         found = self._one(
             "SELECT content FROM images WHERE path = ? AND size = ? AND mtime_ns = ?", os.fsencode(place), *state
         )
         return found[0] if found else None
 
     def row(self, content: str) -> dict[str, Any] | None:
-        for maker in self.maker:
-            found = self._one("SELECT row FROM captions WHERE content = ? AND maker = ?", content, maker)
+        for fingerprint in self.fingerprint:
+            found = self._one("SELECT row FROM captions WHERE content = ? AND maker = ?", content, fingerprint)
             row: dict[str, Any] = json.loads(found[0]) if found else {}
             if row and row["error"] not in PASSING:
                 return row
         return None
 
     def is_compared(self, content: str) -> bool:
-        """Whether a caption is known to be by the same tokenizer, image processor and settings of the model."""
-        return self._one("SELECT 1 FROM uncompared WHERE content = ? AND maker = ?", content, self.maker.now) is None
+        """Whether a caption is known to come from the same tokenizer, image processor and settings of the model."""
+        return (
+            self._one("SELECT 1 FROM uncompared WHERE content = ? AND maker = ?", content, self.fingerprint.now) is None
+        )
 
     def add(self, done: Iterable[Done]) -> None:
         """The images of a batch, in one transaction."""
@@ -119,14 +118,14 @@ class Journal:
                 self._add_row(content, row)
 
     def _add_row(self, content: str, row: dict[str, Any]) -> None:
-        key = (content, self.maker.now)
+        key = (content, self.fingerprint.now)
         stands = self._db.execute("SELECT 1 FROM captions WHERE content = ? AND maker = ?", key).fetchone()
         if (
             not stands
             and self._db.execute(
-                "DELETE FROM captions WHERE content = ? AND maker = ?", (content, self.maker.former)
+                "DELETE FROM captions WHERE content = ? AND maker = ?", (content, self.fingerprint.former)
             ).rowcount
-        ):  # the row is that one, from here on under the fingerprint of now
+        ):  # the former row, from now on under the new fingerprint
             self._db.execute("REPLACE INTO uncompared VALUES (?, ?)", key)
         elif not stands:
             others = "SELECT 1 FROM captions WHERE content = ? AND maker NOT LIKE '%:%'"
@@ -136,20 +135,20 @@ class Journal:
     # ---- exports ----------------------------------------------------------------------------------------------------
 
     def exported(self, path: str) -> dict[str, bytes | None]:
-        """The contents that we wrote to a path, each with the hashes of its rows; two where a run was cut short."""
+        """Content hashes of what we wrote to a path, each with the hashes of its rows; two after an interrupted run."""
         with self._lock:
             query = "SELECT content, rows FROM exports WHERE path = ?"
             return dict(self._db.execute(query, (os.fsencode(path),)).fetchall())
 
     def export(self, exports: Iterable[tuple[str, str, bytes | None]]) -> None:
-        """Path, content and rows of files that are about to take their places; what was known of them stays known."""
+        """Notes path, content and rows of files that are about to be written; what was noted before stays."""
         with self._lock, self._db:
             self._db.executemany(
                 "REPLACE INTO exports VALUES (?, ?, ?)", ((os.fsencode(p), c, r) for p, c, r in exports)
             )
 
     def settle(self, exports: Iterable[tuple[str, str]]) -> None:
-        """Path and content of files that stand: what stood there before is not ours any more."""
+        """Forgets what was noted before of files that are written now."""
         with self._lock, self._db:
             values = [(os.fsencode(path), content) for path, content in exports]
             self._db.executemany("DELETE FROM exports WHERE path = ? AND content != ?", values)
@@ -157,11 +156,11 @@ class Journal:
                 self._db.executemany("DELETE FROM written WHERE path = ?", ((path,) for path, _ in values))
 
     def was_written(self, path: str) -> bool:
-        """Whether toolkit 0.1 wrote this file; of what it wrote there the journal knows nothing."""
+        """Whether toolkit 0.1 wrote this file; its content is not in the journal."""
         return self._former and self._one("SELECT 1 FROM written WHERE path = ?", os.fsencode(path)) is not None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Everything that was ever said, whatever made it."""
+        """All rows, by any fingerprint."""
         with self._lock:
             for (row,) in self._db.execute("SELECT row FROM captions"):
                 yield json.loads(row)

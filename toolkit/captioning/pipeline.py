@@ -134,7 +134,7 @@ FORMER_OPTIONS = (
 )  # fmt: skip
 
 
-def fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
+def model_fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
     """All that decides a caption besides the image: weights and architecture, precision, tokenizer, image processor, the
     settings of decoding with what the model's own add to them, the seed of --sample, and the version of decoding."""
     weights = hash_weights(captioner.model.state_dict())

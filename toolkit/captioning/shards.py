@@ -1,10 +1,10 @@
-"""Captioning in pieces, for an engine whose workers share nothing but storage.
+"""Captioning in shards, for an engine whose workers share nothing but storage.
 
-<output>.pieces/000000.todo      the images of a piece, a line each
-<output>.pieces/000000.jsonl     its rows, finished by rename; first line: what made them
+<output>.pieces/000000.todo      the images of a shard, one a line
+<output>.pieces/000000.jsonl     its rows, renamed into place when finished; the first line is the model fingerprint
 
-A piece is a whole number of batches, so that an image stands in the same batch as in a run without pieces. When all
-are done, or a later run finds what a stopped one left, the rows go into the journal and the folder is removed.
+A shard is a whole number of batches, so each image is in the same batch as in a run without shards. When all shards are
+finished, or when a later run finds those of a stopped run, the rows go into the journal and the folder is removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
-from toolkit.captioning.pipeline import caption_images, fingerprint, place_of
+from toolkit.captioning.pipeline import caption_images, model_fingerprint, place_of
 from toolkit.data.images import FoundImage
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
@@ -30,19 +30,19 @@ from toolkit.runtime.files import finishing, unfinished
 from toolkit.runtime.processes import run
 from toolkit.runtime.progress import Progress
 
-PIECE_IMAGES = 128  # a minute of work on two cores, a second on a GPU
+SHARD_IMAGES = 128  # a minute of work on two cores, a second on a GPU
 LARGEST_BATCH = 64  # of --batch-size auto
-OURS = re.compile(r"\d{6,}\.(todo|jsonl)(\.[0-9a-f]{8}\.tmp)?")  # the names that we write in the folder
+OURS = re.compile(r"\d{6,}\.(todo|jsonl)(\.[0-9a-f]{8}\.tmp)?")  # the names of our files in the folder
 
 
 @dataclass
-class PieceCaptioner:
-    """Captions pieces; picklable. `self(task)` captions one and writes its rows; the model is loaded once."""
+class ShardCaptioner:
+    """Captions shards; picklable. `self(task)` captions one shard and writes its rows; the model is loaded once."""
 
     folder: Path
     options: BatchCaptionOptions
-    maker: Fingerprint  # what the captioner must have on each node
-    threads: int  # of torch on a CPU: sums of another number of threads differ in the last digit
+    fingerprint: Fingerprint  # of the captioner, the same on every node
+    threads: int  # of torch on a CPU: with another number of threads sums differ in the last digit
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "captioner"}
@@ -51,22 +51,22 @@ class PieceCaptioner:
     def captioner(self) -> Captioner:
         torch.set_num_threads(self.threads)
         captioner = load_captioner(self.options.model, self.options.device, self.options.precision)
-        if fingerprint(captioner, self.options.generation) != self.maker:
+        if model_fingerprint(captioner, self.options.generation) != self.fingerprint:
             raise RunError(
-                f"--model {self.options.model}: other weights, another precision ({captioner.model.dtype} here) or another "
-                "toolkit on a node of the cluster than where the command runs; name --precision, and give one folder that "
-                "all nodes share."
+                f"--model {self.options.model}: a node of the cluster has other weights, another precision "
+                f"({captioner.model.dtype} there) or another version of toolkit than the machine where the command runs; set "
+                "--precision, and use a model folder that all nodes share."
             )
         return captioner
 
     def __call__(self, task: dict[str, Any]) -> None:
-        path = self.folder / f"{task['piece']:06d}.jsonl"
+        path = self.folder / f"{task['shard']:06d}.jsonl"
         places: dict[FoundImage, str] = {}
         for root, name, place in _lines(path.with_suffix(".todo")):
             places[FoundImage(Path(root), name)] = place
-        journal = Journal(IN_MEMORY, self.maker)  # an image that the piece holds twice is captioned once
+        journal = Journal(IN_MEMORY, self.fingerprint)  # an image that is in the shard twice is captioned once
         with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
-            file.write(json.dumps(self.maker.now) + "\n")
+            file.write(json.dumps(self.fingerprint.now) + "\n")
             for batch in caption_images(self.captioner, list(places), self.options, journal):
                 journal.add((places[one.found], one.state, one.content, one.row) for one in batch if one.content)
                 for one in batch:
@@ -75,38 +75,38 @@ class PieceCaptioner:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """A JSON value a line, in ASCII: names that are no UTF-8 come through."""
+    """The JSON value of each line; written as ASCII, which can hold names that are not UTF-8."""
     with open(path, encoding="ascii") as file:
         for line in file:
             yield json.loads(line)
 
 
-def caption_in_pieces(
+def caption_in_shards(
     options: BatchCaptionOptions, images: Sequence[FoundImage], journal: Journal, folder: Path
 ) -> tuple[int, dict[str, str]]:
-    """Captions the images where `options.engine` says, and takes the rows into the journal; returns what `gather` does.
+    """Captions the images with `options.engine`, and adds the rows to the journal; returns what `gather` returns.
 
     Raises:
-        RunError: as the engine; finished pieces stand, and the next run takes them.
+        RunError: the engine failed; finished shards are kept, and the next run uses them.
     """
     batch = LARGEST_BATCH if options.batch_size == "auto" else int(options.batch_size)
-    size = max(1, PIECE_IMAGES // batch) * batch
+    size = max(1, SHARD_IMAGES // batch) * batch
     folder.mkdir()
-    pieces = [images[start : start + size] for start in range(0, len(images), size)]
-    for piece, part in enumerate(pieces):
-        with open(folder / f"{piece:06d}.todo", "w", encoding="ascii") as file:
-            for found in part:
+    shards = [images[start : start + size] for start in range(0, len(images), size)]
+    for number, shard in enumerate(shards):
+        with open(folder / f"{number:06d}.todo", "w", encoding="ascii") as file:
+            for found in shard:
                 file.write(json.dumps([str(found.root), found.name, place_of(found)]) + "\n")
     threads = torch.get_num_threads()
-    function = PieceCaptioner(folder.absolute(), options, journal.maker, threads)
+    function = ShardCaptioner(folder.absolute(), options, journal.fingerprint, threads)
     given = [Path(path) for path in options.paths]
     with Progress("caption", len(images)) as progress:
         run(
             options,
             function,
-            [{"piece": piece} for piece in range(len(pieces))],
+            [{"shard": number} for number in range(len(shards))],
             progress,
-            lambda: sum(len(pieces[int(path.stem)]) for path in folder.glob("*.jsonl")),
+            lambda: sum(len(shards[int(path.stem)]) for path in folder.glob("*.jsonl")),
             shared=[folder.absolute(), *(path for path in given if path.is_dir())],
             cpus=threads,
             gpus=options.device in ("auto", "cuda"),
@@ -115,10 +115,10 @@ def caption_in_pieces(
 
 
 def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
-    """Takes the rows of finished pieces into the journal and removes the folder.
+    """Adds the rows of finished shards to the journal and removes the folder.
 
     Returns:
-        How many images were captioned or tried, and those whose bytes say nothing, with the reason.
+        How many images were captioned or tried; and the images that could not be read at all, with the reason.
 
     Raises:
         OutputError: there is something else in the folder.
@@ -133,15 +133,15 @@ def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
         if path.suffix != ".jsonl":
             continue
         lines = _lines(path)
-        if next(lines) != journal.maker.now:  # of a run with other settings
+        if next(lines) != journal.fingerprint.now:  # from a run with other settings
             continue
         rows = list(lines)
-        # An image that an earlier piece has too keeps the row that stands.
-        standing = {content: journal.row(content) for _, _, _, content, _, _ in rows if content}
-        new += sum(not kept and standing.get(content) is None for _, _, _, content, kept, _ in rows)
+        # An image that was in an earlier shard too keeps its first row.
+        known = {content: journal.row(content) for _, _, _, content, _, _ in rows if content}
+        new += sum(not kept and known.get(content) is None for _, _, _, content, kept, _ in rows)
         lost.update((name, row["error"]) for _, name, _, content, _, row in rows if content is None)
         journal.add(
-            (place, tuple(state), content, standing[content] or row)
+            (place, tuple(state), content, known[content] or row)
             for place, _, state, content, _, row in rows
             if content
         )

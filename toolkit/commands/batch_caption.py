@@ -1,9 +1,9 @@
 """`toolkit batch-caption`: a caption for every image below some folders, as rows of a file.
 
-    find -> caption what has no caption yet (pipeline, or pieces on a cluster) -> journal -> export
+    find images -> caption those that have no caption yet (pipeline, or shards on a cluster) -> journal -> export
 
-The journal lies beside the output as `<output>.state` and stays there: a rerun captions only what it has not got. Rows
-go from it to the output in the images' sorted order, one at a time.
+The journal is `<output>.state`, and stays there: a rerun captions only what is not in it. Its rows are written to the
+output in the sorted order of the images, one at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
-from toolkit.captioning.pipeline import Row, caption_images, fingerprint, known_row, place_of
-from toolkit.captioning.shards import caption_in_pieces, gather
+from toolkit.captioning.pipeline import Row, caption_images, known_row, model_fingerprint, place_of
+from toolkit.captioning.shards import caption_in_shards, gather
 from toolkit.data.images import FoundImage, find_images
 from toolkit.errors import InputError, OutputError
 from toolkit.options import BatchCaptionOptions
@@ -68,12 +68,12 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
                 export = Export(options, format, output, images, journal)
             captioner = load_captioner(options.model, options.device, options.precision)
             attention = Attention(captioner, f"--model {options.model}") if options.attention else None
-            maker = fingerprint(captioner, options.generation)
+            fingerprint = model_fingerprint(captioner, options.generation)
             with _told(output):
                 if not state.exists():
                     journal.close()
                     journal = export.journal = Journal(state)
-                journal.begin(maker, options.existing == "overwrite")
+                journal.begin(fingerprint, options.existing == "overwrite")
                 return _Run(options, output, images, captioner, attention, journal, export, page).summary()
         finally:
             journal.close()
@@ -115,15 +115,15 @@ class _Run:
             a == b.name + ".txt" for a, b in zip(self.export.names, self.images, strict=True)
         ):
             say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
-        pieces = beside(self.output, ".pieces")
-        gather(pieces, journal)  # what a stopped run has finished there
+        shards = beside(self.output, ".pieces")
+        gather(shards, journal)  # those that a stopped run has finished
         todo = [image for image in self.images if known_row(image, journal) is None]
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images have their row already")
         if todo:
             say(describe_settings(self.captioner.model, options.generation))
         if options.engine != "local" and todo:
-            new, self.lost = caption_in_pieces(options, todo, journal, pieces)
+            new, self.lost = caption_in_shards(options, todo, journal, shards)
             return new
         new = 0
         with Progress("caption", len(todo)) as progress:
