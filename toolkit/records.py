@@ -33,7 +33,15 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """One row of captions.jsonl: an image, what was said of it, or why nothing was."""
+    """One image and its captions, or the reason why it has none.
+
+    Attributes:
+        caption: the best one.
+        captions: all of them, best first.
+        score: mean log-probability of the tokens of `caption`.
+        ended: False if `caption` reached the maximum length.
+        weak: whether the score is below --min-score; None without that option.
+    """
 
     image: str
     caption: str | None = None
@@ -43,14 +51,22 @@ class CaptionResult:
     error: str | None = None
     width: int | None = None
     height: int | None = None
+    weak: bool | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """The row as JSON has it; `captions` only where there are several."""
+        """The row of captions.jsonl; with `captions` only if there are several, and `weak` only if it is known."""
         row = asdict(self)
-        captions = row.pop("captions")
+        captions, weak = row.pop("captions"), row.pop("weak")
         if len(captions) > 1:
             row["captions"] = list(captions)
+        if weak is not None:
+            row["weak"] = weak
         return row
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> CaptionResult:
+        captions = row.get("captions") or ([] if row["caption"] is None else [row["caption"]])
+        return cls(**{**row, "captions": tuple(captions)})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from PIL import Image
 
 from toolkit.data.images import FoundImage
 from toolkit.errors import OutputError
+from toolkit.records import CaptionResult, HeatMaps
 from toolkit.reports import gallery as module
-from toolkit.reports.gallery import Card, HeatMaps, gallery_output, write_caption_gallery, write_gallery
+from toolkit.reports.gallery import Card, gallery_output, write_caption_gallery, write_gallery
 from toolkit.reports.pictures import MARK, heat_png
 
 EVIL = "\"><script>document.title=1</script>\u2028<!--<script>\udcff'<img src=x onerror=document.title=2>.jpg"
@@ -38,15 +40,15 @@ def folder(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def rows_of(folder: Path) -> tuple[list[dict[str, Any]], list[FoundImage]]:
-    """A row for each image, one with a hostile name, and one that could not be read."""
+def rows_of(folder: Path) -> tuple[list[CaptionResult], list[FoundImage]]:
+    """A result for each image, one with a hostile name, and one that could not be read."""
     rows = [
-        {"image": path.name, "caption": f"word {'and ' * i}number{i}", "score": -0.1 * (5 * i % 8), "ended": i != 3, "error": None}
+        CaptionResult(path.name, text := f"word {'and ' * i}number{i}", (text,), -0.1 * (5 * i % 8), i != 3)
         for i, path in enumerate(sorted(folder.iterdir()))
-    ]  # fmt: skip
-    images = [FoundImage(folder, row["image"]) for row in rows]
-    rows[1] |= {"image": EVIL, "caption": EVIL_CAPTION, "captions": [EVIL_CAPTION, "a second"]}
-    rows.append({"image": "bad.jpg", "caption": None, "score": None, "ended": None, "error": "truncated"})
+    ]
+    images = [FoundImage(folder, row.image) for row in rows]
+    rows[1] = replace(rows[1], image=EVIL, caption=EVIL_CAPTION, captions=(EVIL_CAPTION, "a second"))
+    rows.append(CaptionResult("bad.jpg", error="truncated"))
     return rows, [*images, FoundImage(folder, "bad.jpg")]
 
 
@@ -81,10 +83,10 @@ class Spotlights:
 def test_an_embedded_page(folder: Path, tmp_path: Path) -> None:
     rows, images = rows_of(folder)
     page = tmp_path / "page.html"
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights())
+    write_caption_gallery(gallery_output(page), rows, images, Spotlights())
     cards = cards_of(page)
-    assert [card["name"] for card in cards] == [row["image"] for row in rows]
-    assert [card.get("caption") for card in cards] == [row["caption"] for row in rows]
+    assert [card["name"] for card in cards] == [row.image for row in rows]
+    assert [card.get("caption") for card in cards] == [row.caption for row in rows]
     assert cards[-1] == {"name": "bad.jpg", "error": "truncated"}
     assert cards[1]["captions"] == [EVIL_CAPTION, "a second"]
     for card, found in zip(cards[:-1], images, strict=False):
@@ -113,14 +115,15 @@ def test_heat_maps_as_a_picture() -> None:
 def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, images = rows_of(folder)
     page, beside = tmp_path / "a page.html", tmp_path / "a page_files"
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
+    monkeypatch.setattr(module, "EMBED_LIMIT", 3)
+    write_caption_gallery(gallery_output(page), rows, images, Spotlights())
     cards = cards_of(page)
     files = {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} - {MARK}
     named = {card["image"] for card in cards[:-1]} | {card["heat"]["image"] for card in cards if "heat" in card}
     assert files == named
     assert 'id="folder">"a%20page_files/"<' in page.read_text()
     first = page.read_bytes()
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows, images, Spotlights())
     assert page.read_bytes() == first
     # a picture of a file as it was is not made again; those no longer shown go, the user's own files stay
     (beside / "mine.txt").write_text("mine")
@@ -130,7 +133,7 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     real = module.read_file
     monkeypatch.setattr(module, "read_file", lambda path: read.append(path) or real(path))
     os.utime(images[4].path, ns=(1, 1))
-    write_caption_gallery(gallery_output(page), rows[2:6], images[2:6], 4, embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows[2:6], images[2:6])
     assert read == [images[4].path]
     shown = {card["image"] for card in cards_of(page)}
     assert {path.name for path in beside.iterdir() if path.is_dir()} == {"ab"} | {name[:2] for name in shown}
@@ -142,10 +145,14 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     }
 
 
-def test_a_page_that_shrinks_leaves_no_thumbnails(folder: Path, tmp_path: Path) -> None:
+def test_a_page_that_shrinks_leaves_no_thumbnails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, images = rows_of(folder)
-    write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images, len(rows), embed_limit=3)
-    write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images, len(rows))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "EMBED_LIMIT", 3)
+        write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images)
+    write_caption_gallery(gallery_output(tmp_path / "page.html"), rows, images)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
@@ -155,8 +162,8 @@ def test_a_score_that_is_no_number(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_gone_keeps_its_caption(folder: Path, tmp_path: Path) -> None:
-    row = {"image": "gone.jpg", "caption": "a dog", "score": -0.5, "ended": True, "error": None}
-    write_caption_gallery(gallery_output(tmp_path / "page.html"), [row], [FoundImage(folder, "gone.jpg")], 1)
+    row = CaptionResult("gone.jpg", "a dog", ("a dog",), -0.5, True)
+    write_caption_gallery(gallery_output(tmp_path / "page.html"), [row], [FoundImage(folder, "gone.jpg")])
     (card,) = cards_of(tmp_path / "page.html")
     assert card == {
         "name": "gone.jpg", "caption": "a dog", "score": -0.5, "ended": True,
@@ -181,16 +188,15 @@ def test_cards_are_written_as_they_come(tmp_path: Path) -> None:
 
 def test_few_thumbnails_are_made_ahead(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    ahead: list[int] = []
     real = module._draw
-    monkeypatch.setattr(module, "_draw", lambda row, *rest: started.append(row["image"]) or real(row, *rest))
+    monkeypatch.setattr(module, "_draw", lambda pair, **rest: started.append(pair[0].image) or real(pair, **rest))
     rows, images = rows_of(folder)
-    many = [{**rows[0], "image": f"{i}.jpg"} for i in range(200)]
-    made = module._cards(many, [images[0]] * 200, None, None, 2, lambda n: ahead.append(len(started)))
+    many = [replace(rows[0], image=f"{i}.jpg") for i in range(200)]
+    made = module._cards(many, [images[0]] * 200, None, None, 2)
     for place, card in enumerate(made):
         assert card.name == f"{place}.jpg"  # in order
         assert len(started) <= place + 1 + 4 * 2 + 16
-    assert (len(started), sum(1 for _ in ahead)) == (200, 13)
+    assert len(started) == 200
 
 
 def test_a_failed_page_leaves_nothing(tmp_path: Path) -> None:
@@ -221,7 +227,7 @@ def test_what_may_be_written(tmp_path: Path) -> None:
         gallery_output(tmp_path / "file" / "page.html")
 
 
-def test_the_folder_beside_a_page(folder: Path, tmp_path: Path) -> None:
+def test_the_folder_beside_a_page(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser that saves a page makes `page_files` too, and names of 2 + 30 hex digits are many a store's."""
     rows, images = rows_of(folder)
     page, beside = tmp_path / "page.html", tmp_path / "page_files"
@@ -230,7 +236,7 @@ def test_the_folder_beside_a_page(folder: Path, tmp_path: Path) -> None:
     mine.write_text("mine")
     with pytest.raises(OutputError, match="needs the folder page_files beside it, which holds other files"):
         gallery_output(page, total=1001)
-    write_caption_gallery(gallery_output(page, total=1000), rows, images, len(rows))  # embeds its pictures
+    write_caption_gallery(gallery_output(page, total=1000), rows, images)  # embeds its pictures
     assert mine.read_text() == "mine"
     mine.rename(tmp_path / "mine.jpg")
     shutil.rmtree(beside)
@@ -238,11 +244,12 @@ def test_the_folder_beside_a_page(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="needs the folder page_files"):
         gallery_output(page, total=1001)
     beside.unlink()
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), embed_limit=3)
+    monkeypatch.setattr(module, "EMBED_LIMIT", 3)
+    write_caption_gallery(gallery_output(page), rows, images)
     pictures = sorted(path for path in beside.rglob("*.jpg"))
     (beside / MARK).unlink()  # as an earlier version left it
     gallery_output(page, total=1001)
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), embed_limit=3)
+    write_caption_gallery(gallery_output(page), rows, images)
     assert sorted(path for path in beside.rglob("*.jpg")) == pictures
 
 
@@ -265,15 +272,18 @@ def set_control(name: str, value: str, event: str) -> str:
 
 @needs_browser
 @pytest.mark.parametrize("limit", [1000, 3], ids=["embedded", "linked"])
-def test_in_a_browser(chromium: browser.Browser, folder: Path, tmp_path: Path, limit: int) -> None:
+def test_in_a_browser(
+    chromium: browser.Browser, folder: Path, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, images = rows_of(folder)
     page = tmp_path / "#1 page%.html"
-    write_caption_gallery(gallery_output(page), rows, images, len(rows), explainer=Spotlights(), embed_limit=limit)
+    monkeypatch.setattr(module, "EMBED_LIMIT", limit)
+    write_caption_gallery(gallery_output(page), rows, images, Spotlights())
     chromium.asked.clear()
     chromium.messages.clear()
     chromium.screen(1300, 900)
     chromium.open(page)
-    names = [row["image"] for row in rows]
+    names = [row.image for row in rows]
     assert chromium.run(COUNT) == "9 images"
     assert chromium.run(NAMES_SHOWN) == names
     chromium.wait("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
@@ -293,8 +303,8 @@ def test_in_a_browser(chromium: browser.Browser, folder: Path, tmp_path: Path, l
     chromium.run(set_control("search", "", "input"))
 
     # sorted
-    good = [row for row in rows if row["error"] is None]
-    by_score = [row["image"] for row in sorted(good, key=lambda row: row["score"])]
+    good = [row for row in rows if row.error is None]
+    by_score = [row.image for row in sorted(good, key=lambda row: row.score)]
     chromium.run(set_control("order", "worst", "change"))
     assert chromium.run(NAMES_SHOWN) == [*by_score, "bad.jpg"]
     chromium.run(set_control("order", "best", "change"))

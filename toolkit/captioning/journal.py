@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from toolkit.data.images import PASSING
 from toolkit.errors import OutputError
+from toolkit.records import CaptionResult
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS captions (content TEXT, maker TEXT, row TEXT, PRIMARY KEY (content, maker)) WITHOUT ROWID;
@@ -34,7 +35,7 @@ CREATE TABLE IF NOT EXISTS uncompared (content TEXT, maker TEXT, PRIMARY KEY (co
 IN_MEMORY = Path(":memory:")
 
 State = tuple[int, int]  # size and mtime_ns of a file
-Done = tuple[str, State, str, dict[str, Any]]  # of an image: its place, state, content hash and row
+Done = tuple[str, State, str, CaptionResult]  # of an image: its place, state, content hash and captions
 
 
 class Fingerprint(NamedTuple):
@@ -96,12 +97,12 @@ class Journal:
         )
         return found[0] if found else None
 
-    def row(self, content: str) -> dict[str, Any] | None:
+    def result(self, content: str) -> CaptionResult | None:
         for fingerprint in self.fingerprint:
             found = self._one("SELECT row FROM captions WHERE content = ? AND maker = ?", content, fingerprint)
-            row: dict[str, Any] = json.loads(found[0]) if found else {}
-            if row and row["error"] not in PASSING:
-                return row
+            result = CaptionResult.from_row(json.loads(found[0])) if found else None
+            if result is not None and result.error not in PASSING:
+                return result
         return None
 
     def is_compared(self, content: str) -> bool:
@@ -113,11 +114,11 @@ class Journal:
     def add(self, done: Iterable[Done]) -> None:
         """The images of a batch, in one transaction."""
         with self._lock, self._db:
-            for place, state, content, row in done:
+            for place, state, content, result in done:
                 self._db.execute("REPLACE INTO images VALUES (?, ?, ?, ?)", (os.fsencode(place), *state, content))
-                self._add_row(content, row)
+                self._add_result(content, result)
 
-    def _add_row(self, content: str, row: dict[str, Any]) -> None:
+    def _add_result(self, content: str, result: CaptionResult) -> None:
         key = (content, self.fingerprint.now)
         stands = self._db.execute("SELECT 1 FROM captions WHERE content = ? AND maker = ?", key).fetchone()
         if (
@@ -130,7 +131,7 @@ class Journal:
         elif not stands:
             others = "SELECT 1 FROM captions WHERE content = ? AND maker NOT LIKE '%:%'"
             self.anew += self._db.execute(others, (content,)).fetchone() is not None
-        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(row)))
+        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(result.to_row())))
 
     # ---- exports ----------------------------------------------------------------------------------------------------
 
@@ -159,8 +160,8 @@ class Journal:
         """Whether toolkit 0.1 wrote this file; its content is not in the journal."""
         return self._former and self._one("SELECT 1 FROM written WHERE path = ?", os.fsencode(path)) is not None
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows, by any fingerprint."""
+    def results(self) -> Iterator[CaptionResult]:
+        """All captions, by any fingerprint."""
         with self._lock:
             for (row,) in self._db.execute("SELECT row FROM captions"):
-                yield json.loads(row)
+                yield CaptionResult.from_row(json.loads(row))

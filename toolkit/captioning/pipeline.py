@@ -35,8 +35,6 @@ from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.remote import url_behind
 
-Row = dict[str, Any]
-
 
 class Loaded(NamedTuple):
     found: FoundImage
@@ -48,13 +46,13 @@ class Loaded(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """An image and its row; `kept` where its bytes have a row already, under another name or time, or in this batch."""
+    """An image and its captions; `kept` if its content was captioned before, also under another name or in this batch."""
 
     found: FoundImage
     state: State
     content: str | None
     kept: bool
-    row: Row
+    result: CaptionResult
 
 
 def place_of(found: FoundImage) -> str:
@@ -67,11 +65,11 @@ def _real(folder: Path) -> str:
     return os.path.realpath(folder)
 
 
-def known_row(found: FoundImage, journal: Journal) -> tuple[str, Row] | None:
-    """Content and row of an image that is as it was when it was captioned."""
+def known_result(found: FoundImage, journal: Journal) -> tuple[str, CaptionResult] | None:
+    """Content hash and captions of an image whose file has not changed since it was captioned."""
     content = journal.content(place_of(found), file_state(found.path))
-    row = journal.row(content) if content else None
-    return (content, row) if content and row else None
+    result = journal.result(content) if content else None
+    return (content, result) if content and result else None
 
 
 def caption_images(
@@ -88,17 +86,19 @@ def caption_images(
         while batch := list(islice(source, batches.size)):
             contents = {one.content for one in batch if one.content}
             # asked again: the image may have been read while a copy of it was in the batch before
-            rows = {content: row for content in contents if (row := journal.row(content)) is not None}
+            known = {content: result for content in contents if (result := journal.result(content)) is not None}
             fresh: dict[str, Loaded] = {}  # copies within the batch are captioned once
             for one in batch:
-                if one.pixels is not None and one.content and one.content not in rows:
+                if one.pixels is not None and one.content and one.content not in known:
                     fresh.setdefault(one.content, one)
             decoded = batches.generate([one.pixels for one in fresh.values() if one.pixels is not None])
-            rows.update((content, _row(one, its)) for (content, one), its in zip(fresh.items(), decoded, strict=True))
+            known.update(
+                (content, _result(one, its)) for (content, one), its in zip(fresh.items(), decoded, strict=True)
+            )
             yield [
-                Captioned(one.found, one.state, one.content, fresh.get(one.content) is not one, rows[one.content])
-                if one.content in rows
-                else Captioned(one.found, one.state, one.content, False, _row(one, None))
+                Captioned(one.found, one.state, one.content, fresh.get(one.content) is not one, known[one.content])
+                if one.content in known
+                else Captioned(one.found, one.state, one.content, False, _result(one, None))
                 for one in batch
             ]  # fmt: skip
 
@@ -109,7 +109,7 @@ def _load(found: FoundImage, captioner: Captioner, journal: Journal) -> Loaded:
     except ImageError as error:
         return Loaded(found, None, None, str(error), (-1, -1), None)
     content = hashlib.sha256(data).hexdigest()
-    if journal.row(content) is not None:
+    if journal.result(content) is not None:
         return Loaded(found, None, None, None, state, content)
     try:
         image = read_image(data)
@@ -118,11 +118,11 @@ def _load(found: FoundImage, captioner: Captioner, journal: Journal) -> Loaded:
         return Loaded(found, None, None, str(error), state, None if str(error) in PASSING else content)
 
 
-def _row(loaded: Loaded, decoded: Decoded | None) -> Row:
+def _result(loaded: Loaded, decoded: Decoded | None) -> CaptionResult:
     name = loaded.found.name
     if decoded is None or loaded.size is None:
-        return CaptionResult(name, error=loaded.error).to_row()
-    return result(name, decoded, loaded.size).to_row()
+        return CaptionResult(name, error=loaded.error)
+    return result(name, decoded, loaded.size)
 
 
 # ---- what decides a caption -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from toolkit.captioning.pipeline import caption_images, model_fingerprint, place
 from toolkit.data.images import FoundImage
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
+from toolkit.records import CaptionResult
 from toolkit.runtime.files import finishing, unfinished
 from toolkit.runtime.processes import run
 from toolkit.runtime.progress import Progress
@@ -68,9 +69,9 @@ class ShardCaptioner:
         with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
             file.write(json.dumps(self.fingerprint.now) + "\n")
             for batch in caption_images(self.captioner, list(places), self.options, journal):
-                journal.add((places[one.found], one.state, one.content, one.row) for one in batch if one.content)
+                journal.add((places[one.found], one.state, one.content, one.result) for one in batch if one.content)
                 for one in batch:
-                    line = [places[one.found], one.found.name, one.state, one.content, one.kept, one.row]
+                    line = [places[one.found], one.found.name, one.state, one.content, one.kept, one.result.to_row()]
                     file.write(json.dumps(line) + "\n")
 
 
@@ -137,11 +138,11 @@ def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
             continue
         rows = list(lines)
         # An image that was in an earlier shard too keeps its first row.
-        known = {content: journal.row(content) for _, _, _, content, _, _ in rows if content}
+        known = {content: journal.result(content) for _, _, _, content, _, _ in rows if content}
         new += sum(not kept and known.get(content) is None for _, _, _, content, kept, _ in rows)
         lost.update((name, row["error"]) for _, name, _, content, _, row in rows if content is None)
         journal.add(
-            (place, tuple(state), content, known[content] or row)
+            (place, tuple(state), content, known[content] or CaptionResult.from_row(row))
             for place, _, state, content, _, row in rows
             if content
         )

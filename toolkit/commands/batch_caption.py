@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
-from toolkit.captioning.pipeline import Row, caption_images, known_row, model_fingerprint, place_of
+from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint, place_of
 from toolkit.captioning.shards import caption_in_shards, gather
 from toolkit.data.images import FoundImage, find_images
 from toolkit.errors import InputError, OutputError
@@ -98,14 +98,14 @@ class _Run:
     page: Output | None
     lost: dict[str, str] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=lambda: {"errors": 0, "weak": 0, "uncompared": 0})
-    first_error: Row | None = None
+    first_error: CaptionResult | None = None
 
     def summary(self) -> Summary:
         new = self._caption()
         self.export.write(self._polished())
         if self.page is not None:  # what the model said: its words have their heat maps
-            rows, workers = [row for row, _ in self._said()], self.options.num_workers
-            write_caption_gallery(self.page, rows, self.images, len(rows), explainer=self.attention, workers=workers)
+            results = [result for result, _ in self._results()]
+            write_caption_gallery(self.page, results, self.images, self.attention, self.options.num_workers)
         return self._summary(new)
 
     def _caption(self) -> int:
@@ -117,7 +117,7 @@ class _Run:
             say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
         shards = beside(self.output, ".pieces")
         gather(shards, journal)  # those that a stopped run has finished
-        todo = [image for image in self.images if known_row(image, journal) is None]
+        todo = [image for image in self.images if known_result(image, journal) is None]
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images have their row already")
         if todo:
@@ -128,36 +128,34 @@ class _Run:
         new = 0
         with Progress("caption", len(todo)) as progress:
             for batch in caption_images(self.captioner, todo, options, journal):
-                self.lost.update((done.found.name, done.row["error"]) for done in batch if done.content is None)
+                self.lost.update((done.found.name, done.result.error or "") for done in batch if done.content is None)
                 journal.add(
-                    (place_of(done.found), done.state, done.content, done.row) for done in batch if done.content
+                    (place_of(done.found), done.state, done.content, done.result) for done in batch if done.content
                 )
                 new += sum(not done.kept for done in batch)
                 progress.update(len(batch))
         return new
 
-    def _said(self) -> Iterator[tuple[Row, bool]]:
-        """The row of each image as the model said it, and whether all that made it could be compared."""
+    def _results(self) -> Iterator[tuple[CaptionResult, bool]]:
+        """The captions of each image as the model generated them, and whether all that decides them could be compared."""
         for image in self.images:
-            known = None if image.name in self.lost else known_row(image, self.journal)
+            known = None if image.name in self.lost else known_result(image, self.journal)
             if known is None:
                 error = self.lost.get(image.name, "changed during the run")
-                yield CaptionResult(image.name, error=error).to_row(), True
+                yield CaptionResult(image.name, error=error), True
             else:
-                yield {**known[1], "image": image.name}, self.journal.is_compared(known[0])
+                yield replace(known[1], image=image.name), self.journal.is_compared(known[0])
 
-    def _polished(self) -> Iterator[Row]:
-        for row, compared in self._said():
-            row = polish(row, self.options)
-            if row["image"] in self.export.changed:  # somebody else's stands in its place
-                yield row
-                continue
-            self.count["errors"] += row["error"] is not None
-            self.count["weak"] += bool(row.get("weak"))
-            self.count["uncompared"] += not compared
-            if row["error"] is not None and self.first_error is None:
-                self.first_error = row
-            yield row
+    def _polished(self) -> Iterator[CaptionResult]:
+        for result, compared in self._results():
+            result = polish(result, self.options)
+            if result.image not in self.export.changed:  # a changed row is kept instead of ours
+                self.count["errors"] += result.error is not None
+                self.count["weak"] += bool(result.weak)
+                self.count["uncompared"] += not compared
+                if result.error is not None and self.first_error is None:
+                    self.first_error = result
+            yield result
 
     def _summary(self, new: int) -> Summary:
         options, count, kept, first = self.options, self.count, self.export.kept, self.first_error
@@ -166,7 +164,7 @@ class _Run:
         values["errors"] = count["errors"]
         if first is not None:
             text += (
-                f"\n  {count['errors']} could not be read (first: {printable(first['image'])}, {first['error']}); "
+                f"\n  {count['errors']} could not be read (first: {printable(first.image)}, {first.error}); "
                 "each has a row with its reason"
             )
         if options.min_score is not None:

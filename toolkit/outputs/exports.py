@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from heapq import merge
@@ -26,6 +27,7 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.writers import WRITERS, Row, metadata_of, sidecar_names, sidecar_text, write_jsonl
+from toolkit.records import CaptionResult
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import hash_int
 from toolkit.runtime.overwrite import Output, content_hash
@@ -34,20 +36,19 @@ NAME_OF = {"jsonl": "image", "imagefolder": "file_name"}  # forms with a row a l
 CHUNK = 512  # text files a transaction
 
 
-def polish(row: Row, options: BatchCaptionOptions) -> Row:
-    """A row as it is exported: the journal keeps what the model said."""
+def polish(result: CaptionResult, options: BatchCaptionOptions) -> CaptionResult:
+    """Captions as they are exported; the journal keeps them as the model generated them."""
 
     def clean(text: str) -> str:
         text = text.rstrip().removesuffix(".").rstrip() if options.strip_period else text
         return options.prefix + text + options.suffix
 
-    if row["error"] is None:
-        row["caption"] = clean(row["caption"])
-        if "captions" in row:
-            row["captions"] = [clean(text) for text in row["captions"]]
+    if result.captions:
+        captions = tuple(clean(text) for text in result.captions)
+        result = replace(result, caption=captions[0], captions=captions)
     if options.min_score is not None:
-        row["weak"] = row["score"] is not None and row["score"] < options.min_score
-    return row
+        result = replace(result, weak=result.score is not None and result.score < options.min_score)
+    return result
 
 
 class Export:
@@ -83,12 +84,12 @@ class Export:
         if options.overwrite:
             self._check_no_image(output)
 
-    def write(self, rows: Iterable[Row]) -> None:
-        """Writes the rows of the images, which come in their order."""
+    def write(self, results: Iterable[CaptionResult]) -> None:
+        """Writes the captions of the images, given in the order of the images."""
         if self.format == "txt":
-            self._write_sidecars(zip(self.names, rows, strict=True))
+            self._write_sidecars(zip(self.names, results, strict=True))
         else:
-            self._write_file(rows)
+            self._write_file(results)
 
     def _check_no_image(self, path: Path) -> None:
         with suppress(OSError):
@@ -118,33 +119,32 @@ class Export:
         self._changed_rows()  # raises where it is no such file any more
         return True
 
-    def _write_file(self, rows: Iterable[Row]) -> None:
+    def _write_file(self, results: Iterable[CaptionResult]) -> None:
         several = self.options.generation.num_captions > 1
         hashes = bytearray()
         with self._file.writing() as temporary:
             if self.format in NAME_OF:
                 self.changed = {} if self.options.overwrite else self._changed_rows()
                 self.kept = sorted(self.changed)
-                write_jsonl(temporary, self._merged(rows, hashes))
+                write_jsonl(temporary, self._merged(results, hashes))
             else:
-                WRITERS[self.format](temporary, rows, several)
+                WRITERS[self.format](temporary, results, several)
             # With rows of a person's the file as a whole is not what we wrote.
             content = ("kept " if self.kept else "") + content_hash(temporary)
             self.journal.export([(self.output.name, content, bytes(hashes) or None)])
         self.journal.settle([(self.output.name, content)])
 
-    def _merged(self, rows: Iterable[Row], hashes: bytearray) -> Iterator[Row]:
+    def _merged(self, results: Iterable[CaptionResult], hashes: bytearray) -> Iterator[Row]:
         """Our rows, whose hashes are noted, and a person's, in the order of their images."""
         name = NAME_OF[self.format]
 
         def ours() -> Iterator[Row]:
-            for row in rows:
-                if row["image"] in self.changed:
+            for result in results:
+                if result.image in self.changed:
                     continue
-                if self.format == "imagefolder":
-                    if row["error"] is not None:  # every row's image gets loaded
-                        continue
-                    row = metadata_of(row)
+                if self.format == "imagefolder" and result.error is not None:  # datasets opens the image of every row
+                    continue
+                row = metadata_of(result) if self.format == "imagefolder" else result.to_row()
                 hashes.extend(row_hash(row))
                 yield row
 
@@ -217,8 +217,8 @@ class Export:
                     "to replace it."
                 )
 
-    def _write_sidecars(self, rows: Iterable[tuple[str, Row]]) -> None:
-        texts = ((name, sidecar_text(row)) for name, row in rows if row["error"] is None)
+    def _write_sidecars(self, results: Iterable[tuple[str, CaptionResult]]) -> None:
+        texts = ((name, sidecar_text(result)) for name, result in results if result.error is None)
         temporary = f".toolkit-{secrets.token_hex(4)}.tmp"  # short, for names that are as long as names can be
         while some := list(islice(texts, CHUNK)):
             ours, others = [], []
@@ -259,9 +259,8 @@ class Export:
     def _former(self) -> set[str]:
         """All captions of the journal, with and without what the options add."""
         said = set()
-        for row in self.journal.rows():
-            for text in row.get("captions") or [row["caption"] or ""]:
-                said |= {text, polish({"error": None, "caption": text, "score": None}, self.options)["caption"]}
+        for result in self.journal.results():
+            said |= {"", *result.captions, *polish(result, self.options).captions}
         return said
 
     def _adopt_file(self) -> None:

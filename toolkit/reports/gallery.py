@@ -11,9 +11,10 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +26,7 @@ from PIL import Image
 from toolkit.data.images import FoundImage, read_file, read_image
 from toolkit.errors import ImageError, OutputError
 from toolkit.options.fields import default_workers
-from toolkit.records import HeatMaps
+from toolkit.records import CaptionResult, HeatMaps
 from toolkit.reports.html import template_source, thumbnail, write_page
 from toolkit.reports.pictures import Linked, heat_png
 from toolkit.runtime.ahead import in_threads
@@ -153,89 +154,85 @@ def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequen
 
 def write_caption_gallery(
     page: Output,
-    rows: Iterable[dict[str, Any]],
-    images: Iterable[FoundImage],
-    total: int,
-    title: str = "Captions",
+    results: Sequence[CaptionResult],
+    images: Sequence[FoundImage],
     explainer: Explainer | None = None,
     workers: int = 0,
-    embed_limit: int = EMBED_LIMIT,
 ) -> None:
-    """The rows of a captions.jsonl as a page, in their order.
+    """Captions as a page, in their order.
 
-    Thumbnails are made in threads, a few images ahead. More than `embed_limit` are linked; existing ones of unchanged
-    files are reused.
+    Thumbnails are made in threads, a few images ahead. With more than `EMBED_LIMIT` images they are linked, and those of
+    unchanged files are used again.
 
     Args:
-        images: the file of each row.
-        total: number of rows.
+        images: the file of each result.
         explainer: adds the heat map of each word.
         workers: threads; 0 for one per core.
 
     Raises:
         OutputError: the page or its folder can't be written.
     """
-    linked = _beside(page) if total > embed_limit else None
-    beside = linked or Linked(page.path)
-    with Progress("gallery", total) as progress:
-        write_gallery(
-            page, title, _cards(rows, images, linked, explainer, workers or default_workers(), progress.update)
-        )
-    beside.tidy()
+    linked = _beside(page) if len(results) > EMBED_LIMIT else None
+    earlier = linked or Linked(page.path)  # before the page is written, which tells whose the folder is
+    write_gallery(page, "Captions", _cards(results, images, linked, explainer, workers or default_workers()))
+    earlier.tidy()
+
+
+def _cards(
+    results: Sequence[CaptionResult],
+    images: Sequence[FoundImage],
+    linked: Linked | None,
+    explainer: Explainer | None,
+    workers: int,
+) -> Iterator[Card]:
+    draw = partial(_draw, linked=linked, explainer=explainer)
+    drawn = in_threads(draw, zip(results, images, strict=True), workers, ahead=4 * workers)
+    with Progress("gallery", len(results)) as progress, closing(drawn):
+        while batch := list(islice(drawn, 16)):
+            yield from _explained(batch, linked, explainer)
+            progress.update(len(batch))
 
 
 class _Drawn(NamedTuple):
-    row: dict[str, Any]
+    result: CaptionResult
     key: tuple[object, ...]  # identifies what is shown: name, size, time
     thumbnail: bytes | str | None
     prepared: Any
     error: str | None
 
 
-def _draw(row: dict[str, Any], found: FoundImage, linked: Linked | None, explainer: Explainer | None) -> _Drawn:
-    if row["error"] is not None:
-        return _Drawn(row, (), None, None, row["error"])
+def _draw(pair: tuple[CaptionResult, FoundImage], linked: Linked | None, explainer: Explainer | None) -> _Drawn:
+    result, found = pair
+    if result.error is not None:
+        return _Drawn(result, (), None, None, result.error)
     try:
-        key = (row["image"], *file_state(found.path))
+        key = (result.image, *file_state(found.path))
         name, there = linked.name(".jpg", *key) if linked else ("", False)
         if there and not explainer:
-            return _Drawn(row, key, name, None, None)
+            return _Drawn(result, key, name, None, None)
         data, state = read_file(found.path)
         image = read_image(data)
-        key = (row["image"], *state)  # of what was read
+        key = (result.image, *state)  # of what was read
         if linked:
             name, there = linked.name(".jpg", *key)
     except ImageError as error:  # it was readable when it was captioned
-        return _Drawn(row, (), None, None, f"can't be shown: {error}")
+        return _Drawn(result, (), None, None, f"can't be shown: {error}")
     prepared = explainer.prepare(image) if explainer else None
     if there:
-        return _Drawn(row, key, name, prepared, None)
+        return _Drawn(result, key, name, prepared, None)
     data = thumbnail(image)
-    return _Drawn(row, key, linked.write(name, data) if linked else data, prepared, None)
-
-
-def _cards(
-    rows: Iterable[dict[str, Any]],
-    images: Iterable[FoundImage],
-    linked: Linked | None,
-    explainer: Explainer | None,
-    workers: int,
-    update: Callable[[int], None],
-) -> Iterator[Card]:
-    pairs = zip(rows, images, strict=True)
-    with closing(in_threads(lambda pair: _draw(*pair, linked, explainer), pairs, workers, ahead=4 * workers)) as drawn:
-        while batch := list(islice(drawn, 16)):
-            yield from _explained(batch, linked, explainer)
-            update(len(batch))
+    return _Drawn(result, key, linked.write(name, data) if linked else data, prepared, None)
 
 
 def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explainer | None) -> Iterator[Card]:
     told = [drawn for drawn in batch if drawn.prepared is not None]
     heats = iter(
-        explainer.explain([d.prepared for d in told], [d.row["caption"] for d in told]) if explainer and told else ()
+        explainer.explain([d.prepared for d in told], [d.result.caption or "" for d in told])
+        if explainer and told
+        else ()
     )
     for drawn in batch:
-        row, heat = drawn.row, None
+        result, heat = drawn.result, None
         maps = next(heats) if drawn.prepared is not None else None
         if maps is not None:
             png: bytes | str = heat_png(maps.maps)
@@ -243,12 +240,12 @@ def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explai
                 png = linked.write(linked.name(".png", *drawn.key, png)[0], png)
             heat = maps, png
         yield Card(
-            name=row["image"],
+            name=result.image,
             thumbnail=drawn.thumbnail,
-            caption=row["caption"],
-            score=row["score"],
-            captions=row.get("captions", ()),
-            ended=row.get("ended"),
+            caption=result.caption,
+            score=result.score,
+            captions=result.captions,
+            ended=result.ended,
             error=drawn.error,
             heat=heat,
         )
