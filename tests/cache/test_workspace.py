@@ -17,8 +17,9 @@ import toolkit.cache.staging
 import toolkit.cache.workspace
 import toolkit.commands.preprocess
 from toolkit.cache.schema import is_cache_file, open_cache
-from toolkit.cache.workspace import clear, foreign
+from toolkit.cache.workspace import CACHE, foreign
 from toolkit.errors import InputError, OutputError
+from toolkit.runtime.swap import clear
 
 FOREIGN = {
     "model/model.safetensors": b"weights",
@@ -180,7 +181,7 @@ def test_a_file_in_the_way_is_refused(data: DataSet) -> None:
         data.add(f"{i}.png", picture(i))
     data.write()
     put(data.out, {"index/000003.arrow": b"mine"})
-    with pytest.raises(OutputError, match=r"index/000003\.arrow stands in the new cache's way"):
+    with pytest.raises(OutputError, match=r"index/000003\.arrow, which the earlier run did not write, is in its way"):
         data.run()
     assert tree(data.out) == {**before, "index/000003.arrow": b"mine"}
     (data.out / "index/000003.arrow").unlink()
@@ -246,7 +247,7 @@ def test_whose_a_name_is(tmp_path: Path) -> None:
     put(tmp_path / "x", {"index/000000.arrow.0123abcd.tmp": b"", "records/000000.arrow": b"", "manifest.json": b""})
     assert foreign(tmp_path / "x") is None
     assert foreign(tmp_path / "none") is None
-    clear(tmp_path / "x")
+    clear(tmp_path / "x", CACHE)
     assert not (tmp_path / "x").exists()
 
 
@@ -333,7 +334,7 @@ def test_killed_at_each_step_of_the_swap(data: DataSet, monkeypatch: pytest.Monk
         opened += opens(data.out)
         if other == "killed again":
             with monkeypatch.context() as patch, suppress(Killed):
-                kill_at(patch, "_replace", step % 7)
+                kill_at(patch, "take_place", step % 7)
                 data.run()
             assert kept(data.out) == before, f"step {step}"
         data.run(**last)

@@ -219,6 +219,9 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
 
 
 def test_two_runs_at_once(folder: Path, model_dir: Path) -> None:
-    with module._held(folder.parent / "out.jsonl"), pytest.raises(OutputError, match="another run is writing it"):
+    with (
+        module.held("", folder.parent / "out.jsonl", ""),
+        pytest.raises(OutputError, match="another run is writing it"),
+    ):
         batch_caption(options(folder, model_dir))
     batch_caption(options(folder, model_dir))

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 import toolkit.reports.finished_run
-import toolkit.training.run_files
+import toolkit.training.run_folder
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, OutputError, RunError
 from toolkit.options import EvaluateOptions, FinetuneOptions, GenerationOptions, PreprocessOptions
@@ -177,7 +177,7 @@ def test_two_runs_on_one_folder(short: FinetuneOptions, tmp_path: Path) -> None:
         finetune(short)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "model.lock").write_text("of another program")
-    with pytest.raises(OutputError, match=r"can't be written \(model\.lock beside it is no lock of toolkit's\)"):
+    with pytest.raises(OutputError, match=r"would need model\.lock beside it, which is another's"):
         finetune(short)
     assert tree(tmp_path).keys() == {"model.lock"}
 
@@ -269,15 +269,15 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
         return call
 
-    swap = toolkit.training.run_files.swap
+    take_place = toolkit.training.run_folder.take_place
 
     def cut(*args: Any) -> Any:
         with monkeypatch.context() as patch:
             for owner, name in ((os, "replace"), (os, "rename"), (Path, "unlink"), (Path, "rmdir")):
                 patch.setattr(owner, name, counted(getattr(owner, name)))
-            return swap(*args)
+            return take_place(*args)
 
-    monkeypatch.setattr("toolkit.training.run_folder.swap", cut)
+    monkeypatch.setattr("toolkit.training.run_folder.take_place", cut)
 
 
 def test_killed_at_each_moment_of_the_swap(
@@ -289,7 +289,9 @@ def test_killed_at_each_moment_of_the_swap(
     (finished / "README.md").write_text("my own words")
     shutil.copytree(finished, finished.with_name("start"))
     whole = []
-    monkeypatch.setattr(toolkit.reports.finished_run, "take_place", lambda partial, place, out: whole.append(partial))
+    monkeypatch.setattr(
+        toolkit.reports.finished_run, "replace_model", lambda partial, place, out: whole.append(partial)
+    )
     finetune(options)
     monkeypatch.undo()
     shutil.copytree(whole[0], finished.with_name("whole"))
@@ -319,16 +321,17 @@ def test_killed_at_each_moment_of_the_swap(
 
 def test_something_in_the_way(short: FinetuneOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     out = short.output_dir
-    real = toolkit.reports.finished_run.take_place
+    real = toolkit.reports.finished_run.replace_model
 
     def late(*args: Any) -> None:
         out.mkdir()
         (out / "README.md").write_text("somebody else's")
         real(*args)
 
-    monkeypatch.setattr(toolkit.reports.finished_run, "take_place", late)
+    monkeypatch.setattr(toolkit.reports.finished_run, "replace_model", late)
     with pytest.raises(
-        OutputError, match=r"README\.md, which is not of a run, is in its way; move that, and run the same"
+        OutputError,
+        match=r"README\.md, which the earlier run did not write, is in its way; move that, and run the same",
     ):
         finetune(short)
     assert tree(out).keys() == {"README.md"}

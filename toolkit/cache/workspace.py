@@ -1,32 +1,24 @@
-"""Where a cache is built: `<out>.partial`, beside the finished one, by one process at a time.
+"""Where a cache is built: `<out>.partial`, beside the finished one, by one process at a time (runtime/swap.py).
 
-    <out>.lock      held while a run is on
-    <out>.partial   the unfinished cache; a rerun goes on from it
-    <out>.stale     an unfinished cache of other options, whose pixels still serve
-
-A finished run leaves none of them. Nothing is removed or replaced but files that `preprocess` has written: in a cache
+`<out>.stale` is an unfinished cache of other options, whose pixels still serve. Nothing is removed or replaced but files that `preprocess` has written: in a cache
 those that its manifest lists, in a folder beside it those with the names that a build gives. Whatever else lies in a
 cache (a model that was trained into it, encoder features, notes) stays where it is.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cache.schema import MANIFEST, is_cache_file, listed_files
 from toolkit.errors import OutputError, RunError
 from toolkit.records import SPLITS
-from toolkit.runtime.files import beside, finishing, lock_file
+from toolkit.runtime.files import beside
+from toolkit.runtime.swap import REPLACED, Files, Kind, clear, held, reason, remove_empty, take_place
 
-REPLACED = "replaced.json"  # in `<out>.partial`: the manifest of the cache that is being replaced
-# Without these `datasets` opens neither the whole nor a split: they go first and come last.
-HEADS = (*(f"{split}/state.json" for split in SPLITS), "dataset_dict.json")
 _BUILD_FILES = re.compile(rf"records/\d{{6,}}\.(arrow|decoded)|{re.escape(MANIFEST)}|{re.escape(REPLACED)}")
 _UNFINISHED = re.compile(r"(\.[0-9a-f]{8})?\.tmp$")
 _NOBODYS = re.compile(r"\.nfs\w+|\.DS_Store")  # what file systems and file managers put anywhere
@@ -58,27 +50,19 @@ def foreign(folder: Path) -> str | None:
     return None
 
 
-def clear(folder: Path) -> None:
-    """Removes a build's files from a folder, and the folder if nothing else is in it."""
-    if foreign(folder) == str(folder):
-        return
-    for name in sorted(_files(folder), key=lambda name: name == REPLACED):  # last, so that a kill here is seen
-        if name == REPLACED:
-            _remove_empty(folder)
-        if _is_built(name):
-            _remove(folder / name)
-    _remove_empty(folder)
+def _written(folder: Path) -> list[Path]:
+    """What a build has written into a folder, by name; nothing in one that is a link."""
+    return [] if folder.is_symlink() else [folder / name for name in _files(folder) if _is_built(name)]
 
 
-def _remove_empty(folder: Path) -> None:
-    for parent, _, _ in os.walk(folder, topdown=False):
-        with suppress(OSError):
-            os.rmdir(parent)
+def _listed(manifest: Path, folder: Path) -> Files:
+    """The files that a manifest lists, or if it is damaged, those with a cache's names."""
+    listed = listed_files(manifest.read_bytes())
+    return dict.fromkeys(sorted(filter(is_cache_file, _files(folder)) if listed is None else listed))
 
 
-def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        os.remove(path)
+# Without the heads `datasets` opens neither the whole nor a split.
+CACHE = Kind(MANIFEST, _listed, _written, heads=(*(f"{split}/state.json" for split in SPLITS), "dataset_dict.json"))
 
 
 # ---- one run at a time ------------------------------------------------------------------------------------------------
@@ -96,33 +80,18 @@ def building(out: Path, place: Path) -> Iterator[Path]:
         OutputError: another run is building there, it can't be written, or the folder is somebody else's.
         RunError: for an OSError or Ctrl-C inside the block: how to go on.
     """
-    made = [p for p in (place.parent, *place.parent.parents) if not p.exists()]
-    lock = beside(place, ".lock")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        held = lock_file(lock)
-    except BlockingIOError:
-        raise OutputError(f"--out {out}: another run is building there; wait for it, or name another folder.") from None
-    except OSError as error:
-        raise OutputError(f"--out {out}: can't be written ({_reason(error)}); name another folder.") from None
-    partial = beside(place, ".partial")
-    try:
-        _check_ours(out, partial)
-        yield partial
-    except OSError as error:
-        raise RunError(
-            f"--out {out}: the build could not go on ({_reason(error)}); mend that and run the same command again, finished "
-            "shards are kept."
-        ) from None
-    except KeyboardInterrupt:
-        raise RunError("stopped; run the same command again to go on from the finished shards.") from None
-    finally:
-        with suppress(OSError):
-            os.remove(lock)
-        held.release()
-        for folder in made:  # nothing came of it: leave no empty folder behind
-            with suppress(OSError):
-                folder.rmdir()
+    with held(f"--out {out}", place, "building there"):
+        partial = beside(place, ".partial")
+        try:
+            _check_ours(out, partial)
+            yield partial
+        except OSError as error:
+            raise RunError(
+                f"--out {out}: the build could not go on ({reason(error)}); mend that and run the same command again, "
+                "finished shards are kept."
+            ) from None
+        except KeyboardInterrupt:
+            raise RunError("stopped; run the same command again to go on from the finished shards.") from None
 
 
 def _check_ours(out: Path, folder: Path) -> None:
@@ -134,17 +103,11 @@ def _check_ours(out: Path, folder: Path) -> None:
         )
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return "a file stands in its way"
-    return os.strerror(error.errno).lower() if error.errno else str(error)
-
-
 def set_aside(out: Path, place: Path) -> Path:
     """Makes `<out>.partial`, whose pixels may still serve, `<out>.stale`, in place of an earlier one."""
     stale = beside(place, ".stale")
     _check_ours(out, stale)
-    clear(stale)
+    clear(stale, CACHE)
     os.rename(beside(place, ".partial"), stale)
     return stale
 
@@ -172,95 +135,26 @@ def _is_left(stale: Path) -> bool:
 def swap(partial: Path, place: Path, out: Path) -> None:
     """The finished cache takes its place: by one rename where there is nothing, else file by file.
 
-    The earlier cache's manifest is taken away first and the new one's put last, so that between them there is no cache,
-    rather than a mixture of two; `mend` goes on where a kill cut this short. Whoever has the earlier files open keeps
-    them.
-
     Raises:
         OutputError: a file that is not the earlier cache's stands in the way.
     """
     if not place.exists() or not any(place.iterdir()):
         os.rename(partial, place)
     else:
-        _check_way(partial, place, out)
-        os.rename(place / MANIFEST, partial / REPLACED)
-        _replace(partial, place)
+        take_place(f"--out {out}", partial, place, CACHE)
     tidy(place)
 
 
-def mend(place: Path) -> bool:
+def mend(place: Path, out: Path) -> bool:
     """Ends a swap that was cut short; returns whether there was one. Only under the lock, or it may be going on."""
-    partial = beside(place, ".partial")
-    if not interrupted(place):
-        with suppress(OSError):
-            os.rmdir(partial)
-        return False
-    if (partial / MANIFEST).exists():
-        _replace(partial, place)
-    clear(partial)
-    return True
+    if interrupted(place):
+        take_place(f"--out {out}", beside(place, ".partial"), place, CACHE)
+        return True
+    remove_empty([beside(place, ".partial")])
+    return False
 
 
 def tidy(place: Path) -> None:
     """Removes what else a killed run has left beside a finished cache."""
     if _is_left(beside(place, ".stale")) and not beside(place, ".partial").exists():
-        clear(beside(place, ".stale"))
-
-
-def _owned(manifest: Path, place: Path) -> set[str]:
-    """The files of the cache that is being replaced: those its manifest lists, or if that is damaged, those with a
-    cache's names."""
-    listed = listed_files(manifest.read_bytes())
-    return {name for name in _files(place) if is_cache_file(name)} if listed is None else listed
-
-
-def _check_way(partial: Path, place: Path, out: Path) -> None:
-    owned = _owned(place / MANIFEST, place)
-    for name in listed_files((partial / MANIFEST).read_bytes()) or ():
-        target = place / name
-        if (os.path.lexists(target) and name not in owned) or target.is_dir() or target.parent.is_file():
-            raise OutputError(
-                f"--out {out}: {target} stands in the new cache's way, and is not of the earlier one; move it elsewhere and "
-                "run the same command again."
-            )
-
-
-def _replace(partial: Path, place: Path) -> None:
-    """Each step may have been done already, by a run that was killed."""
-    place.mkdir(exist_ok=True)
-    owned = _owned(partial / REPLACED, place)
-    new = listed_files((partial / MANIFEST).read_bytes()) or set()
-    for name in HEADS:
-        if name in owned and (partial / name).exists():
-            _remove(place / name)
-    for name in sorted(owned - new):
-        _remove(place / name)
-    for name in (*sorted(new - set(HEADS)), *HEADS, MANIFEST):
-        _move(partial / name, place / name)
-    clear(partial)
-
-
-def _move(source: Path, target: Path) -> None:
-    if not source.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.replace(source, target)  # nothing happens if both are names of one file, that of a shard taken over
-    except OSError as error:
-        if error.errno != errno.EXDEV:  # a folder of the cache that is a link to another disk
-            raise
-        with finishing(target) as temporary:
-            shutil.copyfile(source, temporary)
-        os.remove(source)
-
-
-def link(source: Path, target: Path) -> None:
-    """A finished file under a second name; a copy where the file system knows no links."""
-    _remove(target)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
-            raise
-        with finishing(target) as temporary:
-            shutil.copyfile(source, temporary)
+        clear(beside(place, ".stale"), CACHE)

@@ -32,8 +32,9 @@ from toolkit.outputs.writers import format_of
 from toolkit.records import CaptionResult, Summary
 from toolkit.reports.gallery import gallery_output, write_caption_gallery
 from toolkit.runtime.files import beside
-from toolkit.runtime.overwrite import Output, held
+from toolkit.runtime.overwrite import Output
 from toolkit.runtime.progress import Progress, printable, say
+from toolkit.runtime.swap import held
 
 SUFFIX_OF = {"coco": "json"}
 
@@ -60,7 +61,7 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     if options.gallery is not None:
         inputs = [output, Path(options.model), *(image.path for image in images)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
-    with _held(output):
+    with held(f"--output {output}", output, "writing it", "file"):
         state = beside(output, ".state")
         journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind
         try:
@@ -199,21 +200,6 @@ def _told(output: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
-
-
-@contextmanager
-def _held(output: Path) -> Iterator[None]:
-    """The output for this run alone."""
-    lock = beside(output, ".lock")
-    try:
-        if lock.is_symlink() or (lock.exists() and not (lock.is_file() and lock.stat().st_size == 0)):
-            raise OutputError(
-                f"--output {output}: would need {lock.name} beside it, which is another's; name another file."
-            )
-    except OSError as error:
-        raise OutputError(f"--output {output}: can't be written ({error.strerror}); name another file.") from None
-    with held(f"--output {output}", lock, "another run is writing it", "file"):
-        yield
 
 
 def _check_names(images: Sequence[FoundImage]) -> None:

@@ -23,7 +23,7 @@ from toolkit.cache.schema import MANIFEST, LabelSettings, Manifest, read_manifes
 from toolkit.cache.staging import Staged, stage
 from toolkit.cache.uploads import Outbox
 from toolkit.cache.urls import local_annotations, summary_with_urls, urls_in_messages, with_local_inputs
-from toolkit.cache.workspace import building, clear, foreign, interrupted, leftovers, link, mend, set_aside, swap, tidy
+from toolkit.cache.workspace import CACHE, building, foreign, interrupted, leftovers, mend, set_aside, swap, tidy
 from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, OutputError, ToolkitError
@@ -37,6 +37,7 @@ from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.processes import run
 from toolkit.runtime.progress import Progress, say
 from toolkit.runtime.remote import local_tree, url_of
+from toolkit.runtime.swap import clear, link
 
 SHOWN_CAPTIONS, SHOWN_LENGTH = 5, 100  # of each image that is shown, and in characters
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
@@ -72,7 +73,7 @@ def _preprocess(options: PreprocessOptions) -> Summary:
     if summary is not None and not leftovers(place):
         return summary
     with building(options.out, place) as partial:
-        if mend(place):
+        if mend(place, options.out):
             summary = _if_current(options, place)
         tidy(place)
         return summary or _build(options, place, partial)
@@ -143,7 +144,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
         if fresh:
-            clear(partial)
+            clear(partial, CACHE)
         raise
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
     labels: LabelSettings = {

@@ -14,8 +14,8 @@ from toolkit.records import Summary
 from toolkit.reports.model_card import write_model_card
 from toolkit.reports.training_report import write_training_report
 from toolkit.training.distributed import ranks, writing
-from toolkit.training.run_files import UNFINISHED, RunSummary, finish, listed
-from toolkit.training.run_folder import take_place
+from toolkit.training.run_files import FINISHED, UNFINISHED, RunSummary, finish, listed
+from toolkit.training.run_folder import replace_model
 from toolkit.training.setup import TrainingRun
 from toolkit.training.starting_model import base_of
 
@@ -68,8 +68,9 @@ def _finish(run: TrainingRun, write: Callable[[Path], None], values: RunSummary,
         for name in names:
             os.replace(unfinished / name, plan.partial / name)
         unfinished.rmdir()
-        finish(plan.partial, names, values, listed(plan.place, plan.summary) if plan.task == "evaluate" else None)
-    take_place(plan.partial, plan.place, out)
+        earlier = listed(plan.place / FINISHED, plan.place) if plan.task == "evaluate" else None
+        finish(plan.partial, names, values, earlier)
+    replace_model(plan.partial, plan.place, out)
     best = values["validation"]
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
     return Summary("\n".join([f"{out}: {done}: {metrics}", *(f"  note: {n}" for n in run.notes)]), dict(values))

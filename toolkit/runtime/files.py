@@ -6,13 +6,12 @@ import errno
 import json
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, FileLock
 
 
 def beside(place: Path, suffix: str) -> Path:
@@ -67,6 +66,15 @@ def write_json(path: Path, value: Any, temporary: Path | None = None) -> None:
         unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file, or something else is in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def file_state(path: Path) -> tuple[int, int]:
     """(size, mtime_ns) of a file, (-1, -1) where there is none."""
     try:
@@ -76,23 +84,6 @@ def file_state(path: Path) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns)
 
 
-def lock_file(path: Path) -> BaseFileLock:
-    """The acquired lock, which the caller deletes and releases in the end.
-
-    Raises:
-        BlockingIOError: another run holds it.
-        FileExistsError: the file there is not one of the toolkit's locks, which are empty.
-    """
-    if not _may_be_lock(path):
-        raise FileExistsError(errno.EEXIST, f"{path.name} beside it is no lock of toolkit's", str(path))
-    lock = new_lock(path, timeout=1.0)  # the workers of a run that was killed a moment ago may still be dying
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(errno.EWOULDBLOCK, "held by another run", str(path)) from None
-    return lock
-
-
 def new_lock(path: Path, timeout: float = -1) -> BaseFileLock:
     """A lock to acquire, which the system releases when the process ends, however it ends.
 
@@ -100,11 +91,3 @@ def new_lock(path: Path, timeout: float = -1) -> BaseFileLock:
         timeout: seconds to wait for another holder before `Timeout` is raised; -1 waits for ever.
     """
     return FileLock(path, timeout, thread_local=False, fallback_to_soft=False)
-
-
-def _may_be_lock(path: Path) -> bool:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return True
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0

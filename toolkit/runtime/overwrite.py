@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import json
 import os
 import secrets
 import stat
@@ -34,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import OutputError
-from toolkit.runtime.files import beside, lock_file, write_json
+from toolkit.runtime.files import beside, read_object, write_json
 
 HEAD = 10_000  # characters of a page within which its mark stands
 STATE_KEY = "toolkit output"  # of a state file: the hashes of what we wrote, the newest first
@@ -141,31 +140,6 @@ class Output:
                 os.replace(temporary, self.path)
 
 
-@contextmanager
-def held(output: str, lock: Path, by_another: str, kind: str) -> Iterator[None]:
-    """An output for this run alone, by a lock file beside it.
-
-    Args:
-        output: option and value, for messages.
-        by_another: what is told where another run holds it.
-        kind: of output to name instead: file or folder.
-
-    Raises:
-        OutputError: another run holds it, or the lock can't be written.
-    """
-    try:
-        handle = lock_file(lock)
-    except BlockingIOError:
-        raise OutputError(f"{output}: {by_another}; wait for it, or name another {kind}.") from None
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror}); name another {kind}.") from None
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        handle.release()
-
-
 # ---- what is ours ---------------------------------------------------------------------------------------------------
 
 
@@ -197,13 +171,7 @@ def listed(path: Path) -> bool:
 
 def _state(place: Path) -> list[str] | None:
     """The hashes in a state file; None where there is none, or one that is not of this module."""
-    if place.is_symlink() or not place.is_file():
-        return None
-    try:
-        value = json.loads(place.read_bytes())
-    except ValueError:
-        return None
-    hashes = value.get(STATE_KEY) if isinstance(value, dict) else None
+    hashes = None if place.is_symlink() else (read_object(place) or {}).get(STATE_KEY)
     return hashes if isinstance(hashes, list) else None
 
 

@@ -7,13 +7,13 @@ checkpoints/checkpoint-12/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.runtime.files import flush, write_json
+from toolkit.runtime.files import flush, read_object, write_json
 from toolkit.runtime.hashing import file_hash
+from toolkit.runtime.swap import above, remove_empty
 
 WHOLE = "whole.json"
 # What Trainer and peft write into a checkpoint. Nothing else in its folder is ever deleted.
@@ -46,11 +46,7 @@ def mark_whole(checkpoint: Path) -> None:
 
 def marked(checkpoint: Path) -> dict[str, Any]:
     """The files that its mark lists: name -> [size, hash], or only the size in older ones; {} without a mark."""
-    try:
-        value = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_object(checkpoint / WHOLE) or {}
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -73,10 +69,7 @@ def fault(checkpoint: Path) -> str | None:
 
 def best_step(checkpoint: Path) -> int | None:
     """The step of the best checkpoint so far, as this one remembers it."""
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return (read_object(checkpoint / "trainer_state.json") or {}).get("best_global_step")
 
 
 def last_checkpoint(folder: Path, told: Callable[[str], None] = lambda message: None) -> Path | None:
@@ -105,28 +98,16 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _own(checkpoint: Path) -> list[Path]:
-    named = {checkpoint / name for name in marked(checkpoint)} | {
-        p for pattern in FILES for p in checkpoint.glob(pattern)
-    }
-    return sorted(path for path in named if path.is_file() or path.is_symlink())
+    """The mark first, which is also deleted first: without it no checkpoint is whole."""
+    named = {checkpoint / name for name in marked(checkpoint)}
+    named |= {path for pattern in FILES for path in checkpoint.glob(pattern)}
+    return sorted((p for p in named if p.is_file() or p.is_symlink()), key=lambda p: (p.name != WHOLE, p))
 
 
 def rotate(folder: Path, limit: int, best: int | None) -> None:
     """Deletes all checkpoints but the best and the newest `limit` others."""
     for checkpoint in [path for path in checkpoints(folder) if step_of(path) != best][:-limit]:
-        remove_files(_own(checkpoint), folder)
-
-
-def remove_files(paths: list[Path], folder: Path) -> None:
-    """Deletes files, and the folders below `folder` that are empty then."""
-    for path in sorted(paths, key=lambda path: path.name != WHOLE):
-        path.unlink(missing_ok=True)
-    remove_empty({parent for path in paths for parent in path.parents if folder in parent.parents})
-
-
-def remove_empty(folders: set[Path]) -> None:
-    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-        try:
-            folder.rmdir()
-        except OSError:  # something is in it that is not ours
-            continue
+        paths = _own(checkpoint)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        remove_empty(above(paths, folder))

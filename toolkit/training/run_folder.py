@@ -1,19 +1,14 @@
-"""The folder of a training run: where it lives, whether it may be gone on with, and how it takes its place.
+"""The folder of a training run: where it lives, and whether it may be gone on with.
 
-    <output-dir>.partial   the run until it is whole: options.json first, checkpoints, the log, the model
-    <output-dir>.lock      held while a run is on
-    <output-dir>           the finished model; one that is replaced stays until the new one is whole
-
-Only files that a run wrote are ever moved, replaced or deleted. A finished run lists them by content hash in
-finetune.json; what somebody has put beside them, or has changed since, stays.
+A run lives in `<output-dir>.partial` until it is whole (runtime/swap.py): options.json first, checkpoints, the log, the
+model. A finished run lists its files by content hash in finetune.json.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +18,22 @@ from toolkit.errors import OutputError
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.options.generation import BEAM_SEARCH
-from toolkit.runtime.files import beside, write_json
-from toolkit.runtime.overwrite import check_folder, held, is_below, same_place
+from toolkit.runtime.files import beside, read_object, write_json
+from toolkit.runtime.overwrite import check_folder, is_below, same_place
 from toolkit.runtime.progress import say
+from toolkit.runtime.swap import clear, held, take_place
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.run_files import (
     CHECKPOINTS,
     FINISHED,
+    RUN,
     STARTED,
     RunSummary,
     carry,
-    clear,
     is_cut,
     listed,
     move_unfinished,
-    read_object,
     read_summary,
-    swap,
 )
 
 # Options that do not change the model.
@@ -202,7 +196,7 @@ def _go_on_with(
 
 def _check_files(out: Path, place: Path, summary: RunSummary) -> None:
     """Whether the model of a finished run is there; checkpoints may be gone."""
-    names = [name for name in listed(place, summary) if "/" not in name]
+    names = [name for name in listed(place / FINISHED, place) if "/" not in name]
     if not any(name.endswith(".safetensors") for name in names):  # of an older toolkit's, which listed none
         names.append("model.safetensors")
     missing = [name for name in names if not (place / name).is_file()]
@@ -237,35 +231,16 @@ def check_place(options: FinetuneOptions) -> Path:
     return place
 
 
-@contextmanager
-def holding(options: FinetuneOptions) -> Iterator[None]:
-    """`--output-dir` for this run alone.
-
-    Raises:
-        OutputError: another run is training there, or it can't be written.
-    """
-    out = options.output_dir
-    place = check_place(options)
-    lock = beside(place, ".lock")
-    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
-    try:
-        with held(f"--output-dir {out}", lock, "another run is training there", "folder"):
-            yield
-    finally:
-        for folder in made:  # nothing came of it: leave no empty folder behind
-            with suppress(OSError):
-                folder.rmdir()
+def holding(options: FinetuneOptions) -> AbstractContextManager[None]:
+    """`--output-dir` for this run alone."""
+    return held(f"--output-dir {options.output_dir}", check_place(options), "training there")
 
 
 def finish_swap(options: FinetuneOptions) -> None:
     """What a run that was killed in its very last moments has left to do."""
     place = check_place(options)
     if was_cut(place):
-        take_place(beside(place, ".partial"), place, options.output_dir)
+        replace_model(beside(place, ".partial"), place, options.output_dir)
 
 
 def was_cut(place: Path) -> bool:
@@ -273,9 +248,9 @@ def was_cut(place: Path) -> bool:
     return not partial.is_symlink() and is_cut(partial)
 
 
-def take_place(partial: Path, place: Path, out: Path) -> None:
+def replace_model(partial: Path, place: Path, out: Path) -> None:
     """The whole run in `partial` becomes the finished model."""
-    for name in swap(partial, place, out):
+    for name in take_place(f"--output-dir {out}", partial, place, RUN):
         say(f"{out}: changed since the run before wrote it, and kept: {name}")
 
 
@@ -302,9 +277,9 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
     try:
         unfinished = read_run(place) is not None and not (place / FINISHED).is_file()
         if plan.fresh:
-            clear(partial)
+            clear(partial, RUN)
             if unfinished:
-                clear(place)
+                clear(place, RUN)
         elif unfinished and read_run(partial) in (None, read_run(place)):
             move_unfinished(place, partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -316,7 +291,7 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
         (partial / CHECKPOINTS).mkdir(exist_ok=True)
     except OSError as error:
         if plan.fresh:
-            clear(partial)
+            clear(partial, RUN)
         raise OutputError(f"--output-dir {out}: can't be written ({error.strerror}); name another folder.") from None
 
 
