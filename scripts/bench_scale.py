@@ -79,20 +79,19 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
     import toolkit.commands.preprocess
     from toolkit.commands.batch_caption import batch_caption
     from toolkit.options import BatchCaptionOptions, PreprocessOptions
-    from toolkit.runtime import processes as engines
+    from toolkit.runtime.engines import ENGINES as RUN
 
     notes = out / "notes"
     notes.mkdir(parents=True)
 
-    def run(options: Any, function: Any, tasks: Any, progress: Any, done: Any, **named: Any) -> None:
-        if engine == "local":  # where batch-caption itself makes no shards
-            engines.run_local(Timed(function, notes), tasks, workers, progress, done)
-        else:
-            engines.run(options, Timed(function, notes), tasks, progress, done, **named)
+    chosen = RUN[engine]  # "ray" is what batch-caption is told below, as it makes no shards for the local engine
 
+    def run(function: Any, tasks: Any, resources: Any, progress: Any, done: Any) -> None:
+        chosen(Timed(function, notes), tasks, resources, progress, done)
+
+    RUN["local"] = RUN["ray"] = run
     began = time.time()
     if command == "preprocess":
-        toolkit.commands.preprocess.run = run  # type: ignore[assignment]
         options = PreprocessOptions(
             annotations=folder / "captions.txt", images=folder / "Images", out=out / "cache", engine=engine,
             encoder=str(folder / "encoder"), decoder=str(folder / "decoder"), num_workers=workers,
@@ -100,7 +99,6 @@ def run_one(command: str, engine: str, workers: int, folder: Path, out: Path, ad
         )  # fmt: skip
         values, size = toolkit.commands.preprocess.preprocess(options).values, toolkit.cache.staging.SHARD_ROWS
     else:
-        toolkit.captioning.shards.run = run  # type: ignore[assignment]
         captioning = BatchCaptionOptions(
             paths=(str(folder / "drawn" / "Images"),), model=str(folder / "model"), output=out / "captions.jsonl",
             engine="ray", num_workers=workers, ray_address=address,

@@ -168,8 +168,10 @@ def test_stopped_while_a_finished_cache_stands(data: DataSet, monkeypatch: pytes
 
 
 def children(pid: int) -> list[int]:
+    """All processes below one: the foreman, then its workers and the pool's helper."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+    own = [int(line) for line in found.stdout.split()]
+    return own + [below for child in own for below in children(child)]
 
 
 def slow_script(data: DataSet, **options: Any) -> list[str]:
@@ -184,12 +186,14 @@ def slow_script(data: DataSet, **options: Any) -> list[str]:
     return command
 
 
-@pytest.mark.parametrize("which", [min, max])  # a worker is forked first, a helper of the pool's last
-def test_a_killed_worker_ends_the_run_in_seconds(data: DataSet, which: Any) -> None:
+@pytest.mark.parametrize("which", [0, 1, -1])  # the foreman, a worker, the pool's helper, which is forked last
+def test_a_killed_worker_ends_the_run_in_seconds(data: DataSet, which: int) -> None:
     process = subprocess.Popen(slow_script(data, num_workers=2), stderr=subprocess.PIPE, text=True)
     partial = data.out.with_name("dataset.partial")
     wait_for(lambda: len(shards(partial)) >= 2, process)
-    os.kill(which(children(process.pid)), signal.SIGKILL)
+    below = children(process.pid)
+    assert len(below) >= 4
+    os.kill(below[which], signal.SIGKILL)
     began = time.monotonic()
     _, text = process.communicate(timeout=20)
     assert time.monotonic() - began < 5
@@ -197,6 +201,7 @@ def test_a_killed_worker_ends_the_run_in_seconds(data: DataSet, which: Any) -> N
     assert (
         text.strip().splitlines()[-1].startswith("Error: a worker process died, most often for lack of memory; run the")
     )
+    assert not any(alive(pid) for pid in below)
     finished = shards(partial)
     assert finished
     data.run()

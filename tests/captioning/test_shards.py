@@ -24,13 +24,13 @@ SHARDS = 4
 
 
 class Engine:
-    """In place of `engines.run`: each task by a fresh copy of the function, until it is stopped."""
+    """In place of Ray: each task by a fresh copy of the function, until it is stopped."""
 
     def __init__(self, tasks: int = 100) -> None:
-        self.left, self.asked = tasks, {}
+        self.left, self.shared = tasks, ()
 
-    def __call__(self, options: Any, function: Any, tasks: Any, progress: Any, done: Any, **asked: Any) -> None:
-        self.asked = asked
+    def __call__(self, function: Any, tasks: Any, resources: Any, progress: Any, done: Any) -> None:
+        self.shared = resources.shared
         for task in tasks:
             if not self.left:
                 raise RunError("stopped")
@@ -61,10 +61,10 @@ def run(images: Path, model: Path, output: str, **options: Any) -> Summary:
 def test_the_same_rows(images: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = run(images, model_dir, "local.jsonl")
     engine = Engine()
-    monkeypatch.setattr(toolkit.captioning.shards, "run", engine)
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", engine)
     summary = run(images, model_dir, "shards.jsonl", engine="ray")
     assert engine.left == 100 - SHARDS
-    assert engine.asked["shared"] == [images.parent / "shards.jsonl.pieces", images]
+    assert engine.shared == (images.parent / "shards.jsonl.pieces", images)
     assert (images.parent / "shards.jsonl").read_bytes() == (images.parent / "local.jsonl").read_bytes()
     assert summary.values == {**local.values, "output": str(images.parent / "shards.jsonl")}
     assert summary.values["errors"] == 1
@@ -78,10 +78,10 @@ def test_a_later_run_takes_finished_shards(
     images: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     run(images, model_dir, "local.jsonl")
-    monkeypatch.setattr(toolkit.captioning.shards, "run", Engine(3))
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", Engine(3))
     with pytest.raises(RunError, match="stopped"):
         run(images, model_dir, "shards.jsonl", engine="ray")
-    monkeypatch.setattr(toolkit.captioning.shards, "run", Engine(1))
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", Engine(1))
     summary = run(images, model_dir, "shards.jsonl", engine=engine)
     assert summary.values["new"] == 3  # of the last four one is a copy of the first
     assert (images.parent / "shards.jsonl").read_bytes() == (images.parent / "local.jsonl").read_bytes()
@@ -89,7 +89,7 @@ def test_a_later_run_takes_finished_shards(
 
 
 def test_shards_of_other_settings_are_not_taken(images: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.captioning.shards, "run", Engine(3))
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", Engine(3))
     with pytest.raises(RunError, match="stopped"):
         run(images, model_dir, "shards.jsonl", engine="ray", num_beams=2)
     assert run(images, model_dir, "shards.jsonl").values["new"] == 15
@@ -111,7 +111,7 @@ def test_what_lies_in_the_folder_of_shards(images: Path, model_dir: Path, monkey
     """Images by name alone, and nothing that could run; what is somebody else's stays."""
     odd = os.fsdecode(b"b\xff.jpg")  # no UTF-8
     shutil.copy(images / "zz.jpg" if (images / "zz.jpg").exists() else images / "zz.png", images / odd)
-    monkeypatch.setattr(toolkit.captioning.shards, "run", Engine(1))
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", Engine(1))
     folder = images.parent / "shards.jsonl.pieces"
     with pytest.raises(RunError, match="stopped"):
         run(images, model_dir, "shards.jsonl", engine="ray")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import RunError
-from toolkit.runtime.processes import run_local
+from toolkit.runtime.processes import Resources, run_local
 from toolkit.runtime.progress import Progress
 
 
@@ -33,7 +33,7 @@ class Touch:
 def run(function: Any, number: int, num_workers: int) -> None:
     tasks = [{"i": i, "name": f"task {i}"} for i in range(number)]
     with Progress("test", number) as progress:
-        run_local(function, tasks, num_workers, progress, lambda: 0)
+        run_local(function, tasks, Resources(num_workers), progress, lambda: 0)
 
 
 @pytest.mark.parametrize(("number", "num_workers"), [(0, 2), (1, 4), (5, 1), (5, 2), (3, 8)])

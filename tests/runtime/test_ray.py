@@ -22,6 +22,8 @@ import toolkit.commands.preprocess
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import InputError, RunError
 from toolkit.options import BatchCaptionOptions, PreprocessOptions
+from toolkit.runtime.processes import Resources
+from toolkit.runtime.progress import Progress
 from toolkit.runtime.ray_cluster import run_ray
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'toolkit[ray]'")
@@ -43,6 +45,11 @@ class Touch:
         (self.folder / task["name"]).write_text(f"{os.getpid()} {self.calls}")
 
 
+def run(function: Touch, tasks: list[dict[str, Any]], workers: int, **resources: Any) -> None:
+    with Progress("test", len(tasks)) as progress:
+        run_ray(function, tasks, Resources(workers, **resources), progress, lambda: 0)
+
+
 def ray_processes() -> list[str]:
     """Command lines of all processes of Ray that this user runs."""
     found = []
@@ -60,7 +67,7 @@ def ray_processes() -> list[str]:
 
 
 def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
-    run_ray(Touch(tmp_path), [], 2)
+    run(Touch(tmp_path), [], 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +92,7 @@ def test_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_cluster_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--ray-address 127.0.0.1:1: no cluster to work on \(.*refused\)"):
-        run_ray(Touch(tmp_path), [{"name": "a"}], 1, "127.0.0.1:1")
+        run(Touch(tmp_path), [{"name": "a"}], 1, address="127.0.0.1:1")
 
 
 # ---- Ray, started for a moment --------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ def test_preprocess_gives_the_same_bytes(data: DataSet, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_actors_stay(tmp_path: Path) -> None:
-    run_ray(Touch(tmp_path), [{"name": str(i), "sleep": 0.1} for i in range(20)], 2)
+    run(Touch(tmp_path), [{"name": str(i), "sleep": 0.1} for i in range(20)], 2)
     written = [path.read_text().split() for path in tmp_path.iterdir()]
     assert len(written) == 20
     last = {worker: max(int(call) for pid, call in written if pid == worker) for worker, _ in written}
@@ -125,7 +132,7 @@ def test_actors_stay(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_error_is_raised_and_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as error:
-        run_ray(Touch(tmp_path), [{"name": str(i), "fail": i == 3, "sleep": 0.2} for i in range(200)], 2)
+        run(Touch(tmp_path), [{"name": str(i), "fail": i == 3, "sleep": 0.2} for i in range(200)], 2)
     assert error.value.errno == 28
     assert any("in __call__" in note for note in error.value.__notes__)  # where it was raised
     assert len(list(tmp_path.iterdir())) < 100
@@ -134,7 +141,7 @@ def test_an_error_is_raised_and_ends_the_others(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_shard_that_kills_its_worker_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--engine ray: a worker died 5 times.*run the same command again"):
-        run_ray(Touch(tmp_path), [{"name": str(i), "die": i == 3} for i in range(8)], 2)
+        run(Touch(tmp_path), [{"name": str(i), "die": i == 3} for i in range(8)], 2)
     assert not (tmp_path / "3").exists()
 
 
@@ -143,7 +150,7 @@ def test_a_folder_that_a_node_does_not_see(tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match=r"--engine ray: .*/elsewhere is not there on node .*storage that all nodes share"
     ):
-        run_ray(Touch(tmp_path), [{"name": "a"}], 1, shared=[tmp_path / "elsewhere"])
+        run(Touch(tmp_path), [{"name": "a"}], 1, shared=(tmp_path / "elsewhere",))
 
 
 @pytest.mark.slow
@@ -153,7 +160,7 @@ def test_a_stopped_command_takes_ray_with_it(tmp_path: Path, how: signal.Signals
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_ray import *; "
         "signal.signal(signal.SIGTERM, signal.default_int_handler); "
-        "run_ray(Touch(Path(sys.argv[2])), [{'name': str(i), 'sleep': 0.5} for i in range(1000)], 2)"
+        "run(Touch(Path(sys.argv[2])), [{'name': str(i), 'sleep': 0.5} for i in range(1000)], 2)"
     )
     command = subprocess.Popen(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], stderr=subprocess.PIPE

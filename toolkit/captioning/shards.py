@@ -27,8 +27,9 @@ from toolkit.data.images import FoundImage
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import CaptionResult
+from toolkit.runtime.engines import ENGINES
 from toolkit.runtime.files import finishing, unfinished
-from toolkit.runtime.processes import run
+from toolkit.runtime.processes import Resources
 from toolkit.runtime.progress import Progress
 
 SHARD_IMAGES = 128  # a minute of work on two cores, a second on a GPU
@@ -100,18 +101,21 @@ def caption_in_shards(
                 file.write(json.dumps([str(found.root), found.name, place_of(found)]) + "\n")
     threads = torch.get_num_threads()
     function = ShardCaptioner(folder.absolute(), options, journal.fingerprint, threads)
-    given = [Path(path) for path in options.paths]
+    tasks = [{"shard": number} for number in range(len(shards))]
+    given = (path for path in map(Path, options.paths) if path.is_dir())
+    resources = Resources(
+        options.num_workers,
+        options.ray_address,
+        cpus=threads,
+        gpus=options.device in ("auto", "cuda"),
+        shared=(folder.absolute(), *given),
+    )
+
+    def done() -> int:
+        return sum(len(shards[int(path.stem)]) for path in folder.glob("*.jsonl"))
+
     with Progress("caption", len(images)) as progress:
-        run(
-            options,
-            function,
-            [{"shard": number} for number in range(len(shards))],
-            progress,
-            lambda: sum(len(shards[int(path.stem)]) for path in folder.glob("*.jsonl")),
-            shared=[folder.absolute(), *(path for path in given if path.is_dir())],
-            cpus=threads,
-            gpus=options.device in ("auto", "cuda"),
-        )
+        ENGINES[options.engine](function, tasks, resources, progress, done)
     return gather(folder, journal)
 
 

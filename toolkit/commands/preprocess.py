@@ -30,11 +30,12 @@ from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.models.processors import fetch_processors
 from toolkit.options import PreprocessOptions
 from toolkit.records import SPLITS, ImageRecord, Summary
+from toolkit.runtime.engines import ENGINES
 from toolkit.runtime.files import beside
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.hub import check_name, positions_of
 from toolkit.runtime.overwrite import check_folder
-from toolkit.runtime.processes import run
+from toolkit.runtime.processes import Resources
 from toolkit.runtime.progress import Progress, say
 from toolkit.runtime.remote import local_tree, url_of
 from toolkit.runtime.swap import clear, link
@@ -306,8 +307,9 @@ def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: Prepro
     missing = [shard for shard in range(len(keys)) if not (folder / shard_name(shard)).exists()]
     tasks = [{"shard": shard, "key": keys[shard]} for shard in missing]
     with Progress("preprocess", staged.images - before) as progress:
-        shared = [builder.directory, *([builder.images] if builder.images else [])]
-        run(options, builder, tasks, progress, lambda: standing() - before, shared=shared)
+        shared = (builder.directory, *([builder.images] if builder.images else []))
+        resources = Resources(options.num_workers, options.ray_address, shared=shared)
+        ENGINES[options.engine](builder, tasks, resources, progress, lambda: standing() - before)
     decoded = sum(int(decoded_file(builder.directory, shard).read_text()) for shard in missing)
     _make_folders(builder.directory)  # a worker that was lost on the way, and its shard made by another, left its own
     return decoded

@@ -1,195 +1,171 @@
-"""Running a function over many tasks: here with processes, or where the command says, on Ray."""
+"""Running tasks in processes of this machine: a multiprocess `Dataset.map`, under a process of its own.
+
+    command -> foreman, which calls `Dataset.map` -> a worker for each share of the tasks
+
+The foreman and its workers are a process group. The command waits for the foreman's answer, which is what a task
+raised, or nothing; no answer means that a worker died. In every case, and after Ctrl-C, the command ends by killing the
+group, so that nothing is left running or waiting. Should the command itself be killed, the foreman sees its pipe
+close, and kills the group. Killing loses no more than unfinished tasks, as each finishes its files by rename.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
+import pickle
 import signal
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
 from toolkit.runtime.progress import Progress
-from toolkit.runtime.ray_cluster import Task, run_ray
 
-# A fork while another thread holds a lock of tqdm's or of stderr's leaves the child with a lock that nobody will ever
-# release. The watcher writes only under this lock, and no fork happens while it is held.
-_writing = threading.Lock()
-_parent: tuple[int, int] | None = None  # (process, thread) whose forks are workers now
-_forking = 0  # the thread that forks
+Task = dict[str, Any]
+Function = Callable[[Task], Any]  # picklable; writes its own output and finishes it by rename
+Done = Callable[[], int]  # how much is finished, in the unit of the progress, told from the output itself
 
 
-def _before() -> None:
-    global _forking
-    _writing.acquire()
-    _forking = threading.get_ident()
+@dataclass(frozen=True)
+class Resources:
+    """What an engine may use for its tasks.
 
-
-def _in_child() -> None:
-    _writing.release()
-    if _parent is not None and os.getppid() == _parent[0]:
-        _be_a_worker(*_parent)
-
-
-os.register_at_fork(before=_before, after_in_parent=_writing.release, after_in_child=_in_child)
-
-
-def _be_a_worker(parent: int, thread: int) -> None:
-    """Ctrl-C is the parent's business, which ends its workers; and when it is killed, so are they.
-
-    A pool's worker would otherwise wait for its next task for ever, holding the lock of the killed run.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        if _forking != thread:  # the kernel would kill us with the thread that forked us, one of the pool's own
-            raise AttributeError
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
-    except (AttributeError, OSError):
-        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-@contextmanager
-def _watching(progress: Progress, done: Callable[[], int]) -> Any:
-    """Keeps `progress` at `done()`, looked up twice a second."""
-    stop = threading.Event()
-
-    def update() -> None:
-        with _writing:
-            progress.update(done() - progress.count)
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            update()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-        update()
-
-
-class _Worker:
-    """Runs a function on a worker's whole share of the tasks; the function that `Dataset.map` calls once per worker.
-
-    A worker whose share is done waits here for the others. In the pool's queue it would wait with the queue's lock in
-    its hand, and a worker that is killed with it leaves a pool that can't even be ended.
+    Attributes:
+        workers: processes of this machine; with Ray the cores that it takes where it is started here.
+        address: of a running Ray cluster, `host:port` or `auto`; None starts Ray here, for as long as the tasks take.
+        cpus: cores for each of Ray's workers, or all of the largest node's; one where it has a GPU.
+        gpus: one GPU for each of Ray's workers, where there are any.
+        shared: folders that each node of a cluster must see.
     """
 
-    def __init__(self, function: Callable[[Task], Any], num_workers: int) -> None:
-        self.function = function
-        self.num_workers = num_workers
-
-    def __call__(self, tasks: dict[str, list[Any]], rank: int | None) -> dict[str, list[Any]]:
-        state = _states if _states is not None else bytearray(self.num_workers)
-        rank = rank or 0
-        try:
-            for values in zip(*tasks.values(), strict=True):
-                if FAILED in state[: self.num_workers]:  # the run is lost: end it now, not after this share
-                    break
-                self.function(dict(zip(tasks, values, strict=True)))
-            state[rank] = DONE
-        except BaseException:
-            state[rank] = FAILED
-            raise
-        while _states is not None and RUNNING in state[: self.num_workers]:
-            time.sleep(0.02)
-        return {}
+    workers: int
+    address: str | None = None
+    cpus: int = 1
+    gpus: bool = False
+    shared: tuple[Path, ...] = ()
 
 
-def _was_stopped(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: ending its pool, `map` waits for results that no longer come, and says so instead."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _was_stopped(error.__context__))
+def run_local(function: Function, tasks: list[Task], resources: Resources, progress: Progress, done: Done) -> None:
+    """Runs `function` on each task; what a task raises is raised here, and ends the others.
 
-
-def run(
-    options: Any,
-    function: Callable[[Task], Any],
-    tasks: list[Task],
-    progress: Progress,
-    done: Callable[[], int],
-    shared: Sequence[Path] = (),
-    cpus: int = 1,
-    gpus: bool = False,
-) -> None:
-    """Runs `function` on each task where `options.engine` says: `run_local` or `run_ray`, which tell what they raise."""
-    if options.engine == "local":
-        run_local(function, tasks, options.num_workers, progress, done)
-    else:
-        with _watching(progress, done):
-            run_ray(function, tasks, options.num_workers, options.ray_address, cpus, gpus, shared)
-
-
-RUNNING, DONE, FAILED = 0, 1, 2
-_states: mmap.mmap | None = None  # of the workers, one byte each, in memory that forks share
-
-
-def run_local(
-    function: Callable[[Task], Any], tasks: list[Task], num_workers: int, progress: Progress, done: Callable[[], int]
-) -> None:
-    """Runs `function` on each task in `num_workers` processes; what it made stands on disk.
-
-    The processes are those of `datasets.Dataset.map`, which notices a dead worker within a second. Tasks are dealt
-    out in contiguous shares. What a task raises is raised here, and ends the others.
-
-    Args:
-        function: picklable; writes its own output and finishes it by rename.
-        done: how much is finished, in the unit of `progress`, read off the output itself.
+    Workers are given contiguous shares of the tasks; a single worker is this process.
 
     Raises:
         RunError: a worker died. What was finished stays.
     """
-    import datasets
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    workers = min(resources.workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            function(task)
+            progress.update(done() - progress.count)
+        return
+    import datasets  # noqa: F401 - once, and not in each worker
     import multiprocess  # what `datasets` makes its pools with
 
-    global _parent, _states
-    if not tasks:
-        return
-    num_workers = min(num_workers, len(tasks))
-    bars = datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _parent = (os.getpid(), threading.get_ident())
-    _states = mmap.mmap(-1, num_workers) if num_workers > 1 else None
+    multiprocess.util.get_temp_dir()  # removed when this process ends, as those that are killed can't
+    reader, writer = multiprocess.Pipe(duplex=False)
+    foreman = multiprocess.Process(target=_foreman, args=(writer, function, tasks, workers))
+    foreman.start()
+    writer.close()
     try:
-        with _watching(progress, done):
-            datasets.Dataset.from_list(tasks).map(
-                _Worker(function, num_workers),
-                batched=True,
-                batch_size=None,  # a worker's whole share
-                with_rank=True,
-                remove_columns=list(tasks[0]),
-                num_proc=num_workers if num_workers > 1 else None,  # 1 would start a pool of one
-                keep_in_memory=True,
-                load_from_cache_file=False,
-                new_fingerprint="tasks",  # else `map` pickles and hashes the function to make one
-            )
-    except (RuntimeError, EOFError, ConnectionError, multiprocess.ProcessError) as error:
-        if _was_stopped(error):
-            raise KeyboardInterrupt from None
-        if isinstance(error, RuntimeError) and "abruptly died" not in str(error):
-            raise
-        # Otherwise it was the pool's own helper process that died.
+        while foreman.is_alive() and not reader.poll(0.5):
+            progress.update(done() - progress.count)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(foreman.pid, signal.SIGKILL)
+        foreman.kill()  # it may not have made its group yet
+        foreman.join()
+        progress.update(done() - progress.count)
+    try:
+        raised = reader.recv_bytes()
+    except EOFError:
         raise RunError(
             "a worker process died, most often for lack of memory; run the same command again to go on from the "
             "finished shards, with a lower --num-workers if it happens again."
         ) from None
-    finally:
-        _parent = _states = None
-        if not bars:
-            datasets.enable_progress_bars()
+    if raised:
+        raise pickle.loads(raised)
+
+
+def attempt(function: Function, task: Task) -> bytes:
+    """Runs a task in a worker: b"", or what it raised, pickled, with a note of where."""
+    try:
+        function(task)
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # which would stay in the worker
+        return pickled(error)
+    return b""
+
+
+def pickled(error: Exception) -> bytes:
+    """An error for another process; one that can't be pickled becomes a RuntimeError that tells of it."""
+    with suppress(Exception):
+        data = pickle.dumps(error)
+        pickle.loads(data)
+        return data
+    return pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
+
+
+# ---- the foreman and its workers ------------------------------------------------------------------------------------
+
+# Where workers wait for each other when their shares are done; broken by a task that fails, which ends the others. In
+# the pool's queue they would wait with its lock in hand, and one that is killed there leaves a pool that can't end.
+_barrier: threading.Barrier | None = None
+
+
+def _foreman(answer: Any, function: Function, tasks: list[Task], workers: int) -> None:
+    import datasets
+    import multiprocess
+
+    global _barrier
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(multiprocess.parent_process(),), daemon=True).start()
+    datasets.disable_progress_bars()
+    _barrier = multiprocess.Barrier(workers)
+    try:
+        results = datasets.Dataset.from_list(tasks).map(
+            _Share(function),
+            batched=True,
+            batch_size=None,  # a worker's whole share
+            num_proc=workers,
+            remove_columns=list(tasks[0]),
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint="tasks",  # else `map` pickles and hashes the function to make one
+        )
+        answer.send_bytes(next(filter(None, results["error"]), b""))
+    except (RuntimeError, EOFError, ConnectionError, multiprocess.ProcessError):
+        return  # `map` lost a worker, or the pool its helper process: tasks' own errors are in the results
+    except Exception as error:
+        answer.send_bytes(pickled(error))
+
+
+def _end_with_parent(parent: Any) -> None:
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+class _Share:
+    """What `Dataset.map` calls once in each worker: {"i": [0, 1], ...} -> {"error": [b""]}."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    def __call__(self, tasks: dict[str, list[Any]]) -> dict[str, list[bytes]]:
+        error = b""
+        for values in zip(*tasks.values(), strict=True):
+            if error or (_barrier is not None and _barrier.broken):
+                break
+            error = attempt(self.function, dict(zip(tasks, values, strict=True)))
+        if _barrier is not None:
+            if error:
+                _barrier.abort()
+            with suppress(threading.BrokenBarrierError):
+                _barrier.wait()
+        return {"error": [error]}
