@@ -6,6 +6,15 @@ from pathlib import Path
 import pytest
 from reading import Reader
 
+from toolkit.runtime import shelf
+
+
+@pytest.fixture(autouse=True)
+def _on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers gather a handful of images as they gather a million; in memory they do it in all other tests."""
+    monkeypatch.setattr(shelf, "ENTRIES", 2)
+    monkeypatch.setattr(shelf, "CHUNK", 2)
+
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Reader:

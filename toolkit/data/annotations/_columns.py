@@ -144,14 +144,15 @@ class Columns:
         """name -> split, for names that speak of one: by their first folder (`train/a.jpg`), and with `files` by the
         first word of the file name (`data/train-00001.tar`). Only where one of them is train: a lone `test` is just a
         name."""
-        splits = {}
-        for name in names:
-            *folders, last = name.split("/")
-            for word in folders[:1] + ([re.split(r"[-_.]", last)[0]] if files else []):
-                if (split := self.known_split(word)) is not None:
-                    splits[name] = split
-                    break
+        splits = {name: split for name in names if (split := self.split_of_name(name, files)) is not None}
         return splits if "train" in splits.values() else {}
+
+    def split_of_name(self, name: str, files: bool = False) -> str | None:
+        *folders, last = name.split("/")
+        for word in folders[:1] + ([re.split(r"[-_.]", last)[0]] if files else []):
+            if (split := self.known_split(word)) is not None:
+                return split
+        return None
 
     def check(self, path: Path) -> None:
         """Raises InputError if what the user names was never met; call it when all is read."""

@@ -17,6 +17,7 @@ from toolkit.data.annotations._columns import Columns
 from toolkit.data.images import IMAGE_SUFFIXES
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
+from toolkit.runtime.shelf import Shelf
 
 
 class UnusableRow(NamedTuple):
@@ -170,14 +171,14 @@ def clean_name(name: str) -> str:
 
 
 class Gathered:
-    """Rows of a source, gathered by image in order of first appearance."""
+    """Rows of a source, gathered by image in order of first appearance; many of them on the disk."""
 
     def __init__(self, path: Path, notes: Notes, columns: Columns) -> None:
         self.path = path
         self.notes = notes
         self.columns = columns
-        # name -> (id, split, captions, numbers of the captions)
-        self.rows: dict[str, tuple[str | None, str | None, list[str], list[str]]] = {}
+        self.rows = Shelf()  # name -> [id, split, captions, numbers of the captions]
+        self.ids_given = False
 
     def add(
         self,
@@ -195,10 +196,9 @@ class Gathered:
             return
         split = self.columns.split_name(self.path, split, name)
         captions = clean_captions(captions, name, self.notes)
-        row = self.rows.get(name)
-        if row is None:
-            row = self.rows[name] = (image_id, split, [], [])
-        elif row[1] != split:
+        self.ids_given |= image_id is not None
+        row = self.rows.setdefault(name, [image_id, split, [], []])
+        if row[1] != split:
             raise InputError(
                 f"{self.path}: {name} is in two splits ({row[1] or 'none'} and {split or 'none'}); leave it in one."
             )
@@ -213,16 +213,16 @@ class Gathered:
                 row[3].append(number)
 
     def records(self) -> Iterator[ImageRecord]:
-        ids: set[str] = set()
+        ids = Shelf()  # id -> name of the first image that has it
         for name, (image_id, split, captions, _) in self.rows.items():
             if not captions:
                 self.notes.count("images without a caption left out", name)
                 continue
             image_id = name if image_id is None else image_id
-            if image_id in ids:
+            if self.ids_given and ids.setdefault(image_id, name) != name:
                 self.notes.count("image ids given to two images, replaced by their names", name)
                 image_id = name
-            ids.add(image_id)
+                ids.setdefault(image_id, name)
             yield ImageRecord(image_id, name, tuple(captions), split)
 
 

@@ -20,6 +20,7 @@ from toolkit.data.annotations._json import json_shape, read_json, what_keys
 from toolkit.data.annotations._text import bad_shape
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
+from toolkit.runtime.shelf import Shelf
 
 _SHAPE = '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
 
@@ -35,8 +36,8 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
-    names: dict[str, tuple[str, Any, int]] = {}  # image id -> (file name, split, line)
-    captions: dict[str, list[str]] = {}
+    names = Shelf()  # image id -> [file name, split, line]
+    captions = Shelf()  # image id -> its captions
     seen = set()
     name_key, split_key = columns.image or "file_name", columns.split or "split"
     caption_keys = columns.captions or ("caption",)
@@ -52,7 +53,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
             name = value.get(name_key)
             if not isinstance(name, str) or not _is_id(value.get("id")):
                 notes.reject(line, f"an image without id or {name_key}: {what_keys(value)}")
-            elif names.setdefault(str(value["id"]), (name, value.get(split_key), line))[0] != name:
+            elif names.setdefault(str(value["id"]), [name, value.get(split_key), line])[0] != name:
                 raise InputError(f"{path}: two images have the id {value['id']}; give each its own.")
         else:
             id_key = name_key if key is None and columns.image else "image_id"
@@ -64,13 +65,16 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
                 captions.setdefault(str(value[id_key]), []).extend(said)
     if not seen & {None, "images"}:
         raise bad_shape(path, "no list of images in it", _SHAPE)
-    if None in seen:
-        names = {image_id: (image_id, None, 1) for image_id in captions}
     gathered = Gathered(path, notes, columns)
-    for image_id, (name, split, line) in names.items():
-        gathered.add(name, captions.pop(image_id, []), image_id, split, line=line)
-    for image_id, said in captions.items():
-        notes.count("captions of images that are not listed dropped", image_id, len(said))
+    if None in seen:
+        for image_id, said in captions.items():
+            gathered.add(image_id, said, image_id, line=1)
+    else:
+        for image_id, (name, split, line) in names.items():
+            gathered.add(name, captions.get(image_id) or [], image_id, split, line=line)
+        for image_id, said in captions.items():
+            if image_id not in names:
+                notes.count("captions of images that are not listed dropped", image_id, len(said))
     yield from gathered.records()
 
 

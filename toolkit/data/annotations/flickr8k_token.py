@@ -16,6 +16,7 @@ from toolkit.data.annotations._columns import Columns
 from toolkit.data.annotations._gather import Gathered, Notes, add_suffix
 from toolkit.data.annotations._text import first_lines, read_lines
 from toolkit.records import ImageRecord
+from toolkit.runtime.shelf import Shelf
 
 # The last "#" before the tab divides; names may hold others. Some copies have spaces for the tab.
 _ROW = re.compile(r"(?P<name>[^\t]*)#(?P<number>\d+)(?:\t|\s{2,})(?P<caption>.*)", re.DOTALL)
@@ -28,7 +29,7 @@ def detect(path: Path) -> bool:
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     gathered = Gathered(path, notes, columns)
-    names: dict[str, str] = {}
+    names = Shelf()  # name -> the same with a suffix
     for line, text in enumerate(read_lines(path), 1):
         if not text.strip():
             continue
@@ -37,9 +38,10 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
             notes.reject(line, "not `name.jpg#0<tab>caption`")
             continue
         name = row["name"].strip()
-        if name not in names:
-            names[name] = add_suffix(images, name)
-            if names[name] != name:
-                notes.count("names without a suffix completed", names[name])
-        gathered.add(names[name], [row["caption"]], number=row["number"], line=line)
+        full = names.get(name)
+        if full is None:
+            full = names.setdefault(name, add_suffix(images, name))
+            if full != name:
+                notes.count("names without a suffix completed", full)
+        gathered.add(full, [row["caption"]], number=row["number"], line=line)
     yield from gathered.records()

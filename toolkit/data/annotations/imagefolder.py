@@ -72,9 +72,9 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
             gathered.add(
                 f"{folders[file]}/{name}" if folders[file] and name else name, captions, split=split, line=line
             )
-    splits = columns.splits_of_names(name for name in gathered.rows if "/" in name)
+    splits = {columns.split_of_name(name) for name in gathered.rows}
     for record in gathered.records():
-        split = record.split or splits.get(record.path)
+        split = record.split or (columns.split_of_name(record.path) if "train" in splits else None)
         yield ImageRecord(record.image_id, record.path, record.captions, split)
 
 
