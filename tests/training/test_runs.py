@@ -143,7 +143,9 @@ def test_places_that_are_no_place_for_a_model(
     with pytest.raises(OutputError, match="other: is a cache; name another folder"):
         finetune(replace(short, output_dir=tmp_path / "other", overwrite=True))
     os.rename(captioner, tmp_path / "m.partial")
-    with pytest.raises(OutputError, match=r"has to live until it is whole, holds .*, which this command reads"):
+    with pytest.raises(
+        OutputError, match=r"would be made in .*/m\.partial, where this command reads .*; name another folder\.$"
+    ):
         finetune(replace(short, output_dir=tmp_path / "m", init_from=str(tmp_path / "m.partial"), overwrite=True))
 
 

@@ -17,20 +17,12 @@ from toolkit.models.precision import pick_device
 from toolkit.options import FinetuneOptions
 from toolkit.records import Summary
 from toolkit.reports.finished_run import save_evaluation, save_trained
+from toolkit.runtime.files import beside
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_sharding, joined, rank, ranks
-from toolkit.training.run_files import CHECKPOINTS
-from toolkit.training.run_folder import (
-    Plan,
-    RunIdentity,
-    check_place,
-    finish_swap,
-    holding,
-    look,
-    run_identity,
-    was_cut,
-)
+from toolkit.training.run_files import CHECKPOINTS, is_cut
+from toolkit.training.run_folder import Plan, RunIdentity, check_place, finish_swap, holding, look, run_identity
 from toolkit.training.setup import TrainingRun, prepare
 
 
@@ -58,7 +50,8 @@ def _finetune(options: FinetuneOptions) -> Summary:
         _check(options, cache)
     identity = run_identity(options, cache, ranks())
     with ExitStack() as held:
-        plan = broadcast_from_rank_0(lambda: _plan(options, identity, held)).seen_from_here(options.output_dir)
+        plan = broadcast_from_rank_0(lambda: _plan(options, identity, held))
+        plan = replace(plan, place=options.output_dir.resolve())  # which may be mounted elsewhere than for rank 0
         if plan.task == "nothing":
             values = {name: value for name, value in (plan.summary or {}).items() if name != "files"}
             summary = Summary(f"{options.output_dir}: finished already, nothing to do.", values)
@@ -98,12 +91,13 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
 
 def _plan(options: FinetuneOptions, identity: RunIdentity, held: ExitStack) -> Plan:
     """What there is to do, with `--output-dir` held if that is anything."""
-    if not was_cut(check_place(options)):
+    place = check_place(options)
+    if not is_cut(beside(place, ".partial")):
         plan = look(options, identity)
         if plan.task == "nothing":
             return plan
     held.enter_context(holding(options))
-    finish_swap(options)
+    finish_swap(place, options.output_dir)
     return look(options, identity)
 
 

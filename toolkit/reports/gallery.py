@@ -104,7 +104,7 @@ def script_json(value: Any) -> Markup:
 
 
 def gallery_output(
-    path: Path, inputs: Iterable[Path | str | None] = (), overwrite: bool = False, total: int = 0
+    path: Path, inputs: Sequence[Path | str | None] = (), overwrite: bool = False, total: int = 0
 ) -> Output:
     """The page that `write_gallery` writes, checked before any work is done.
 

@@ -27,7 +27,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +56,11 @@ class Output:
 
     option: str
     path: Path
-    inputs: Iterable[Path | str | None] = ()
+    inputs: Sequence[Path | str | None] = ()
     overwrite: bool = False
     ours: Callable[[Path], bool] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(Path(given) for given in self.inputs if given is not None))
         self.check()
 
     def check(self) -> None:
@@ -82,9 +81,9 @@ class Output:
             raise self.refused(f"there is no folder {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise self.refused(f"can't be written (no permission in the folder {folder})")
-        for given in self.inputs:
-            if same_place(path, Path(given)):  # type: ignore[arg-type]
-                raise self.refused("is an input of this command, or another output")
+        inputs = [Path(given) for given in self.inputs if given is not None]
+        if any(same_place(path, given) for given in inputs):
+            raise self.refused("is an input of this command, or another output")
         mode = _mode(path)
         if mode is None:
             return
@@ -96,7 +95,7 @@ class Output:
         if not self.overwrite:
             remedy = "name another file, or add --overwrite to replace it"
             raise self.refused("exists and is not what this command wrote", remedy)
-        within = next((given for given in self.inputs if is_below(path, Path(given))), None)  # type: ignore[arg-type]
+        within = next((given for given in inputs if is_below(path, given)), None)
         if within is not None:
             raise self.refused(f"is a file of {within}, which this command reads")
 
@@ -232,10 +231,13 @@ def check_folder(option: str, path: Path, inputs: Iterable[Path | str | None] = 
                 raise refused(f"is {name}")
             if is_below(place, path):
                 raise refused(f"holds {name}")
-        for given in inputs:
-            if given is not None and same_place(path, Path(given)):
+        partial = beside(Path(os.path.realpath(path)), ".partial")
+        for given in (Path(given) for given in inputs if given is not None):
+            if same_place(path, given):
                 raise refused("is an input of this command")
-            if given is not None and is_below(Path(given), path):
+            if is_below(given, path):
                 raise refused(f"holds {given}, which this command reads")
+            if same_place(given, partial) or is_below(given, partial):
+                raise refused(f"would be made in {partial}, where this command reads {given}")
     except OSError as error:
         raise refused(f"can't be written ({error.strerror})") from None

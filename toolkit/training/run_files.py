@@ -107,7 +107,7 @@ def finish(partial: Path, model: list[str], summary: RunSummary, earlier: Files 
 
 def is_cut(partial: Path) -> bool:
     """Whether a whole run, or what is left of one, lies there since a swap was cut short."""
-    if partial.is_dir() and not any(partial.iterdir()):
-        return True
+    if partial.is_symlink() or not partial.is_dir():
+        return False
     marks = [read_object(partial / name) for name in (FINISHED, REPLACED)]
-    return any(mark is not None and isinstance(mark.get("files"), dict) for mark in marks)
+    return not any(partial.iterdir()) or any(isinstance((mark or {}).get("files"), dict) for mark in marks)

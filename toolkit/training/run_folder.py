@@ -19,7 +19,7 @@ from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.options.generation import BEAM_SEARCH
 from toolkit.runtime.files import beside, read_object, write_json
-from toolkit.runtime.overwrite import check_folder, is_below, same_place
+from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.progress import say
 from toolkit.runtime.swap import clear, held, take_place
 from toolkit.training.checkpoints import last_checkpoint
@@ -51,7 +51,6 @@ class Plan:
         task: "nothing" if the run is finished; "train", from the start if `fresh`, else from the last checkpoint;
             "extend" a finished run by more epochs or steps; "evaluate" a finished run with other generation options.
         place: the folder of the finished model, links resolved.
-        partial: the folder of the run until it is finished.
         fresh: what is in `partial` is deleted first.
         summary: of the finished run.
         extended: how long the run was before it was extended, each time.
@@ -59,15 +58,14 @@ class Plan:
 
     task: str
     place: Path
-    partial: Path
     fresh: bool = False
     summary: RunSummary | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
 
-    def seen_from_here(self, out: Path) -> Plan:
-        """The same with this process's paths: rank 0 made the plan, and may have the folder mounted elsewhere."""
-        place = out.resolve()
-        return replace(self, place=place, partial=beside(place, ".partial"))
+    @property
+    def partial(self) -> Path:
+        """The folder of the run until it is finished."""
+        return beside(self.place, ".partial")
 
 
 @dataclass(frozen=True)
@@ -148,12 +146,12 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     if not finished:  # before: begun by a toolkit that trained in the folder itself
         unfinished = unfinished or before
     if unfinished is None or unfinished.preparing:
-        return Plan("train", place, partial, fresh=True)
+        return Plan("train", place, fresh=True)
     changed = unfinished.differences(identity)
     if changed and options.resume and not options.overwrite:
         raise _other_settings(out, changed, f"{partial.name} holds an unfinished run")
     fresh = bool(changed) or not options.resume or (options.overwrite and bool(unfinished.extended))
-    return Plan("train", place, partial, fresh=fresh, extended=[] if fresh else unfinished.extended)
+    return Plan("train", place, fresh=fresh, extended=[] if fresh else unfinished.extended)
 
 
 def _go_on_with(
@@ -176,7 +174,7 @@ def _go_on_with(
     if changed.keys() <= set(EVALUATION):
         _check_files(out, place, summary)
         if not changed:
-            return Plan("nothing", place, partial, summary=summary)
+            return Plan("nothing", place, summary=summary)
         task = "evaluate"
     elif changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
         task = "extend"
@@ -185,13 +183,13 @@ def _go_on_with(
     else:
         raise _other_settings(out, changed, "holds a run")
     if unfinished is None or unfinished.preparing:
-        return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
+        return Plan(task, place, fresh=True, summary=summary, extended=extended)
     elsewhere = unfinished.differences(identity)
     if elsewhere or unfinished.extended != extended:
         raise _other_settings(out, elsewhere, f"{partial.name} holds an unfinished run")
     if task == "evaluate":  # which is soon done again
-        return Plan(task, place, partial, fresh=True, summary=summary, extended=extended)
-    return Plan("train", place, partial, extended=extended)
+        return Plan(task, place, fresh=True, summary=summary, extended=extended)
+    return Plan("train", place, extended=extended)
 
 
 def _check_files(out: Path, place: Path, summary: RunSummary) -> None:
@@ -214,16 +212,8 @@ def check_place(options: FinetuneOptions) -> Path:
         OutputError: no place for a model: an input, what holds one, the working folder, a cache, a home folder.
     """
     out = options.output_dir
-    inputs = [options.cache, options.init_from]
-    check_folder("--output-dir", out, inputs)
+    check_folder("--output-dir", out, [options.cache, options.init_from])
     place = out.resolve()
-    partial = beside(place, ".partial")
-    for given in (Path(given) for given in inputs if given is not None):
-        if same_place(given, partial) or is_below(given, partial):
-            raise OutputError(
-                f"--output-dir {out}: {partial}, where the run has to live until it is whole, holds {given}, which this "
-                "command reads; name another folder."
-            )
     for folder in (place, *place.parents):
         if (folder / MANIFEST).is_file() and (folder / "dataset_dict.json").is_file():
             within = "is a cache" if folder == place else f"is inside the cache {folder}"
@@ -236,16 +226,10 @@ def holding(options: FinetuneOptions) -> AbstractContextManager[None]:
     return held(f"--output-dir {options.output_dir}", check_place(options), "training there")
 
 
-def finish_swap(options: FinetuneOptions) -> None:
+def finish_swap(place: Path, out: Path) -> None:
     """What a run that was killed in its very last moments has left to do."""
-    place = check_place(options)
-    if was_cut(place):
-        replace_model(beside(place, ".partial"), place, options.output_dir)
-
-
-def was_cut(place: Path) -> bool:
-    partial = beside(place, ".partial")
-    return not partial.is_symlink() and is_cut(partial)
+    if is_cut(beside(place, ".partial")):
+        replace_model(beside(place, ".partial"), place, out)
 
 
 def replace_model(partial: Path, place: Path, out: Path) -> None:
