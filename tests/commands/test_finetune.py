@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,46 @@ def test_killed_while_a_checkpoint_is_written(
     finetune(FinetuneOptions(cache=cache_dir, output_dir=out, **QUICK))
     assert f"resuming from {first}" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
+
+
+STOPPED_WHILE_SAVING = """
+import os, signal, sys, time
+from toolkit import cli
+from toolkit.runtime import ending
+from toolkit.training.trainer import CaptionTrainer
+before, calls, ending.SAME = CaptionTrainer._save_rng_state, [], 0.0
+def stopped(self, directory):
+    calls.append(directory)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep({seconds})
+    before(self, directory)
+CaptionTrainer._save_rng_state = stopped
+sys.argv = ["toolkit", "finetune", sys.argv[1], "--output-dir", sys.argv[2], "--epochs", "3", "--batch-size", "8"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_stopped_while_a_checkpoint_is_written(second: bool, cache_dir: Path, tmp_path: Path) -> None:
+    """It is finished first; a second signal ends the command at once, and the checkpoint before it serves."""
+    partial = tmp_path / "model.partial"
+    script = STOPPED_WHILE_SAVING.format(seconds=1000 if second else 0.1)
+    command = [sys.executable, "-c", script, str(cache_dir), str(tmp_path / "model")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    if second:
+        wait_for((partial / "checkpoints" / "checkpoint-10" / "optimizer.pt").exists, process)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert ("Stopped at once" if second else "stopped") in errors.splitlines()[-1]
+    assert "run the same command again to go on" in errors.splitlines()[-1]
+    last = last_checkpoint(partial / "checkpoints")
+    assert last is not None
+    assert last.name == ("checkpoint-5" if second else "checkpoint-10")
+    finetune(FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", epochs=3, batch_size=8))
 
 
 def test_captions_drawn_an_epoch_are_seeded(cache_dir: Path) -> None:

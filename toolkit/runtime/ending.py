@@ -1,8 +1,8 @@
 """How a command ends: Ctrl-C and SIGTERM, once and twice, whatever the command hangs in.
 
-The first signal is a `KeyboardInterrupt` in the main thread, where the command leaves what it has in order; it may take
-`GRACE` seconds for that, or longer within `allowing`. The second one, or the end of that time, ends the process at once.
-Both are seen by a thread of their own, since the main thread may be in a call that does not return.
+The first signal is a `KeyboardInterrupt` in the main thread, within `allowing` at the end of its block; there the command
+leaves what it has in order, for which it has `GRACE` seconds. The second signal, or the end of that time, ends the
+process at once. Both are seen by a thread of their own, since the main thread may be in a call that does not return.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _first: int | None = None  # the signal that ends this command
 _over = False
 _allowed = 0.0  # until when the end may take, by time.monotonic()
+_waiting = False  # whether the block of `allowing` is on
 
 
 def watch() -> None:
@@ -52,20 +53,25 @@ def code(otherwise: int) -> int:
 
 @contextmanager
 def allowing(seconds: float) -> Iterator[None]:
-    """The block may go on for so long after a signal: a checkpoint is being written. What follows has `GRACE` again."""
-    global _allowed
-    _allowed = time.monotonic() + seconds
+    """The block is finished before a signal within it ends the command, if that takes no longer: a checkpoint is being
+    written. What follows has `GRACE` again."""
+    global _allowed, _waiting
+    before = _first
+    _allowed, _waiting = time.monotonic() + seconds, True
     try:
         yield
     finally:
-        _allowed = time.monotonic() + GRACE
+        _allowed, _waiting = time.monotonic() + GRACE, False
+    if _first is not before:
+        raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _first
     if _first is None and not _over:
         _first = number
-        raise KeyboardInterrupt
+        if not _waiting:
+            raise KeyboardInterrupt
 
 
 def _in_child() -> None:

@@ -22,11 +22,14 @@ from toolkit.captioning.generate import decode, is_supported, release
 from toolkit.errors import RunError
 from toolkit.models.lora import is_adapted, load_adapter_weights
 from toolkit.models.precision import PixelNormalizer
+from toolkit.runtime.ending import allowing
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import mark_whole, rotate
 from toolkit.training.collator import LengthGroupedSampler, prefetch
 from toolkit.training.distributed import agreeing, load_whole, whole_model, writing
 from toolkit.training.features import encoder_features
+
+SAVING = 120.0  # seconds that a checkpoint may take once the command has been told to stop
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -211,7 +214,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             RunError: it can't be written.
         """
         out = Path(self._get_output_dir(trial))
-        with self._timed("saving_s"):
+        with allowing(SAVING), self._timed("saving_s"):
             with agreeing(), writing(out):
                 super()._save_checkpoint(model, trial)
             with agreeing(), writing(out):  # all ranks have written what is theirs
