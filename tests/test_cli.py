@@ -88,7 +88,7 @@ def test_usage_errors_are_2(tmp_path: Path) -> None:
         (["preprocess", "--preset", "tiny", "--max-length", "65"], "--max-length 65: the decoder of --preset tiny has"),
         (["finetune"], "cache/dataset: no such folder; run `toolkit preprocess` first"),
         (["finetune", "--lr", "-1"], "--lr -1.0: must be at least 0"),
-        (["finetune", "--captions-per-image", "some"], "is all or a number"),
+        (["finetune", "--captions-per-image", "some"], "must be all, or a number"),
         (["batch-caption", "nothing"], "nothing: no such file or folder"),
         (["batch-caption", ".", "--num-captions", "5"], "needs as many beams"),
         (["sample", "s", "--images", "0"], "--images 0: must be at least 1"),
@@ -118,7 +118,7 @@ def test_our_own_mistake_is_a_traceback_and_a_request(
     assert end.value.code == 1
     assert said[0] == "Traceback (most recent call last):"
     assert "AttributeError" in said[-2]
-    assert said[-1] == "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above."
+    assert said[-1] == "Error: this is a bug in toolkit, not a mistake of yours; please report it with the lines above."
 
 
 def test_environment_sets_options(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_control_characters_never_reach_the_terminal(
     inspect = ["inspect", os.fsdecode(b"\xff.txt"), "--num-workers", "1"]
     found = printed(inspect, monkeypatch, capsys)
     assert found.startswith("\\udcff.txt: annotations in flickr8k form")
-    assert f"\n  note              captions that an image has twice kept: 1 ({TAMED})\n" in found
+    assert f"\n  note              repeated captions of an image kept: 1 ({TAMED})\n" in found
     assert f"{TAMED} = 0.jpg\n" in found
     for text in (error, found):
         assert not set(text) & set("\x1b\x9b\u202e\udcff")

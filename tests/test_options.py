@@ -27,7 +27,7 @@ def test_seeds(command: str) -> None:
     assert to_json(from_flat(options, {**given, "seed": 0}))["seed"] == 0
     assert to_json(from_flat(options, {**given, "seed": 2**32 - 1}))["seed"] == 2**32 - 1
     for seed in (-1, 2**32):
-        with pytest.raises(InputError, match=rf"^--seed {seed}: is a number from 0 to 4294967295\.$"):
+        with pytest.raises(InputError, match=rf"^--seed {seed}: must be a whole number from 0 to 4294967295\.$"):
             from_flat(options, {**given, "seed": seed})
 
 
@@ -36,7 +36,7 @@ def test_seeds(command: str) -> None:
     [
         (
             {"warmup_steps": 5, "warmup_ratio": 0.1},
-            "--warmup-ratio 0.1: --warmup-steps 5 says it already; leave one of the two out.",
+            "--warmup-ratio 0.1: --warmup-steps 5 sets it already; leave one of the two out.",
         ),
         ({"epochs": float("inf")}, "--epochs inf: must be at least 0"),
         ({"lr": float("nan")}, "--lr nan: must be at least 0"),
@@ -56,10 +56,10 @@ def test_finetune(given: dict[str, Any], sentence: str) -> None:
         (BatchCaptionOptions, {"sample": True, "num_beams": 2}, "--num-beams 2: has no effect with --sample"),
         (BatchCaptionOptions, {"sample": True, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect with --sample"),
         (CaptionOptions, {"num_beams": 1, "early_stopping": "true"}, "--early-stopping true: has no effect with --num-beams 1"),
-        (EvaluateOptions, {"num_beams": 1}, "--num-beams 1: is for captioning with --model"),
-        (EvaluateOptions, {"device": "cpu"}, "--device cpu: is for captioning with --model"),
+        (EvaluateOptions, {"num_beams": 1}, "--num-beams 1: only applies with --model"),
+        (EvaluateOptions, {"device": "cpu"}, "--device cpu: only applies with --model"),
         (EvaluateOptions, {"model": "m", "num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect"),
-        (EvaluateOptions, {"metrics": "bleu", "idf": "train"}, "--idf train: is for CIDEr"),
+        (EvaluateOptions, {"metrics": "bleu", "idf": "train"}, "--idf train: only applies to CIDEr"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_ignored_is_refused(make: Any, wrong: dict[str, Any], sentence: str) -> None:

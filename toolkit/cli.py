@@ -34,11 +34,11 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "preprocess": (o.PreprocessOptions, "Read images and captions once, into a cache ready for training."),
     "finetune": (o.FinetuneOptions, "Fine-tune a captioner on a cache."),
     "batch-caption": (o.BatchCaptionOptions, "Write a caption for every image below the given folders."),
-    "caption": (o.CaptionOptions, "Caption one image or a few, and print the captions; writes nothing."),
+    "caption": (o.CaptionOptions, "Print the captions of one image or a few; writes no file."),
     "evaluate": (o.EvaluateOptions, "Score captions against references: the COCO metrics, with confidence intervals."),
     "inspect": (o.InspectOptions, "Show what is in an annotation set, a cache, a model or a run; writes nothing."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
-    "demo": (o.DemoOptions, "Everything on a small drawn sample: draw, preprocess, finetune, caption, evaluate, look."),
+    "demo": (o.DemoOptions, "Run every step on a small drawn sample: preprocess, finetune, batch-caption, evaluate."),
 }
 
 
@@ -59,7 +59,7 @@ def _warn_of_unknown_variables() -> None:
     for variable in sorted(os.environ):
         if variable.startswith("TOOLKIT_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)
-            progress.say(f"{variable}: no option has this variable" + (f"; is {near[0]} meant?" if near else "."))
+            progress.say(f"{variable}: no option reads this variable" + (f"; did you mean {near[0]}?" if near else "."))
 
 
 def _set_by(ctx: Any) -> dict[str, str]:
@@ -157,7 +157,7 @@ def _root(
 
 # ---- running --------------------------------------------------------------------------------------------------------
 
-OUR_FAULT = "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above."
+OUR_FAULT = "Error: this is a bug in toolkit, not a mistake of yours; please report it with the lines above."
 # Typer brings a click of its own, or uses the package: of one of the two.
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
@@ -242,7 +242,7 @@ def _code() -> int:
         (reason,) = error.args
         if not isinstance(reason, BrokenPipeError):  # `toolkit ... | head` has seen enough
             _tell(
-                f"Error: standard output can't be written ({reason.strerror}); what the command wrote to files stands."
+                f"Error: standard output can't be written ({reason.strerror}); the files that the command wrote are complete."
             )
         return 1
     except OSError as error:

@@ -293,9 +293,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, num_workers: int) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith(f"Error: --out {data.out}: the build could not go on (file too large)")
+        done.stderr.strip().splitlines()[-1].startswith(f"Error: --out {data.out}: the build failed (file too large)")
     )
     data.run()
     data.run(out=data.root / "undisturbed")
@@ -310,7 +308,7 @@ def test_a_full_disk_at_the_end(data: DataSet, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr(toolkit.cache.finalize, "write_dataset", write_dataset)
-        with pytest.raises(RunError, match=r"the build could not go on \(no space left on device\)"):
+        with pytest.raises(RunError, match=r"the build failed \(no space left on device\)"):
             data.run()
     calls = decoded(monkeypatch)
     data.run()

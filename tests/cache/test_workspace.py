@@ -126,7 +126,9 @@ def test_folders_beside_it_that_are_somebody_elses(
                      "names": {"train/data-000000.arrow": b"mine", "train/x": b"mine"}}[kind])  # fmt: skip
     before = tree(data.out.parent)
     if suffix == ".partial":
-        with pytest.raises(OutputError, match=r"dataset\.partial\S* stands where the cache is built, and is not of an"):
+        with pytest.raises(
+            OutputError, match=r"dataset\.partial\S* is in the way of the build, and no earlier build wrote it"
+        ):
             data.run()
         assert tree(data.out.parent) == before
         assert data.beside() == ["dataset.partial"]
@@ -145,7 +147,7 @@ def test_an_unfinished_build_is_not_set_aside_over_something_else(data: DataSet)
     unfinished(data)
     stale = data.out.with_name("dataset.stale")
     put(stale, {"notes.txt": b"mine"})
-    with pytest.raises(OutputError, match=r"dataset\.stale/notes\.txt stands where the cache is built"):
+    with pytest.raises(OutputError, match=r"dataset\.stale/notes\.txt is in the way of the build"):
         data.run(max_length=30)
     assert tree(stale) == {"notes.txt": b"mine"}
     data.run()  # which needs no such folder
@@ -164,7 +166,7 @@ def test_a_note_within_an_unfinished_build_stays(data: DataSet) -> None:
     unfinished(data)
     partial = data.out.with_name("dataset.partial")
     put(partial, {"notes.txt": b"mine", ".DS_Store": b"file manager"})
-    with pytest.raises(OutputError, match=r"dataset\.partial/notes\.txt stands"):
+    with pytest.raises(OutputError, match=r"dataset\.partial/notes\.txt is in the way of the build"):
         data.run()
     (partial / "notes.txt").unlink()
     data.run()
@@ -181,7 +183,7 @@ def test_a_file_in_the_way_is_refused(data: DataSet) -> None:
         data.add(f"{i}.png", picture(i))
     data.write()
     put(data.out, {"index/000003.arrow": b"mine"})
-    with pytest.raises(OutputError, match=r"index/000003\.arrow, which the earlier run did not write, is in its way"):
+    with pytest.raises(OutputError, match=r"index/000003\.arrow, which the earlier run did not write, is in the way"):
         data.run()
     assert tree(data.out) == {**before, "index/000003.arrow": b"mine"}
     (data.out / "index/000003.arrow").unlink()

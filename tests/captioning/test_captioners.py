@@ -177,15 +177,15 @@ def test_bad_pictures_and_mistakes(model_dir: Path, paths: list[Path], tmp_path:
     for wrong, reason in (
         ([np.zeros((3, 8, 8), np.uint8)], "an array of uint8"),
         ([np.zeros((8, 8, 3))], "an array of float64"),
-        ([np.zeros((0, 8, 3), np.uint8)], r"an array of uint8 \(0, 8, 3\) is no picture"),
-        ([np.zeros((8, 0), np.uint8)], r"an array of uint8 \(8, 0\) is no picture"),
-        ([7], "int is no picture"),
-        (paths[0], "a list of pictures"),
+        ([np.zeros((0, 8, 3), np.uint8)], r"an array of uint8 \(0, 8, 3\) is not an image"),
+        ([np.zeros((8, 0), np.uint8)], r"an array of uint8 \(8, 0\) is not an image"),
+        ([7], "int is not an image"),
+        (paths[0], "a list of images"),
     ):
         with pytest.raises(InputError, match=reason):
             captioner.caption(wrong)
     for given, reason in (
-        ({"batch_size": 0}, r"caption\(batch_size=0\): must be a whole number from 1 on"),
+        ({"batch_size": 0}, r"caption\(batch_size=0\): must be a whole number of at least 1"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"options": {"num_beams": 1}}, "its options as GenerationOptions, not as a dict"),

@@ -164,7 +164,7 @@ def test_rows_of_a_former_journal_serve(folder: Path, model: Path) -> None:
     assert (summary.values["new"], summary.values["uncompared"], summary.values["errors"]) == (0, 6, 1)
     assert rows(folder)["3.jpg"]["caption"] == "said before of 3.jpg"
     assert (
-        "6 captions are of an earlier toolkit, by the same weights and options; whether its tokenizer" in summary.text
+        "6 captions were made by toolkit 0.1 with the same weights and options; whether its tokenizer" in summary.text
     )
     assert run(folder, model).values["uncompared"] == 6  # it stays so
     # from here on the tokenizer counts
@@ -193,7 +193,7 @@ def test_a_former_journal_by_other_options(folder: Path, model: Path) -> None:
     write_former(folder, former_maker(model, num_beams=3))
     summary = run(folder, model)
     assert (summary.values["new"], "uncompared" in summary.values) == (6, False)
-    assert "6 with a caption of an earlier toolkit by other weights or options, captioned anew" in summary.text
+    assert "6 had a caption by toolkit 0.1 with other weights or options, and were captioned again" in summary.text
     assert "earlier toolkit" not in run(folder, model).text
 
 
@@ -212,6 +212,6 @@ def test_a_state_file_of_another_program(folder: Path, model_dir: Path) -> None:
     assert before != b""
     assert state.read_text().startswith("my notes")
     (folder.parent / "out.jsonl.lock").write_text("mine")
-    with pytest.raises(OutputError, match=r"would need out.jsonl.lock beside it, which is another's"):
+    with pytest.raises(OutputError, match=r"needs out.jsonl.lock beside it, which toolkit did not write"):
         run(folder, model_dir)
     assert (folder.parent / "out.jsonl.lock").read_text() == "mine"

@@ -174,7 +174,7 @@ def test_mistakes(folder: Path, model_dir: Path, tmp_path: Path) -> None:
         batch_caption(options(folder, folder))
     with pytest.raises(ModelError, match="no such folder"):
         batch_caption(options(folder, tmp_path / "nowhere"))
-    with pytest.raises(ModelError, match="a file, where a model folder"):
+    with pytest.raises(ModelError, match="is a file, not a model folder"):
         batch_caption(options(folder, model_dir / "config.json"))
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')

@@ -282,7 +282,7 @@ def test_a_model(cache_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     (changed / "preprocessor_config.json").unlink()
     config = json.loads((model_dir / "preprocessor_config.json").read_text())
     _json(changed / "preprocessor_config.json", {**config, "size": {"height": 32, "width": 32}})
-    with pytest.raises(ModelError, match=r"sees images otherwise than .* \(size\)"):
+    with pytest.raises(ModelError, match=r"prepares images differently from .* \(size\)"):
         run(None, cache_dir, model=str(changed))
 
 

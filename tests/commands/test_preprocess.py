@@ -126,9 +126,9 @@ def test_a_typo_in_a_models_name_is_told_before_the_captions_are_read(
         ("./vit", "no such folder (relative to the current directory)"),
         ("/nowhere/vit", "no such folder (relative to the current directory)"),
         ("Images/vit", "no such folder (relative to the current directory)"),
-        ("captions.txt", "a file, where a folder or a name on the hub is meant"),
-        ("google/vit base", "no such folder, and no name that the hub could have"),
-        ("google--vit", "no such folder, and no name that the hub could have"),
+        ("captions.txt", "is a file, not a folder or a name on the hub"),
+        ("google/vit base", "no such folder, and not a possible name on the hub"),
+        ("google--vit", "no such folder, and not a possible name on the hub"),
         ("s3://bucket/vit", "no such folder (relative to the current directory)"),
         (
             "google/vit-bse",
@@ -163,7 +163,7 @@ def test_labels_longer_than_the_decoder_has_positions(data: DataSet, config: Any
     text = error_of(data, max_length=positions + 1, **options)
     assert (
         text
-        == f"--max-length {positions + 1}: --decoder decoder has positions for {positions} tokens; take that or less."
+        == f"--max-length {positions + 1}: --decoder decoder has positions for {positions} tokens; use {positions} or less."
     )
     assert data.beside() == []
     data.run(max_length=positions, **options)
@@ -239,8 +239,8 @@ def test_a_row_that_cant_be_used_is_listed_and_weighed(data: DataSet) -> None:
     with open(data.annotations, "a") as file:
         file.write("lonely.png\r\n,said of nothing\r\n")
     assert error_of(data).startswith(
-        "captions.txt: 2 rows can't be used beside 12 images (line 26: 1 field for 2 columns; line 27: no image name), "
-        "more than --max-rejected 0.05; mend them, or accept the loss with --max-rejected."
+        "captions.txt: 2 rows can't be used and 12 images can (line 26: 1 field for 2 columns; line 27: no image name), "
+        "more than --max-rejected 0.05; correct them, or accept the loss with --max-rejected."
     )
     assert data.beside() == []
     assert error_of(data, RunError, max_rejected=0.2).startswith(
@@ -343,7 +343,7 @@ def test_missing_images_are_told_with_the_nearest_names(data: DataSet, capsys: p
     (data.images / "dog_1.jpg").rename(data.images / "dog-1.jpg")
     assert "1 of the 13 images that captions.txt names are not there (dog_1.jpg, nearest dog-1.jpg);" in error_of(data)
     assert data.run(max_rejected=0.1).values["rejected"] == 1
-    assert "images that are not there: 1 (dog_1.jpg, nearest dog-1.jpg)" in capsys.readouterr().err
+    assert "missing images: 1 (dog_1.jpg, nearest dog-1.jpg)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
@@ -407,14 +407,14 @@ def test_out_that_is_something_else(data: DataSet) -> None:
     data.out.mkdir()
     (data.out / "thesis.tex").write_text("mine")
     for overwrite in (False, True):
-        assert "holds files that are no cache" in error_of(data, OutputError, overwrite=overwrite)
+        assert "holds files that are not a cache" in error_of(data, OutputError, overwrite=overwrite)
     assert (data.out / "thesis.tex").read_text() == "mine"
     (data.out / "thesis.tex").unlink()
     data.run()
 
 
 def test_out_below_a_file(data: DataSet) -> None:
-    assert "can't be written (a file stands in its way)" in error_of(data, OutputError, out=data.annotations / "cache")
+    assert "can't be written (a file is in the way)" in error_of(data, OutputError, out=data.annotations / "cache")
 
 
 def test_out_of_another_data_set(data: DataSet, tmp_path: Path) -> None:
@@ -554,7 +554,7 @@ def test_splits_of_the_source_are_kept(data: DataSet) -> None:
         "000.jpg": "train", "001.png": "train", "002.png": "validation", "003.jpg": "test", "004.png": "test",
     }  # fmt: skip
     assert summary.values["left_out"] == 7
-    assert "7 images stand in no list and were left out" in summary.text
+    assert "7 images are in no list and were left out" in summary.text
     lists["train_list"].write_text("000.jpg\n005.png\n")
     data.run(**lists)
     assert splits_of(data)["005.png"] == "train"
@@ -616,7 +616,7 @@ def test_lists_that_name_no_image(data: DataSet) -> None:
     for content in ("", "\n  \n", "\ufeff"):
         lists["test_list"].write_text(content)
         assert error_of(data, **lists) == (
-            "test.txt: names no image, so that no image would be test; put the names there, one a line, or leave this "
+            "test.txt: names no image, so no image would be in test; write the names there, one per line, or leave this "
             "list out."
         )
     assert data.beside() == []
@@ -629,33 +629,33 @@ def test_lists_that_name_no_image(data: DataSet) -> None:
         (
             {"val_fraction": 0.0},
             {},
-            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+            ["no validation images, so `toolkit finetune` can neither choose its best checkpoint nor stop early; "
              "set --val-fraction above 0."],
         ),
         (
             {"val_fraction": 0.0},
             {"test": ["000.jpg"]},
-            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+            ["no validation images, so `toolkit finetune` can neither choose its best checkpoint nor stop early; "
              "name some with --val-list, or set --val-fraction above 0."],
         ),
         (
             {"val_fraction": 1e-9},
             {"test": ["000.jpg"]},
-            ["no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+            ["no validation images, so `toolkit finetune` can neither choose its best checkpoint nor stop early; "
              "raise --val-fraction."],
         ),
         (
             {"val_fraction": 0.0, "test_fraction": 0.99999},
             {},
-            ["no training images, so that `toolkit finetune` can't train on this cache; "
+            ["no training images, so `toolkit finetune` can't train on this cache; "
              "lower --val-fraction and --test-fraction.",
-             "no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; "
+             "no validation images, so `toolkit finetune` can neither choose its best checkpoint nor stop early; "
              "set --val-fraction above 0."],
         ),
         (
             {},
             {"val": [f"{i:03d}" for i in range(12)]},
-            ["no training images, so that `toolkit finetune` can't train on this cache; name some with --train-list."],
+            ["no training images, so `toolkit finetune` can't train on this cache; name some with --train-list."],
         ),
     ],
 )  # fmt: skip
@@ -689,7 +689,7 @@ def test_leaks_of_the_source_are_reported(data: DataSet) -> None:
     data.add("copy.bmp", None)
     data.write()
     lists = write_lists(data, train=["000.jpg", "001.png"], val=["002.png"], test=["copy.bmp"])
-    assert "1 images stand in two splits (first: 000.jpg in train, copy.bmp in test)" in error_of(
+    assert "1 images are in two splits (first: 000.jpg in train, copy.bmp in test)" in error_of(
         data, strict_splits=True, **lists
     )
     summary = data.run(**lists)
@@ -697,7 +697,7 @@ def test_leaks_of_the_source_are_reported(data: DataSet) -> None:
     assert "000.jpg in train, copy.bmp in test" in summary.text
     manifest = json.loads((data.out / "manifest.json").read_text())
     assert manifest["leaks"] == [{"train": ["000.jpg"], "test": ["copy.bmp"]}]
-    assert "stand in two splits" in error_of(data, strict_splits=True, **lists)  # though it is up to date
+    assert "are in two splits" in error_of(data, strict_splits=True, **lists)  # though it is up to date
 
 
 # ---- what is done again ---------------------------------------------------------------------------------------------
@@ -749,7 +749,7 @@ def test_reruns_say_what_was_reused(data: DataSet, num_workers: int, monkeypatch
     assert "up to date, nothing to do." in again.text
     other = data.run(max_length=30, **options)
     assert counted(other) == (11, 0)
-    assert "  pixels of all 11 images reused, none decoded anew\n" in other.text
+    assert "  pixels of all 11 images reused, none decoded\n" in other.text
     data.add("100.png", picture(100))
     data.rows = data.rows[-2:] + data.rows[:-2]  # in front: every shard shifts
     data.add("101.png", picture(101))
@@ -759,7 +759,7 @@ def test_reruns_say_what_was_reused(data: DataSet, num_workers: int, monkeypatch
     more = data.run(**options)
     assert counted(more) == (10, 3)
     assert num_workers > 1 or len(calls) == 4, "one of them in vain"
-    assert "  pixels of 10 images reused, 3 images decoded anew\n" in more.text
+    assert "  pixels of 10 images reused, 3 images decoded\n" in more.text
 
 
 def test_only_new_images_are_decoded(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def test_an_adapter_is_a_captioner(
     assert torch.equal(one.model.generate(pixels), other.model.generate(pixels))
     base = json.loads((tmp_path / "adapter" / "base.json").read_text())
     (tmp_path / "adapter" / "base.json").write_text(json.dumps({**base, "seed": 43, "weights": "0"}))
-    with pytest.raises(ModelError, match=r"--model adapter: an adapter of .*, but other weights stand there now"):
+    with pytest.raises(ModelError, match=r"--model adapter: an adapter of .*, but those weights have changed since"):
         load_captioner("adapter")
     (tmp_path / "adapter" / "base.json").unlink()
     with pytest.raises(ModelError, match=r"--model adapter: an adapter without base\.json"):
@@ -190,7 +190,10 @@ def test_learning_rate() -> None:
 
 def test_refused(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, message in (
-        ({"unfreeze_last": 1, "lora_rank": 2}, "--unfreeze-last 1: with --lora-rank no layer is trained whole"),
+        (
+            {"unfreeze_last": 1, "lora_rank": 2},
+            "--unfreeze-last 1: with --lora-rank the encoder's own weights are not trained",
+        ),
         ({"freeze_encoder": True, "lora_rank": 2}, "--lora-targets both: --freeze-encoder leaves the encoder as it is"),
         ({"lora_targets": "decoder"}, "--lora-targets decoder: only applies with --lora-rank"),
         ({"lora_save": "adapter"}, "--lora-save adapter: only applies with --lora-rank"),

@@ -126,5 +126,5 @@ def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.Mo
     arguments = trainer_arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
     assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="--precision fp16: training in it needs a GPU; use auto"):
+        with pytest.raises(InputError, match="--precision fp16: training needs a GPU; use auto"):
             run(cache_dir, tmp_path / "fp16", precision="fp16")

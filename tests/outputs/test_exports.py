@@ -67,10 +67,7 @@ def test_text_files(folder: Path, model_dir: Path, former: bool) -> None:
     (folder / "2.txt").unlink()
     summary = run(folder, model_dir, "txt", suffix="!")
     assert summary.values["kept"] == 1
-    assert (
-        "1 were changed by somebody since they were written and stay as they are (first: 1.txt); --overwrite"
-        in summary.text
-    )
+    assert "1 were changed since they were written and are kept (first: 1.txt); --overwrite" in summary.text
     now = {path.name: path.read_bytes() for path in folder.glob("*.txt")}
     assert now == {name: text[:-1] + b"!\n" for name, text in first.items()} | {"1.txt": b"A person said this.\n"}
     assert run(folder, model_dir, "txt").values["kept"] == 1  # ours are told from it for good
@@ -130,7 +127,9 @@ def test_lines_that_are_no_rows(folder: Path, model_dir: Path, line: str) -> Non
     output = output_of(folder, "jsonl")
     output.write_text(output.read_text() + line + "\n")
     before = output.read_bytes()
-    with pytest.raises(OutputError, match=r"line 6, which was changed, is no row of one image any more; mend it"):
+    with pytest.raises(
+        OutputError, match=r"line 6, which was changed, is not the row of one image any more; correct it"
+    ):
         run(folder, model_dir, "jsonl", prefix="x")
     assert output.read_bytes() == before
     run(folder, model_dir, "jsonl", overwrite=True)
@@ -263,7 +262,7 @@ def test_inputs_and_places_of_others(folder: Path, model_dir: Path, tmp_path: Pa
         with pytest.raises(OutputError, match=r"^--output .*a.txt: is one of the images"):
             run(folder, model_dir, "txt", paths=(str(folder / "a.txt"),), output=folder, overwrite=overwrite)
     (folder / "1.txt").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match=r"1.txt: is no regular file"):
+    with pytest.raises(OutputError, match=r"1.txt: is not a regular file"):
         run(folder, model_dir, "txt", overwrite=True)
     assert not (tmp_path / "elsewhere").exists()
     assert {path: path.read_bytes() for path in before} == before

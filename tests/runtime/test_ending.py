@@ -143,7 +143,7 @@ def test_a_full_standard_output(arguments: list[str], cache_dir: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: standard output can't be written (No space left on device); what the command wrote to files stands.\n"
+        "Error: standard output can't be written (No space left on device); the files that the command wrote are complete.\n"
     )
 
 
@@ -185,7 +185,7 @@ def test_a_bug_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert code == 1
     assert errors.startswith("Traceback (most recent call last):")
     assert errors.splitlines()[-2:] == [
-        "TypeError: ours", "Error: this is a mistake in toolkit, not one of yours; please report it, with the lines above.",
+        "TypeError: ours", "Error: this is a bug in toolkit, not a mistake of yours; please report it with the lines above.",
     ]  # fmt: skip
 
 
@@ -234,8 +234,8 @@ def test_a_misspelt_variable_is_a_warning(
     code, errors = run(monkeypatch, capsys, "sample", "x", "--images", "2")
     assert code == 0
     assert errors.splitlines() == [
-        "TOOLKIT_SAMPEL_IMAGES: no option has this variable; is TOOLKIT_SAMPLE_IMAGES meant?",
-        "TOOLKIT_ZZZ: no option has this variable.",
+        "TOOLKIT_SAMPEL_IMAGES: no option reads this variable; did you mean TOOLKIT_SAMPLE_IMAGES?",
+        "TOOLKIT_ZZZ: no option reads this variable.",
     ]
     assert run(monkeypatch, capsys, "sample", "y", "--images", "2", "--quiet") == (0, "")
     assert SampleOptions(Path("x")).seed == 42

@@ -33,7 +33,7 @@ REASONS = {
     "gated": "it is gated, for those who asked for access; ask at {endpoint}/owner/gated and log in with `hf auth login`",
     "none": "no such model there, or a private one; check the spelling, or log in with `hf auth login`",
     "private": "no such model there, or a private one; check the spelling, or log in with `hf auth login`",
-    "token": "the hub does not accept your token (401); log in with `hf auth login`, or set HF_TOKEN anew, or unset HF_TOKEN",
+    "token": "the hub does not accept your token (401); log in with `hf auth login`, or set HF_TOKEN again, or unset HF_TOKEN",
     "forbidden": "the hub forbids it to your token (403); log in",
     "busy": "the hub has had too many requests from here (429); wait a few minutes and try again",
     "broken": "the hub answers with status 503; try again later",
@@ -85,7 +85,7 @@ def test_the_hubs_answer_is_the_reason(endpoint: str, name: str) -> None:
 
 def test_what_is_there_fails_for_the_librarys_own_reason(endpoint: str) -> None:
     assert why_not("owner/there", ValueError("no tokenizer of this kind."), "HINT") == "no tokenizer of this kind; HINT"
-    assert why_not("a b/c d", ValueError("x"), "HINT") == "that is no name that the hub could have; HINT"
+    assert why_not("a b/c d", ValueError("x"), "HINT") == "that is not a possible name on the hub; HINT"
 
 
 def test_what_this_machine_says(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_data_set_says_it(endpoint: str, tmp_path: Path) -> None:
     from toolkit.data.annotations import read_annotations
 
     with pytest.raises(
-        InputError, match=r"^owner/none: neither a local data set nor to be had from the hub: no such dataset"
+        InputError, match=r"^owner/none: neither a local data set nor one that the hub has: no such dataset"
     ):
         list(read_annotations("owner/none", tmp_path, "hub").records)
 

@@ -97,7 +97,7 @@ def test_no_file_to_write(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
     os.mkfifo(tmp_path / "pipe")
     cases = {
-        "folder": "is a folder", "link": "is a link", "pipe": "is no regular file", "nothing/x": "there is no folder",
+        "folder": "is a folder", "link": "is a link", "pipe": "is not a regular file", "nothing/x": "there is no folder",
         "x" * 300: "can't be written (File name too long)",
     }  # fmt: skip
     for name, why in cases.items():
@@ -111,7 +111,7 @@ def test_another_s_state_file(tmp_path: Path) -> None:
     state = tmp_path / "x.csv.state"
     for text in ("mine", "[]", json.dumps({"toolkit output": 1})):
         state.write_text(text)
-        with pytest.raises(OutputError, match=r"would need x[.]csv[.]state beside it, which is another's"):
+        with pytest.raises(OutputError, match=r"needs x[.]csv[.]state beside it, which toolkit did not write"):
             Output("--x", tmp_path / "x.csv", overwrite=True)
         assert state.read_text() == text
 

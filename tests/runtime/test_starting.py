@@ -93,7 +93,7 @@ def test_other_pixels_or_words_are_refused(
     old_captioner: Path, cache_dir: Path, its_cache: Path, tmp_path: Path
 ) -> None:
     assert start(cache_dir, init_from=str(old_captioner)) is not None  # the same pixels and words as the preset's
-    with pytest.raises(ModelError, match=r"a whole captioner; go on from it with `toolkit finetune --init-from "):
+    with pytest.raises(ModelError, match=r"is a whole captioner; fine-tune it with `toolkit finetune --init-from "):
         start(its_cache)
     other = tmp_path / "other"
     shutil.copytree(old_captioner, other)
@@ -120,7 +120,7 @@ def test_wrong_names(cache_dir: Path, tmp_path: Path) -> None:
     for name, message in (
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), r"not a model folder \(no config\.json\)"),
-        (str(cache_dir / "manifest.json"), "a file, where a model folder is meant"),
+        (str(cache_dir / "manifest.json"), "is a file, not a model folder"),
     ):
         with pytest.raises(ModelError, match=rf"--init-from {name}: {message}; name a folder that"):
             start(cache_dir, init_from=name)

@@ -385,7 +385,7 @@ def test_captions_of_urls_at_a_url(
     there = [*(sample_dir / "Images").glob("*.jpg"), "zz.jpg"]
     assert (more.values["images"], more.values["new"], more.exit_code) == (len(there), 1, 3)
     said = capsys.readouterr().err
-    assert "memory://out/captions.jsonl: 48 of 48 images have their row already" in said
+    assert "memory://out/captions.jsonl: 48 of 48 images are captioned already" in said
     assert "cache/stores" not in said
 
 

@@ -155,7 +155,7 @@ def test_folders_of_their_own(cache_dir: Path, tmp_path: Path) -> None:
         command = ["-m", "toolkit", "finetune", str(cache_dir), "--max-steps", "2", "--quiet"]
         running.append(start(rank, 2, port, *command, cwd=tmp_path / str(rank), stderr=subprocess.PIPE))
     told = [process.communicate(timeout=60)[1] for process in running]
-    wrong = "--output-dir model: is not the same folder for all processes; name one that all of them see."
+    wrong = "--output-dir model: is not the same folder for all processes; name one that they share."
     assert told == ["", f"Error: rank 1: {wrong}\n"]
     assert [process.returncode for process in running] == [1, 1]
 

@@ -94,9 +94,7 @@ def test_another_programs_options(content: str, short: FinetuneOptions) -> None:
     (out / "thesis.tex").write_text("years of work")
     before = tree(out.parent)
     for options in (short, replace(short, overwrite=True), replace(short, resume=False)):
-        with pytest.raises(
-            OutputError, match=r"model: holds files that are no run of toolkit's; name another folder\.$"
-        ):
+        with pytest.raises(OutputError, match=r"model: holds files that no run wrote; name another folder\.$"):
             finetune(options)
     assert tree(out.parent) == before
 
@@ -168,7 +166,7 @@ def test_another_folder_where_the_run_would_live(content: str, short: FinetuneOp
     before = tree(tmp_path)
     for options in (short, replace(short, overwrite=True)):
         with pytest.raises(
-            OutputError, match=r"model\.partial is where the run has to live .* are no run of toolkit's"
+            OutputError, match=r"model\.partial is the folder of the unfinished run, .* that no run wrote"
         ):
             finetune(options)
     assert tree(tmp_path) == before
@@ -179,7 +177,7 @@ def test_two_runs_on_one_folder(short: FinetuneOptions, tmp_path: Path) -> None:
         finetune(short)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "model.lock").write_text("of another program")
-    with pytest.raises(OutputError, match=r"would need model\.lock beside it, which is another's"):
+    with pytest.raises(OutputError, match=r"needs model\.lock beside it, which toolkit did not write"):
         finetune(short)
     assert tree(tmp_path).keys() == {"model.lock"}
 
@@ -206,7 +204,7 @@ def test_a_model_is_replaced_and_nothing_else(
         finetune(replace(options, overwrite=False))
     assert tree(finished) == before
     finetune(options)
-    assert "changed since the run before wrote it, and kept: README.md.old" in capsys.readouterr().err
+    assert "changed since the last run wrote it, and kept as README.md.old" in capsys.readouterr().err
     after = tree(finished)
     assert (finished / "README.md.old").read_text() == "my own words"
     assert after.keys() - {"README.md.old"} == before.keys() | {"tokenizer.json"}
@@ -333,7 +331,7 @@ def test_something_in_the_way(short: FinetuneOptions, monkeypatch: pytest.Monkey
     monkeypatch.setattr(toolkit.reports.finished_run, "replace_model", late)
     with pytest.raises(
         OutputError,
-        match=r"README\.md, which the earlier run did not write, is in its way; move that, and run the same",
+        match=r"README\.md, which the earlier run did not write, is in the way; move that, and run the same",
     ):
         finetune(short)
     assert tree(out).keys() == {"README.md"}
@@ -495,7 +493,9 @@ def test_a_finished_run_is_extended(
 def test_without_a_checkpoint_there_is_no_going_on(short: FinetuneOptions, finished: Path) -> None:
     shutil.rmtree(finished / "checkpoints")
     before = tree(finished.parent)
-    with pytest.raises(OutputError, match=r"no checkpoint of the finished run is whole, so that it can't be extended"):
+    with pytest.raises(
+        OutputError, match=r"no undamaged checkpoint of the finished run is left, so it can't be extended"
+    ):
         finetune(replace(short, max_steps=4))
     assert tree(finished.parent) == before
 

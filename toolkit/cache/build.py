@@ -183,7 +183,7 @@ class ShardBuilder:
             if str(error) in NOT_THE_IMAGES_FAULT:
                 raise RunError(
                     f"{record['path']}: {error}; run the same command again to go on from the finished shards, with a "
-                    "lower --num-workers, or take the image out."
+                    "lower --num-workers, or remove the image."
                 ) from None
             entry["reason"] = str(error)
             return False

@@ -110,7 +110,7 @@ def _check_kept(options: PreprocessOptions, annotations: AnnotationSet, tally: T
         what = f"more than --max-rejected {options.max_rejected:g}" if tally.kept else "which leaves none"
         raise RunError(
             f"{' and '.join(which) or f'none of {tally.images} images is in a split'}, {what}; "
-            f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was made, a rerun decodes only what has "
+            f"see {beside(options.out, '.partial') / 'rejected.jsonl'}; no cache was written; a rerun decodes only what has "
             "changed since."
         )
 
@@ -185,8 +185,8 @@ def _sync(partial: Path, names: Iterable[str]) -> None:
 
 def leak_error(options: PreprocessOptions, count: int, first: dict[str, list[str]]) -> InputError:
     return InputError(
-        f"{options.annotations}: {count} images stand in two splits (first: {_leak_text(first)}); mend the lists, or "
-        "leave --strict-splits out."
+        f"{options.annotations}: {count} images are in two splits (first: {_leak_text(first)}); correct the lists, or "
+        "leave out --strict-splits."
     )
 
 
@@ -206,18 +206,16 @@ def summary_of(manifest: Manifest, out: Path, headline: str, decoded: int) -> Su
     lines = [headline, f"  images: {splits}; captions: {counts['captions']}"]
     reused = sum(counts["splits"].values()) - decoded
     if reused and decoded:
-        lines.append(f"  pixels of {reused} images reused, {decoded} images decoded anew")
+        lines.append(f"  pixels of {reused} images reused, {decoded} images decoded")
     elif reused:
-        lines.append(f"  pixels of all {reused} images reused, none decoded anew")
+        lines.append(f"  pixels of all {reused} images reused, none decoded")
     if counts["truncated"]:
         lines.append(f"  {counts['truncated']} captions cut to --max-length {max_length} tokens, EOS kept")
     if counts["left_out"]:
         place = "list" if manifest.get("splits", {}).get("by") == "lists" else "split of the source"
-        lines.append(f"  {counts['left_out']} images stand in no {place} and were left out")
+        lines.append(f"  {counts['left_out']} images are in no {place} and were left out")
     if counts["leaked"]:
-        lines.append(
-            f"  {counts['leaked']} images stand in two splits of the source: {_leak_text(manifest['leaks'][0])}"
-        )
+        lines.append(f"  {counts['leaked']} images are in two splits of the source: {_leak_text(manifest['leaks'][0])}")
     unusable = counts.get("unusable_rows", 0)  # older caches do not count them
     if counts["rejected"]:
         lines.append(f"  {counts['rejected']} images could not be read, see {out / 'rejected.jsonl'}")
@@ -243,7 +241,7 @@ def _warnings(manifest: Manifest) -> list[str]:
     warnings = []
     if not counts["train"]:
         way = "lower --val-fraction and --test-fraction" if splits["by"] == "content" else "name some with --train-list"
-        warnings.append(f"no training images, so that `toolkit finetune` can't train on this cache; {way}.")
+        warnings.append(f"no training images, so `toolkit finetune` can't train on this cache; {way}.")
     if not counts["validation"]:
         if splits["by"] == "content" or splits["validation_drawn"]:
             way = "raise --val-fraction" if options["val_fraction"] else "set --val-fraction above 0"
@@ -252,6 +250,6 @@ def _warnings(manifest: Manifest) -> list[str]:
             if splits["by"] == "lists" and not options["val_list"] and not options["val_fraction"]:
                 way += ", or set --val-fraction above 0"
         warnings.append(
-            f"no validation images, so that `toolkit finetune` can't tell its best checkpoint nor stop early; {way}."
+            f"no validation images, so `toolkit finetune` can neither choose its best checkpoint nor stop early; {way}."
         )
     return warnings

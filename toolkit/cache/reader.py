@@ -213,7 +213,7 @@ def read_into(path: Path, start: int, target: memoryview) -> None:
         while done < len(target):
             count = os.preadv(handle, [target[done:]], start + done)
             if count == 0:
-                raise InputError(f"{path}: ends too early; run `toolkit preprocess` again to mend the cache.")
+                raise InputError(f"{path}: is cut short; run `toolkit preprocess` again to repair the cache.")
             done += count
     finally:
         os.close(handle)

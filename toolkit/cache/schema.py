@@ -151,7 +151,7 @@ def read_manifest(directory: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{directory}: a cache of schema version {version}, this toolkit reads {SCHEMA_VERSION}; "
-            "run `toolkit preprocess --overwrite` to build it anew."
+            "run `toolkit preprocess --overwrite` to build it again."
         )
     return manifest
 

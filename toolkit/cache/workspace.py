@@ -87,7 +87,7 @@ def building(out: Path, place: Path) -> Iterator[Path]:
             yield partial
         except OSError as error:
             raise RunError(
-                f"--out {out}: the build could not go on ({reason(error)}); mend that and run the same command again, "
+                f"--out {out}: the build failed ({reason(error)}); fix that and run the same command again, "
                 "finished shards are kept."
             ) from None
         except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def _check_ours(out: Path, folder: Path) -> None:
     found = foreign(folder)
     if found is not None:
         raise OutputError(
-            f"--out {out}: {found} stands where the cache is built, and is not of an earlier build; move it elsewhere, or "
+            f"--out {out}: {found} is in the way of the build, and no earlier build wrote it; move it elsewhere, or "
             "name another --out."
         )
 

@@ -85,11 +85,15 @@ class Attention:
         tokens = self._cross_attention(blank, torch.tensor([[self._start]])).shape[2]
         grid = patch_grid(captioner.model.config.encoder, height, width, tokens)
         if grid is None:
-            raise self._can_not(f"its encoder's {tokens} tokens are no grid of patches over {height} x {width} pixels")
+            raise self._can_not(
+                f"its encoder's {tokens} tokens are not a grid of patches over {height} x {width} pixels"
+            )
         self.grid = grid
 
     def _can_not(self, reason: str) -> ModelError:
-        return ModelError(f"--attention: {self.name} can't show where it looks, for {reason}; leave --attention out.")
+        return ModelError(
+            f"--attention: {self.name} can't show where it looks, because {reason}; leave --attention out."
+        )
 
     @property
     def _start(self) -> int:

@@ -115,14 +115,14 @@ class Captioner:
             RunError: a batch does not fit in the device's memory.
         """
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
-            raise InputError("caption() takes a list of pictures; put the one into [brackets].")
+            raise InputError("caption() takes a list of images; put a single one into [brackets].")
         if options is not None and not isinstance(options, GenerationOptions):
             raise InputError(
                 f"caption() takes its options as GenerationOptions, not as a {type(options).__name__}; write "
                 "GenerationOptions(num_beams=1), say."
             )
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"caption(batch_size={batch_size!r}): must be a whole number from 1 on.")
+            raise InputError(f"caption(batch_size={batch_size!r}): must be a whole number of at least 1.")
         return list(self._results(images, options or GenerationOptions(), batch_size))
 
     def _results(self, images: Sequence[Picture], options: GenerationOptions, size: int) -> Iterator[CaptionResult]:
@@ -174,7 +174,7 @@ class Batches:
             # outside of except, whose traceback holds the tensors that did not fit
             self.size = len(batch) // 2
             torch.cuda.empty_cache()
-            say(f"a batch of {len(batch)} does not fit in memory: going on with {self.size}")
+            say(f"a batch of {len(batch)} does not fit in memory: continuing with {self.size}")
         return found
 
 
@@ -187,12 +187,12 @@ def _openable(picture: Picture) -> Path | bytes | Image.Image:
             or 0 in picture.shape
         ):
             raise InputError(
-                f"an array of {picture.dtype} {picture.shape} is no picture; give uint8 (height, width, 3), or without the "
-                "3 for grey."
+                f"an array of {picture.dtype} {picture.shape} is not an image; give uint8 (height, width, 3), or "
+                "(height, width) for grey."
             )
         return Image.fromarray(picture)
     if not isinstance(picture, (str, Path, bytes, Image.Image)):
-        raise InputError(f"{type(picture).__name__} is no picture; give a path, bytes, a Pillow image or an array.")
+        raise InputError(f"{type(picture).__name__} is not an image; give a path, bytes, a Pillow image or an array.")
     return Path(picture) if isinstance(picture, str) else picture
 
 

@@ -139,9 +139,9 @@ def unsupported(model: Any, config: GenerationConfig) -> str | None:
     if config.do_sample and config.num_beams > 1:
         return "beam search and sampling are asked for together"
     if kind.vocab_size <= 2 * config.num_beams:
-        return f"there are {config.num_beams} beams to {kind.vocab_size} tokens"
+        return f"there are {config.num_beams} beams for a vocabulary of {kind.vocab_size} tokens"
     if config.num_return_sequences > config.num_beams and not config.do_sample:
-        return f"{config.num_return_sequences} captions are asked of {config.num_beams} beams"
+        return f"{config.num_return_sequences} captions are asked for from {config.num_beams} beams"
     return None
 
 

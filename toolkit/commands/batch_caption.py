@@ -115,12 +115,12 @@ class _Run:
         if self.export.format == "txt" and any(
             a == b.name + ".txt" for a, b in zip(self.export.names, self.images, strict=True)
         ):
-            say("images that differ only in their ending keep it: a.jpg.txt, a.png.txt")
+            say("images whose names differ only in the suffix get texts with it: a.jpg.txt, a.png.txt")
         shards = beside(self.output, ".pieces")
         gather(shards, journal)  # those that a stopped run has finished
         todo = [image for image in self.images if known_result(image, journal) is None]
         if len(todo) < len(self.images):
-            say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images have their row already")
+            say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
             say(describe_settings(self.captioner.model, options.generation))
         if options.engine != "local" and todo:
@@ -160,7 +160,7 @@ class _Run:
 
     def _summary(self, new: int) -> Summary:
         options, count, kept, first = self.options, self.count, self.export.kept, self.first_error
-        text = f"{self.output}: {len(self.images)} images, {new} captioned or tried now."
+        text = f"{self.output}: {len(self.images)} images, {new} captioned or tried in this run."
         values: dict[str, Any] = {"output": str(self.output), "images": len(self.images), "new": new}
         values["errors"] = count["errors"]
         if first is not None:
@@ -173,19 +173,19 @@ class _Run:
             values["weak"] = count["weak"]
         if kept:
             text += (
-                f"\n  {len(kept)} were changed by somebody since they were written and stay as they are (first: "
+                f"\n  {len(kept)} were changed since they were written and are kept (first: "
                 f"{printable(kept[0])}); --overwrite replaces them"
             )
             values["kept"] = len(kept)
         if count["uncompared"]:
             text += (
-                f"\n  {count['uncompared']} captions are of an earlier toolkit, by the same weights and options; whether its "
+                f"\n  {count['uncompared']} captions were made by toolkit 0.1 with the same weights and options; whether its "
                 "tokenizer, image processor and the model's own settings were the same could not be compared; --existing "
-                "overwrite captions them anew"
+                "overwrite captions them again"
             )
             values["uncompared"] = count["uncompared"]
         if self.journal.anew:
-            text += f"\n  {self.journal.anew} with a caption of an earlier toolkit by other weights or options, captioned anew"
+            text += f"\n  {self.journal.anew} had a caption by toolkit 0.1 with other weights or options, and were captioned again"
         return Summary(text, values, exit_code=3 if first is not None else 0)
 
 
@@ -220,7 +220,7 @@ def _place(options: BatchCaptionOptions, format: str) -> Path:
     if folder is None:
         if len(options.paths) != 1 or not Path(options.paths[0]).is_dir():
             raise InputError(
-                f"--format {format}: captions go beside the images of one folder; give one, or an --output."
+                f"--format {format}: captions are written beside the images of one folder; give one folder, or an --output."
             )
         folder = Path(options.paths[0])
     if folder.name in ("", ".."):  # which nothing can be named after, as the state beside it is
@@ -234,9 +234,7 @@ def _check_output(output: Path, format: str, images: Sequence[FoundImage]) -> No
     if format == "txt" and output.exists() and not output.is_dir():
         raise OutputError(f"--output {output}: a file; --format txt needs a folder.")
     if format == "imagefolder" and not all((output.parent / image.name).exists() for image in images):
-        raise OutputError(
-            f"--output {output}: metadata.jsonl must lie in the folder of the images; leave --output out."
-        )
+        raise OutputError(f"--output {output}: metadata.jsonl must be in the folder of the images; leave out --output.")
     if format != "txt" and output.is_dir():
         raise OutputError(f"--output {output}: a folder; name a file.")
     if not output.parent.is_dir():

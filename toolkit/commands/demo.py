@@ -23,7 +23,7 @@ from toolkit.runtime.progress import say
 MARK = "demo.json"
 CACHE = Path("cache/dataset")  # below the folder of the demo
 
-COMMANDS = """The same on your own folder, which holds captions.txt and Images/:
+COMMANDS = """To do the same with your own data, in a folder with captions.txt and Images/:
 
   toolkit preprocess
   toolkit finetune

@@ -108,7 +108,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     cache = references.cache
     if cache is None:
         raise InputError(
-            f"--model {model}: captions the pixels of a cache, but {references.source} is none; run "
+            f"--model {model}: captions the pixels of a cache, but {references.source} is not one; run "
             "`toolkit batch-caption` on the images, then evaluate its output."
         )
     import numpy as np
@@ -123,7 +123,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     ]
     if differs:
         raise ModelError(
-            f"--model {model}: sees images otherwise than {references.source} has them ({', '.join(differs)}); "
+            f"--model {model}: prepares images differently from {references.source} ({', '.join(differs)}); "
             "run `toolkit preprocess` with the encoder of this model."
         )
     rows: list[Hypothesis] = []

@@ -75,17 +75,17 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
         raise InputError(f"{options.cache}: its train split is empty; preprocess more images.")
     if options.early_stopping_patience is not None and not len(cache["validation"]):
         raise InputError(
-            f"--early-stopping-patience {options.early_stopping_patience}: {options.cache} has no validation images, so "
-            "that nothing says when to stop; leave it out, or preprocess with validation images."
+            f"--early-stopping-patience {options.early_stopping_patience}: {options.cache} has no validation images to "
+            "tell when to stop; leave it out, or preprocess with validation images."
         )
     rows, longest = cache.manifest["options"]["max_length"], options.generation.max_length
     if longest < 3:
         raise InputError(f"--max-length {longest}: leaves no room for a word; 50 is usual.")
     if rows > longest:
-        say(f"note: captions may be {rows} tokens long in the cache, but are generated up to {longest}")
+        say(f"note: captions in the cache have up to {rows} tokens, but are generated with at most {longest}")
     _check_reporter(options.report_to)
     if options.precision == "fp16" and pick_device("auto").type != "cuda":
-        raise InputError("--precision fp16: training in it needs a GPU; use auto.")
+        raise InputError("--precision fp16: training needs a GPU; use auto.")
     check_sharding(options, pick_device("auto"))
 
 

@@ -103,7 +103,7 @@ def _existing(options: PreprocessOptions, place: Path) -> Manifest | None:
     if not any(place.iterdir()):
         return None
     if not (place / MANIFEST).exists():
-        raise OutputError(f"--out {out}: holds files that are no cache; name another folder.")
+        raise OutputError(f"--out {out}: holds files that are not a cache; name another folder.")
     try:
         manifest = read_manifest(place)
     except InputError as error:
@@ -212,7 +212,7 @@ def _check_positions(options: PreprocessOptions) -> None:
     positions = positions_of(decoder) if options.preset is None else None
     if positions is not None and options.max_length > positions:
         raise InputError(
-            f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; take that or less."
+            f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; use {positions} or less."
         )
 
 
@@ -238,8 +238,8 @@ def _check_rows(options: PreprocessOptions, annotations: AnnotationSet, staged: 
     considered = staged.images + staged.unusable
     if staged.unusable > options.max_rejected * considered:
         raise InputError(
-            f"{options.annotations}: {staged.unusable} rows can't be used beside {staged.images} images "
-            f"({annotations.notes.unusable}), more than --max-rejected {options.max_rejected:g}; mend them, or accept "
+            f"{options.annotations}: {staged.unusable} rows can't be used and {staged.images} images can "
+            f"({annotations.notes.unusable}), more than --max-rejected {options.max_rejected:g}; correct them, or accept "
             "the loss with --max-rejected."
         )
 
@@ -250,7 +250,7 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
         return
     if not annotations.images.is_dir():
         raise InputError(
-            f"--images {annotations.images}: no such folder; name the folder that {options.annotations} speaks of."
+            f"--images {annotations.images}: no such folder; name the folder with the images of {options.annotations}."
         )
     near = annotations.notes.nearest
     some = ", ".join(f"{name}, nearest {near[name]}" if name in near else name for name in staged.examples)
@@ -261,7 +261,7 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
             f"names are not there ({some}); name the right folder, or accept the loss with --max-rejected."
         )
     if staged.missing:
-        say(f"  images that are not there: {staged.missing} ({some})")
+        say(f"  missing images: {staged.missing} ({some})")
 
 
 def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:

@@ -243,7 +243,7 @@ def read_file(path: Path) -> ImageFile:
     """How every command reads an image's bytes: once, and only of a regular file of at most `LARGEST_FILE`.
 
     Raises:
-        ImageError: the reason; of what is no regular file without opening it, and nothing ever waits for a pipe.
+        ImageError: the reason; of what is not a regular file without opening it, and nothing ever waits for a pipe.
     """
     check_file(path)  # before it is opened: opening a device may do something
     with _reasons(path):

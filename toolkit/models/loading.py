@@ -111,7 +111,7 @@ def _load_encoder(name: str) -> Any:
         config = AutoConfig.from_pretrained(name, **where)
         if config.model_type == "vision-encoder-decoder":
             raise ModelError(
-                f"--encoder {name}: a whole captioner; go on from it with `toolkit finetune --init-from {name}`."
+                f"--encoder {name}: is a whole captioner; fine-tune it with `toolkit finetune --init-from {name}`."
             )
         if hasattr(config, "vision_config"):  # CLIP, SigLIP and their like: the vision half alone
             classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
@@ -166,7 +166,7 @@ def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
     if path.is_file():
-        raise ModelError(f"{option} {name}: a file, where a model folder is meant; {hint}.")
+        raise ModelError(f"{option} {name}: is a file, not a model folder; {hint}.")
     if path.is_dir():
         try:
             check_kind(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))

@@ -107,7 +107,7 @@ def load_adapter_weights(model: Any, directory: Path | str) -> None:
     stored = load_peft_weights(str(directory), device="cpu")
     missing = get_peft_model_state_dict(model).keys() ^ stored.keys()
     if missing:
-        raise ModelError(f"{directory}: not an adapter of this model ({sorted(missing)[0]} is in one of them alone).")
+        raise ModelError(f"{directory}: not an adapter of this model ({sorted(missing)[0]} is only in one of them).")
     set_peft_model_state_dict(model, stored)
 
 
@@ -171,7 +171,7 @@ def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: s
         adapted = PeftModel.from_pretrained(model, name)
     if _base_hash(adapted) != base["weights"]:
         what = base["init_from"] or f"{base['encoder']} and {base['decoder']}"
-        raise ModelError(f"{option} {name}: an adapter of {what}, but other weights stand there now; restore those.")
+        raise ModelError(f"{option} {name}: an adapter of {what}, but those weights have changed since; restore them.")
     whole = merged(adapted)
     whole.generation_config = GenerationConfig.from_pretrained(name)
     return whole

@@ -85,7 +85,7 @@ def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dic
     settings = json.loads(processor.to_json_string())
     if not same_pixels(PixelTransform.from_processor_config(settings), processor):
         kind = type(processor).__name__
-        raise ModelError(f"--encoder {encoder}: {kind} does more to a picture than resize and crop it; name another.")
+        raise ModelError(f"--encoder {encoder}: {kind} does more to an image than resize and crop it; name another.")
     tokenizer.save_pretrained(Path(directory) / "tokenizer")
     processor.save_pretrained(Path(directory) / "image_processor")
     if not (Path(directory) / "tokenizer" / "tokenizer.json").exists():

@@ -58,7 +58,7 @@ class BatchCaptionOptions:
         check_choice("existing", self.existing, ("skip", "overwrite"))
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",
-              "is shown in a page; name one with --gallery")  # fmt: skip
+              "is shown on a page; add --gallery")  # fmt: skip
         check_choice("precision", self.precision, PRECISIONS)
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
-              self.batch_size, "is auto or a number from 1 on")  # fmt: skip
+              self.batch_size, "must be auto, or a number of at least 1")  # fmt: skip

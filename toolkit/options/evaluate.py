@@ -101,13 +101,13 @@ class EvaluateOptions:
         check(self.model is None or self.hypotheses is None, "model", self.model,
               "captions the split itself; leave out --hypotheses")  # fmt: skip
         if self.model is None:
-            why = "is for captioning with --model; add that, or leave it out"
+            why = "only applies with --model; add that, or leave it out"
             check_unused(self, ("batch_size", "device", "precision"), why)
             check_unused(self.generation, BEAM_SEARCH, why)
         else:
             check_generation(self.generation)
         check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
-              "is for CIDEr, which is not among --metrics; leave it out")  # fmt: skip
+              "only applies to CIDEr, which is not among --metrics; leave it out")  # fmt: skip
         check(self.per_image is None or self.per_image.suffix in (".csv", ".parquet"), "per_image", self.per_image,
               "name a file that ends in .csv or .parquet")  # fmt: skip
         check(self.page is None or self.page.suffix in (".html", ".htm"), "page", self.page,

@@ -76,7 +76,7 @@ def check_nested(options: Any) -> None:
         if "nested" in f.metadata:
             held = getattr(options, f.name)
             others = tuple(inner.name for inner in fields(held) if inner.name not in f.metadata["nested"])
-            check_unused(held, others, "is no option of this command; leave it out")
+            check_unused(held, others, "is not an option of this command; leave it out")
 
 
 def default_workers() -> int:
@@ -101,7 +101,7 @@ def check_at_least(options: Any, minimum: float, *names: str) -> None:
 
 
 def check_seed(options: Any) -> None:
-    check(0 <= options.seed < 2**32, "seed", options.seed, "is a number from 0 to 4294967295")
+    check(0 <= options.seed < 2**32, "seed", options.seed, "must be a whole number from 0 to 4294967295")
 
 
 SPLIT_TARGETS = ("train", "validation", "val", "test")

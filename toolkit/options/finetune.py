@@ -124,23 +124,23 @@ class FinetuneOptions:
         check(not (frozen and self.unfreeze_last), "unfreeze_last", self.unfreeze_last,
               f"{frozen} freezes all of the encoder; leave one of the two out")  # fmt: skip
         check(self.lora_rank is None or self.unfreeze_last is None, "unfreeze_last", self.unfreeze_last,
-              "with --lora-rank no layer is trained whole; leave one of the two out")  # fmt: skip
+              "with --lora-rank the encoder's own weights are not trained; leave one of the two out")  # fmt: skip
         check(not (frozen and self.lora_rank and self.lora_targets != "decoder"), "lora_targets", self.lora_targets,
               f"{frozen} leaves the encoder as it is; add --lora-targets decoder")  # fmt: skip
         check(self.lora_rank is not None or self.lora_targets == "both", "lora_targets", self.lora_targets,
-              "only applies with --lora-rank; name a rank")  # fmt: skip
+              "only applies with --lora-rank; add that")  # fmt: skip
         check(self.lora_rank is not None or self.lora_save == "merged", "lora_save", self.lora_save,
-              "only applies with --lora-rank; name a rank")  # fmt: skip
+              "only applies with --lora-rank; add that")  # fmt: skip
         check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
               "only applies with --cache-features; add that")  # fmt: skip
-        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be from 0 to below 1")
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be at least 0 and below 1")
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,
-              "is all or a number from 1 on")  # fmt: skip
+              "must be all, or a number of at least 1")  # fmt: skip
         check(self.warmup_ratio is None or self.warmup_steps is None, "warmup_ratio", self.warmup_ratio,
-              f"--warmup-steps {self.warmup_steps} says it already; leave one of the two out")  # fmt: skip
+              f"--warmup-steps {self.warmup_steps} sets it already; leave one of the two out")  # fmt: skip
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
-              "is a share from 0 to below 1")  # fmt: skip
+              "must be a share of at least 0 and below 1")  # fmt: skip
 
     @property
     def trains_no_encoder(self) -> bool:

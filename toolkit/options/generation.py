@@ -19,7 +19,7 @@ class GenerationOptions:
     sample: bool = option(False, "Sample tokens instead of searching with beams.", flag=True)
     top_k: int = option(50, "With --sample: sample from the k most likely tokens; 0 for all.")
     top_p: float = option(1.0, "With --sample: sample from the smallest set with this much probability.")
-    temperature: float = option(1.0, "With --sample: below 1 makes likely tokens likelier.")
+    temperature: float = option(1.0, "With --sample: below 1, likely tokens become more likely.")
     num_captions: int = option(1, "Captions per image.")
     seed: int = option(42, "Seed of --sample.")
 

@@ -107,5 +107,5 @@ class PreprocessOptions:
             check(self.preset is None or getattr(self, name) is None, name, getattr(self, name),
                   f"--preset {self.preset} has its own; leave one of the two out")  # fmt: skip
         check(self.preset is None or self.max_length <= TINY_POSITIONS, "max_length", self.max_length,
-              f"the decoder of --preset {self.preset} has positions for {TINY_POSITIONS} tokens; take that or less")  # fmt: skip
+              f"the decoder of --preset {self.preset} has positions for {TINY_POSITIONS} tokens; use that or less")  # fmt: skip
         check_engine(self)

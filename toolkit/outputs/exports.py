@@ -189,7 +189,7 @@ class Export:
 
     def _no_rows(self, number: int) -> OutputError:
         return OutputError(
-            f"--output {self.output}: line {number}, which was changed, is no row of one image any more; mend it, name "
+            f"--output {self.output}: line {number}, which was changed, is not the row of one image any more; correct it, name "
             "another file, or add --overwrite to replace it."
         )
 
@@ -207,7 +207,7 @@ class Export:
             except OSError:
                 continue
             if not stat.S_ISREG(mode):
-                raise OutputError(f"--output {path}: is no regular file; name another output.")
+                raise OutputError(f"--output {path}: is not a regular file; name another output.")
             if self.journal.exported(name):
                 continue
             self._check_no_image(path)

@@ -40,14 +40,14 @@ def check_name(option: str, name: str, hint: str = WAYS_OUT) -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise ModelError(f"{option} {name}: a file, where a folder or a name on the hub is meant; {hint}.")
+        raise ModelError(f"{option} {name}: is a file, not a folder or a name on the hub; {hint}.")
     parent = path.parent.name and path.parent.is_dir()
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/") or parent:
         raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {hint}.")
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise ModelError(f"{option} {name}: no such folder, and no name that the hub could have; {hint}.") from None
+        raise ModelError(f"{option} {name}: no such folder, and not a possible name on the hub; {hint}.") from None
     if not any(cached(name, file) for file in MODEL_FILES):
         if constants.HF_HUB_OFFLINE:
             raise ModelError(f"{option} {name}: {NOT_HERE}, and HF_HUB_OFFLINE is set; {hint}.")
@@ -139,7 +139,7 @@ def why_not(name: str, error: BaseException, hint: str, kind: str = "model") -> 
         validate_repo_id(name)
         HfApi().auth_check(name, repo_type=kind)
     except HFValidationError:
-        return f"that is no name that the hub could have; {hint}"
+        return f"that is not a possible name on the hub; {hint}"
     except HfHubHTTPError as answer:
         return _answer(name, answer, kind)
     except (OSError, OfflineModeIsEnabled) as failure:
@@ -164,7 +164,7 @@ def _answer(name: str, answer: BaseException, kind: str) -> str:
     if isinstance(answer, RepositoryNotFoundError):
         return f"no such {kind} there, or a private one; check the spelling, or {LOG_IN} for one of yours"
     remedies = {
-        401: f"the hub does not accept your token (401); {LOG_IN} anew, or unset HF_TOKEN",
+        401: f"the hub does not accept your token (401); {LOG_IN} again, or unset HF_TOKEN",
         403: f"the hub forbids it to your token (403); {LOG_IN} with one that has the permission",
         429: "the hub has had too many requests from here (429); wait a few minutes and try again",
     }

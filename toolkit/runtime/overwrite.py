@@ -88,7 +88,7 @@ class Output:
         if mode is None:
             return
         if not stat.S_ISREG(mode):
-            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise self.refused(f"is {kind}")
         if (self.ours or listed)(path):
             return
@@ -103,7 +103,7 @@ class Output:
         """The state file is an output too, which nobody has named: a foreign one is never replaced."""
         place = beside(self.path, ".state")
         if _mode(place) is not None and _state(place) is None:
-            raise self.refused(f"would need {place.name} beside it, which is another's")
+            raise self.refused(f"needs {place.name} beside it, which toolkit did not write")
 
     @contextmanager
     def writing(self) -> Iterator[Path]:

@@ -68,7 +68,7 @@ def held(output: str, place: Path, use: str, kind: str = "folder") -> Iterator[N
             place.parent.mkdir(parents=True, exist_ok=True)
             if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size > 0)):
                 raise OutputError(
-                    f"{output}: would need {lock.name} beside it, which is another's; move that, or name another {kind}."
+                    f"{output}: needs {lock.name} beside it, which toolkit did not write; move that, or name another {kind}."
                 )
             handle = new_lock(lock, timeout=1.0)  # the workers of a run that was killed a moment ago may still be dying
             handle.acquire()
@@ -111,7 +111,7 @@ def take_place(output: str, partial: Path, place: Path, kind: Kind) -> list[str]
         clear(partial, kind)
     except OSError as error:
         raise OutputError(
-            f"{output}: all is finished in {partial}, but can't be moved ({reason(error)}); mend that, and run the same "
+            f"{output}: all is finished in {partial}, but can't be moved ({reason(error)}); fix that, and run the same "
             "command again."
         ) from None
     return kept
@@ -123,7 +123,7 @@ def _check_way(output: str, partial: Path, place: Path, new: Files, old: Files) 
         foreign = os.path.lexists(target) and name not in old
         if foreign or (target.is_dir() and old[name] is None) or target.parent.is_file():
             raise OutputError(
-                f"{output}: all is finished in {partial}, but {target}, which the earlier run did not write, is in its way; "
+                f"{output}: all is finished in {partial}, but {target}, which the earlier run did not write, is in the way; "
                 "move that, and run the same command again."
             )
 
@@ -230,5 +230,5 @@ def link(source: Path, target: Path) -> None:
 def reason(error: OSError) -> str:
     """Why something can't be written, within a sentence."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return "a file stands in its way"
+        return "a file is in the way"
     return os.strerror(error.errno).lower() if error.errno else str(error)

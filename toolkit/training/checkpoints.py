@@ -84,7 +84,7 @@ def last_checkpoint(folder: Path, told: Callable[[str], None] = lambda message: 
         if wrong is None and best not in (None, step_of(path)):
             other = path.with_name(f"checkpoint-{best}")
             wrong = fault(other)
-            wrong = wrong and f"the best one so far, {other.name}, is not whole: {wrong}"
+            wrong = wrong and f"the best one so far, {other.name}, is damaged: {wrong}"
         if wrong is None:
             return path
         if (path / WHOLE).exists():

@@ -195,7 +195,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"--cache-features: {folder} can't be written ({(error.strerror or str(error)).lower()}); mend that, or train "
+            f"--cache-features: {folder} can't be written ({(error.strerror or str(error)).lower()}); fix that, or train "
             "with --freeze-encoder alone."
         ) from None
 
@@ -211,7 +211,9 @@ def picture_hashes(cache: Cache, split: str) -> list[str]:
         rows = table.filter(pc.equal(table["split"], split)).sort_by("row")
         found += rows["pixel_hash"].to_pylist()
     if len(found) != len(cache[split]):
-        raise InputError(f"{cache.directory}: its index is damaged; run `toolkit preprocess` again to mend the cache.")
+        raise InputError(
+            f"{cache.directory}: its index is damaged; run `toolkit preprocess` again to repair the cache."
+        )
     return found
 
 

@@ -134,13 +134,13 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     unfinished = None if partial.is_symlink() else read_run(partial)
     if unfinished is None and os.path.lexists(partial) and not _is_empty(partial):
         raise OutputError(
-            f"--output-dir {out}: {partial} is where the run has to live until it is whole, but holds files that are no run "
-            "of toolkit's; move them, or name another folder."
+            f"--output-dir {out}: {partial} is the folder of the unfinished run, but holds files that no run "
+            "wrote; move them, or name another folder."
         )
     before = read_run(place)
     finished = before is not None and (place / FINISHED).is_file()
     if before is None and unfinished is None and place.is_dir() and not _is_empty(place):
-        raise OutputError(f"--output-dir {out}: holds files that are no run of toolkit's; name another folder.")
+        raise OutputError(f"--output-dir {out}: holds files that no run wrote; name another folder.")
     if before is not None and finished and not options.overwrite:
         return _go_on_with(options, identity, before, unfinished, place, partial)
     if not finished:  # before: begun by a toolkit that trained in the folder itself
@@ -235,7 +235,7 @@ def finish_swap(place: Path, out: Path) -> None:
 def replace_model(partial: Path, place: Path, out: Path) -> None:
     """The whole run in `partial` becomes the finished model."""
     for name in take_place(f"--output-dir {out}", partial, place, RUN):
-        say(f"{out}: changed since the run before wrote it, and kept: {name}")
+        say(f"{out}: changed since the last run wrote it, and kept as {name}")
 
 
 def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
@@ -249,14 +249,14 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
     if plan.task == "extend":
         if checkpoint is None:
             raise OutputError(
-                f"--output-dir {out}: no checkpoint of the finished run is whole, so that it can't be extended; name another "
+                f"--output-dir {out}: no undamaged checkpoint of the finished run is left, so it can't be extended; name another "
                 "folder, or train again with --overwrite."
             )
         done, summary = plan.extended[-1], plan.summary or {}
         say(
             f"{out}: finished after {_length(done)} ({summary.get('steps')} updates); going on to "
-            f"{_length(identity.options)} from {checkpoint.name}, on the schedule of all of them, so that the learning "
-            "rate rises again; that is not the model of a run that was this long from the start"
+            f"{_length(identity.options)} from {checkpoint.name}, on the schedule of the whole length, so the learning "
+            "rate rises again; a run of this length from the start would give another model"
         )
     try:
         unfinished = read_run(place) is not None and not (place / FINISHED).is_file()
@@ -286,9 +286,7 @@ def _length(options: dict[str, Any]) -> str:
 def check_shared(plan: Plan, out: Path) -> None:
     """Whether this process sees the folder that another one has made."""
     if not (plan.partial / STARTED).is_file():
-        raise OutputError(
-            f"--output-dir {out}: is not the same folder for all processes; name one that all of them see."
-        )
+        raise OutputError(f"--output-dir {out}: is not the same folder for all processes; name one that they share.")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -31,7 +31,7 @@ def test_captions(reader: Reader) -> None:
         assert reader.set.format == "coco"
         assert reader.notes == [
             "blank captions dropped: 1 (b b.JPG)",
-            "captions with half a character mended: 1 (b b.JPG)",
+            "captions with half a character repaired: 1 (b b.JPG)",
             "captions of images that are not listed dropped: 1 (99)",
             "images without a caption left out: 1 (c.jpg)",
         ]

@@ -62,7 +62,7 @@ def test_what_is_counted(reader: Reader) -> None:
     assert reader.notes == [
         "rows that can't be used: 2 (line 8: no image name; line 10: 1 field for 2 columns)",
         "blank captions dropped: 2 (a.jpg, b.jpg)",
-        "captions that an image has twice kept: 1 (a.jpg)",
+        "repeated captions of an image kept: 1 (a.jpg)",
         "rows with unquoted commas repaired: 1 (line 7)",
         "images without a caption left out: 1 (b.jpg)",
     ]
@@ -141,7 +141,7 @@ def test_a_folder(reader: Reader, touch: Callable[..., None], tmp_path: Path) ->
         "set: holds 2 annotation files (captions.txt, more.csv); name the one annotation file that you mean."
     )
     (tmp_path / "empty").mkdir()
-    assert reader.error("empty").startswith("empty: nothing in this folder is a known set of captions")
+    assert reader.error("empty").startswith("empty: no captions of a known format in this folder")
 
 
 LISTS = {"train": "x.jpg\nsub/y.jpg\n", "validation": "\ufeffv\r\n\r\n", "test": "t.jpg\nghost.jpg\n"}

@@ -30,7 +30,7 @@ def test_the_original_file(reader: Reader, touch: Callable[..., None]) -> None:
     assert reader.set.format == "flickr8k-token"
     assert reader.notes == [
         "duplicate rows dropped: 1 (1000268201_693b08cb0e.jpg)",
-        "captions that an image has twice kept: 1 (1000268201_693b08cb0e.jpg)",
+        "repeated captions of an image kept: 1 (1000268201_693b08cb0e.jpg)",
         "blank captions dropped: 1 (1000268201_693b08cb0e.jpg)",
     ]
 

@@ -331,19 +331,19 @@ def test_what_cant_be_read_is_named(reader: Reader) -> None:
     assert said("c.xlsx", b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml").startswith("is an Excel workbook")
     assert said("c.csv", b"\x1f\x8b\x08\0" + b"x" * 99).startswith("is an archive (gzip); unpack it")
     Image.new("RGB", (4, 4)).save(reader.folder / "p.png")
-    assert said("p.txt", (reader.folder / "p.png").read_bytes()).startswith("is a picture; name the file that holds")
+    assert said("p.txt", (reader.folder / "p.png").read_bytes()).startswith("is an image; name the file that holds")
     assert said("c.json", '{"name": "x", "version": {"a": 1}}') == (
-        "is a JSON object with the keys name, version, which tell no images and captions; name those of image and "
+        "is a JSON object with the keys name, version, which do not name images and captions; name those of image and "
         "captions with --image-column and --caption-column, or see docs/formats.md."
     )
     assert said("c.json", '[{"url": "http://x", "words": "y"}]').startswith(
         "is JSON whose objects have the keys url, words"
     )
-    assert said("c.json", "[1, 2]") == "is a JSON list without objects in it; give one {...} an image."
+    assert said("c.json", "[1, 2]") == "is a JSON list without objects in it; give one {...} per image."
     assert said("c.json", '{"a": 1,,}').startswith("broken JSON at line 1, column 9")
     assert said("c.txt", "just some words\nof text\n") == (
         "not recognised as annotations: a table needs a first line `image,caption`, and this one begins with `just some "
-        "words`; tell its own names with --image-column and --caption-column, or see docs/formats.md for other formats."
+        "words`; give its column names with --image-column and --caption-column, or see docs/formats.md for other formats."
     )
 
 
@@ -373,7 +373,7 @@ def test_encodings_are_told_by_their_bytes(code: str, caption: str, reader: Read
 def test_one_line_that_is_not_utf8_among_others_that_are(reader: Reader) -> None:
     text = "image,caption\r\na.jpg,na\u00efve\r\n".encode() + "b.jpg,caf\u00e9\r\n".encode("cp1252")
     assert reader.error("captions.txt", text) == (
-        "captions.txt: line 3 is not UTF-8 (byte 0xe9), though other lines are; write that line anew in UTF-8 (by itself "
+        "captions.txt: line 3 is not UTF-8 (byte 0xe9), though other lines are; write that line again in UTF-8 (by itself "
         "it looks like cp1252)."
     )
     assert Path(reader.folder / "captions.txt").exists()

@@ -68,7 +68,7 @@ def test_a_local_folder(reader: Reader, tmp_path: Path) -> None:
 
 def test_mistakes(reader: Reader, tmp_path: Path) -> None:
     message = reader.error("nobody/nothing-here", format="hub")
-    assert message.startswith("nobody/nothing-here: neither a local data set nor to be had from the hub: ")
+    assert message.startswith("nobody/nothing-here: neither a local data set nor one that the hub has: ")
     assert "save_to_disk" in message
     make([1], label=[3]).save_to_disk(tmp_path / "a")
     assert reader.error("a").startswith("a: no column of captions (`caption`) among its columns image, label;")

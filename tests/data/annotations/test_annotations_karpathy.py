@@ -26,7 +26,7 @@ def test_cocos_file(reader: Reader) -> None:
     assert reader.set.format == "karpathy"
     assert reader.notes == [
         "blank captions dropped: 1 (val2014/COCO_val2014_000000391895.jpg)",
-        "captions that an image has twice kept: 1 (train2014/COCO_train2014_1.jpg)",
+        "repeated captions of an image kept: 1 (train2014/COCO_train2014_1.jpg)",
     ]
 
 

@@ -38,16 +38,16 @@ def test_mistakes(reader: Reader) -> None:
     assert reader.captions("l.json", text) == {"c": ["y"]}
     assert list(reader.set.notes.unusable) == [
         (1, "no caption: its keys are image, caption", "a.jpg"),
-        (2, "no JSON object", None),
+        (2, "not a JSON object", None),
         (3, "no image name: its keys are caption", None),
         (4, "no caption: its keys are image", "b.jpg"),
     ]
     assert reader.notes[0] == (
-        "rows that can't be used: 4 (line 1: no caption: its keys are image, caption; line 2: no JSON object; line 3: no "
+        "rows that can't be used: 4 (line 1: no caption: its keys are image, caption; line 2: not a JSON object; line 3: no "
         "image name: its keys are caption; ...)"
     )
     assert reader.error("l.json", '["a"]', format="lavis").startswith(
-        "l.json: names no image with a caption (line 1: no "
+        "l.json: names no image with a caption (line 1: not a JSON object"
     )
     assert reader.error("l.json", '{"a": [1]}', format="lavis") == (
         'l.json: a JSON object with the keys a; expected [{"image", "caption"}] (or name another --format).'
@@ -55,7 +55,7 @@ def test_mistakes(reader: Reader) -> None:
     assert reader.captions("l.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image"\n[]\n') == {"a.jpg": ["x"]}
     assert list(reader.set.notes.unusable) == [
         (2, "broken JSON (Expecting ':' delimiter)", None),
-        (3, "no JSON object", None),
+        (3, "not a JSON object", None),
     ]
     rows = [{"image": "a.jpg", "caption": "x", "split": s} for s in ("train", "test")]
     assert reader.error("l.json", json.dumps(rows)) == (

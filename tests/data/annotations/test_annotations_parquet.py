@@ -39,7 +39,7 @@ def test_a_row_per_caption(reader: Reader, tmp_path: Path) -> None:
         ("0.jpg~2", ("other",), None, b"C"),
         ("2.jpg", ("w",), None, b"B"),
     ]
-    assert reader.notes == ["different images of one name told apart: 1 (0.jpg~2)"]
+    assert reader.notes == ["different images with the same name renamed: 1 (0.jpg~2)"]
 
 
 def test_images_without_names(reader: Reader, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_rows_without_an_image_stay_to_be_rejected(reader: Reader, tmp_path: Pat
 def test_names_lead_nowhere(reader: Reader, tmp_path: Path) -> None:
     write(tmp_path / "d.parquet", {"image": images((b"A", "/etc/a.jpg"), (b"B", "../b.jpg")), "caption": ["x", "y"]})
     assert [r[0] for r in rows(reader)] == ["a.jpg", "b.jpg"]
-    assert reader.notes == ["image names that lead outside shortened: 2 (/etc/a.jpg, ../b.jpg)"]
+    assert reader.notes == ["image names that lead out of the folder shortened: 2 (/etc/a.jpg, ../b.jpg)"]
 
 
 def test_file_names_for_images(reader: Reader, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_the_same_rows(format: str, named: str, images: Path, tmp_path: Path) ->
     }
     assert got == expected(images)
     if format == "hub":  # `datasets` keeps no folders in its names
-        assert found.notes.sentences() == ["different images of one name told apart: 1 (a.jpg~2)"]
+        assert found.notes.sentences() == ["different images with the same name renamed: 1 (a.jpg~2)"]
         assert {r.image_id for r in records} == {Path(name).name for name in NAMES} | {"a.jpg~2"}
         return
     assert found.notes.sentences() == []

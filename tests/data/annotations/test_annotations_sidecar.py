@@ -67,6 +67,6 @@ def test_mistakes(reader: Reader, touch: Callable[..., None], tmp_path: Path) ->
     assert reader.error("d").startswith(
         "d/a.txt: line 2 is not UTF-8 (byte 0xe9); convert the file with `iconv -f cp1252"
     )
-    assert reader.error("d/a.txt", format="sidecar").startswith("d/a.txt: is no folder; name the folder")
+    assert reader.error("d/a.txt", format="sidecar").startswith("d/a.txt: is not a folder; name the folder")
     write(tmp_path / "texts", {"a.txt": "x"})
     assert reader.error("texts").endswith("Images: no such file or folder; name images, folders or a glob in quotes.")

@@ -91,7 +91,7 @@ def images_beside(path: Path, images: Path | None) -> Path:
         folder = path if path.is_dir() else path.parent
         return next((place for place in (folder / "Images", Path("Images")) if place.is_dir()), folder)
     if not images.is_dir():
-        raise InputError(f"--images {images}: no such folder; name the folder that {path} speaks of.")
+        raise InputError(f"--images {images}: no such folder; name the folder with the images of {path}.")
     return images
 
 
@@ -185,14 +185,14 @@ def _detect(path: Path, columns: Columns) -> tuple[Path, str]:
         if reader.detect(path):
             return path, format
     if path.is_dir():
-        raise InputError(f"{path}: nothing in this folder is a known set of captions; see docs/formats.md or --format.")
+        raise InputError(f"{path}: no captions of a known format in this folder; see docs/formats.md or --format.")
     if (told := _by_columns(path, columns)) is not None:
         return path, told
     if (known := named_for_what_it_is(path)) is not None:
         raise InputError(f"{path}: {known}.")
     raise InputError(
         f"{path}: not recognised as annotations: a table needs a first line `image,caption`, and this one begins with "
-        f"`{first_line(path)[:60].strip()}`; tell its own names with --image-column and --caption-column, or see "
+        f"`{first_line(path)[:60].strip()}`; give its column names with --image-column and --caption-column, or see "
         "docs/formats.md for other formats."
     )
 

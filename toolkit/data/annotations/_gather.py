@@ -158,7 +158,7 @@ def clean_captions(captions: Iterable[str], image: str, notes: Notes) -> list[st
             caption = caption.replace("\r\n", "\n")
         if not caption.isascii() and re.search("[\ud800-\udfff]", caption):  # half an emoji, from JSON's \ud83d
             caption = re.sub("[\ud800-\udfff]", "\ufffd", caption)
-            notes.count("captions with half a character mended", image)
+            notes.count("captions with half a character repaired", image)
         cleaned.append(caption)
     return cleaned
 
@@ -207,7 +207,7 @@ class Gathered:
                 if number and (caption, number) in zip(row[2], row[3], strict=True):
                     self.notes.count("duplicate rows dropped", name)
                     continue
-                self.notes.count("captions that an image has twice kept", name)
+                self.notes.count("repeated captions of an image kept", name)
             row[2].append(caption)
             if number:
                 row[3].append(number)

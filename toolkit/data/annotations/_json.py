@@ -93,13 +93,13 @@ def read_json_lines(path: Path, notes: Notes | None = None) -> Iterator[tuple[in
             continue
         try:
             value = json.loads(line)
-            reason = None if isinstance(value, dict) else "no JSON object"
+            reason = None if isinstance(value, dict) else "not a JSON object"
         except (json.JSONDecodeError, RecursionError) as error:
             value, reason = None, f"broken JSON ({getattr(error, 'msg', error)})"
         if reason is None:
             yield number, value
         elif notes is None:
-            raise InputError(f"{path}: line {number} is {reason}; mend or remove it, one {{...}} stands on a line.")
+            raise InputError(f"{path}: line {number} is {reason}; correct or remove it, each line holds one {{...}}.")
         else:
             notes.reject(number, reason)
 

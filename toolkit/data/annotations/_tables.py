@@ -183,7 +183,7 @@ def _names(table: Table, column: str | None, shorten: bool, notes: Notes) -> Ite
         for name in _values(batch, column):
             name = (name or "").replace("\\", "/") if isinstance(name, str) or name is None else str(name)
             if shorten and (os.path.isabs(name) or ".." in name.split("/")):
-                notes.count("image names that lead outside shortened", name)
+                notes.count("image names that lead out of the folder shortened", name)
                 name = name.rsplit("/", 1)[-1]
             yield clean_name(name)
 
@@ -209,7 +209,7 @@ def _unused(name: str, gathered: Gathered, table: Table, notes: Notes) -> str:
         number += 1
         full = f"{name}~{number}"
     if number > 1:
-        notes.count("different images of one name told apart", full)
+        notes.count("different images with the same name renamed", full)
     return full
 
 

@@ -77,7 +77,7 @@ def decode(path: Path, data: bytes, line: int) -> str:
         what = f"{path}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x})"
         if others:
             raise InputError(
-                f"{what}, though other lines are; write that line anew in UTF-8 (by itself it looks like {code})."
+                f"{what}, though other lines are; write that line again in UTF-8 (by itself it looks like {code})."
             ) from None
         raise InputError(
             f"{what}; convert the file with `iconv -f {code} -t utf-8 {path.name} > new-{path.name}`, if that is its "

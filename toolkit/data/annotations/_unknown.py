@@ -60,7 +60,7 @@ def no_text(path: Path) -> str | None:
         if start.startswith(magic):
             return f"is {what}; {remedy}"
     if is_image(start) and b"\0" in start:
-        return "is a picture; name the file that holds the captions, or the folder of pictures and texts"
+        return "is an image; name the file that holds the captions, or the folder of images and texts"
     return None
 
 
@@ -75,7 +75,7 @@ def _json(path: Path) -> str | None:
     objects = shape.objects(None)
     if shape.kind == "object":
         some = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-        return f"is a JSON object with the keys {some or '(none)'}, which tell no images and captions; {remedy}"
+        return f"is a JSON object with the keys {some or '(none)'}, which do not name images and captions; {remedy}"
     if objects:
         return f"is JSON whose objects have the keys {', '.join(list(objects[0])[:8])}; {remedy}"
-    return "is a JSON list without objects in it; give one {...} an image"
+    return "is a JSON list without objects in it; give one {...} per image"

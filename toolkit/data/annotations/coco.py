@@ -46,7 +46,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
         if key not in ("images", "annotations", None):
             continue
         if not isinstance(value, dict):
-            notes.reject(line, "no JSON object")
+            notes.reject(line, "not a JSON object")
             continue
         columns.meet(value)
         if key == "images":

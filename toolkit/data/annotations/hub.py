@@ -53,7 +53,7 @@ def _load(path: Path) -> dict[str | None, Any]:
             raise InputError(f"{path}: `datasets` can't load it ({reason}); name a folder that it can.") from None
         hint = "save it with `save_to_disk` where there is a network and name that folder"
         raise InputError(
-            f"{path}: neither a local data set nor to be had from the hub: {why_not(str(path), error, hint, 'dataset')}."
+            f"{path}: neither a local data set nor one that the hub has: {why_not(str(path), error, hint, 'dataset')}."
         ) from None
     return dict(found) if isinstance(found, DatasetDict) else {None: found}
 

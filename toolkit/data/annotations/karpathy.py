@@ -34,7 +34,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
             continue
         seen = True
         if not isinstance(image, dict):
-            notes.reject(line, "no JSON object")
+            notes.reject(line, "not a JSON object")
             continue
         columns.meet(image)
         name, found = image.get(name_key), [image[key] for key in caption_keys if key in image]

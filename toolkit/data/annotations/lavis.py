@@ -51,7 +51,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
         if not isinstance(row, dict):
             captions = captions_in(row) if name is not None else None
             if name is None or captions is None:
-                notes.reject(line, "no JSON object" if name is None else "captions that are no text", name)
+                notes.reject(line, "not a JSON object" if name is None else "captions that are not text", name)
             else:
                 gathered.add(add_suffix(images, name), captions, line=line)
             continue

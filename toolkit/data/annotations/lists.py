@@ -54,7 +54,7 @@ def read_lists(lists: Lists) -> dict[str, str]:
             raise InputError(f"split {split}: unknown; lists are for {', '.join(SPLITS)}.")
         for file in files:
             if not file.is_file():
-                raise InputError(f"{file}: no such file; name a list of image names, one a line.")
+                raise InputError(f"{file}: no such file; name a list of image names, one per line.")
             before = len(splits)
             for line in read_lines(file):
                 name = unicodedata.normalize("NFC", line.strip()).removeprefix("./")
@@ -62,7 +62,7 @@ def read_lists(lists: Lists) -> dict[str, str]:
                     raise InputError(f"{file}: {name} is in the {splits[name]} list too; leave it in one of them.")
             if len(splits) == before:
                 raise InputError(
-                    f"{file}: names no image, so that no image would be {split}; put the names there, one a line, or "
+                    f"{file}: names no image, so no image would be in {split}; write the names there, one per line, or "
                     "leave this list out."
                 )
     return splits

@@ -80,7 +80,7 @@ def _table(files: list[Path], split: str | None) -> Table:
     schema = open_parquet(files[0]).schema_arrow
     for file in files[1:]:
         if set(open_parquet(file).schema_arrow.names) != set(schema.names):
-            raise InputError(f"{file}: has other columns than {files[0].name}; name one of the sets alone.")
+            raise InputError(f"{file}: has other columns than {files[0].name}; name only one of the sets.")
 
     def batches(columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa

@@ -41,7 +41,7 @@ def _files(path: Path) -> Iterator[str]:
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
     if not path.is_dir():
-        raise InputError(f"{path}: is no folder; name the folder that holds images and their texts.")
+        raise InputError(f"{path}: is not a folder; name the folder that holds images and their texts.")
     # Composed form for comparing: one system's copy may have decomposed what another's composed.
     texts = {
         unicodedata.normalize("NFC", name): name

@@ -125,7 +125,7 @@ def _plain(file: Path) -> IO[bytes]:
             except OSError as error:
                 raise RunError(
                     f"{file}: can't be unpacked in {tempfile.gettempdir()} ({(error.strerror or '').lower()}); name a "
-                    "folder with more room in the variable TMPDIR."
+                    "folder with more room in TMPDIR."
                 ) from None
     unpacked.seek(0)
     return unpacked
@@ -140,13 +140,13 @@ def _members(tar: tarfile.TarFile, notes: Notes) -> dict[str, tuple[int, int]]:
         if member.isdir():
             continue
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-            notes.count("tar members whose names lead outside passed over", name)
+            notes.count("tar members whose names lead outside skipped", name)
         elif not member.isreg() or member.issparse():
-            notes.count("links and special files in tars passed over", name)
+            notes.count("links and special files in tars skipped", name)
         elif member.size > LARGEST_MEMBER:
-            notes.count("tar members over 1 GiB passed over", name)
+            notes.count("tar members over 1 GiB skipped", name)
         elif name in members:
-            notes.count("tar members of a name already taken passed over", name)
+            notes.count("tar members with a name already taken skipped", name)
         else:
             members[name] = (member.offset_data, member.size)
     return members
