@@ -25,7 +25,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -111,8 +111,8 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[Fou
 
 
 def image_names(root: Path) -> Iterator[str]:
-    """The names of the image files below a folder, as annotations should have them; in no order."""
-    return (image.name for image in _walk(root, "", True) if _is_image_name(image.name))
+    """The names of the image files below a folder, as annotations should have them; in no order, and none is held."""
+    return (image.name for image in _walk(root, "", True, ordered=False) if _is_image_name(image.name))
 
 
 def _find(given: str, recursive: bool) -> Iterator[FoundImage]:
@@ -137,7 +137,7 @@ def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(root: Path, prefix: str, recursive: bool) -> Iterator[FoundImage]:
+def _walk(root: Path, prefix: str, recursive: bool, ordered: bool = True) -> Iterator[FoundImage]:
     """Real folders first, then links to folders not yet seen, so that a link never takes a real folder's name."""
     visited: set[tuple[int, int]] = set()
     folders, links = [prefix], list[str]()
@@ -148,7 +148,8 @@ def _walk(root: Path, prefix: str, recursive: bool) -> Iterator[FoundImage]:
             if (state.st_dev, state.st_ino) in visited:
                 continue
             visited.add((state.st_dev, state.st_ino))
-            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+            entries: Iterable[os.DirEntry[str]] = os.scandir(root / prefix)
+            entries = sorted(entries, key=lambda entry: entry.name) if ordered else entries
         except OSError:
             yield FoundImage(root, prefix.rstrip("/") or ".")
             continue

@@ -17,17 +17,25 @@ from __future__ import annotations
 
 import difflib
 import os
+import pickle
 import re
+import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from toolkit.data.annotations._gather import Notes
+from toolkit.data.annotations._listing import IN_MEMORY, Files, There, Way, hash_name
 from toolkit.data.images import IMAGE_SUFFIXES, image_names, resolve_image
 from toolkit.errors import ImageError
 from toolkit.records import ImageRecord
+from toolkit.runtime.shelf import Shelf
 
 SPARE = 20  # one name in so many may stay lost
 LARGEST_LISTING = 1_000_000  # files in a folder, or ten for each lost name: what holds more is not these images' folder
@@ -37,24 +45,31 @@ NEAR = 5_000  # names that one is compared with
 def find_names(records: Iterable[ImageRecord], root: Path, notes: Notes) -> Iterator[ImageRecord]:
     """The records, with the names of files for names that are written otherwise. Ids stay as they are.
 
-    From the first lost name on the records wait until all have been seen. `notes` counts what was found; `notes.nearest`
-    has, for the first that were not, the nearest name there is.
+    From the first lost name on the records wait, on the disk, until all have been seen. `notes` counts what was found;
+    `notes.nearest` has, for the first that were not, the nearest name there is.
     """
-    there: set[str] = set()
-    lost: dict[str, str | None] = {}
-    waiting: list[ImageRecord] = []
-    for record in records:
-        if record.data is not None or not is_lost(root, record.path):
-            there.add(_plain(record.path) or record.path)
-            if not lost:
-                yield record
-                continue
-        else:
-            lost[record.path] = _plain(record.path)
-        waiting.append(record)
-    found = _find(lost, there, root, notes) if lost and root.is_dir() else {}
-    for record in waiting:
-        yield replace(record, path=found[record.path]) if record.path in found else record
+    there = There()
+    lost = Shelf()  # name -> the same in plain form, or None
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as waiting:
+        for record in records:
+            if record.data is not None or not is_lost(root, record.path):
+                there.add(_plain(record.path) or record.path)
+                if not len(lost):
+                    yield record
+                    continue
+            else:
+                lost.setdefault(record.path, _plain(record.path))
+            pickle.dump(record, waiting)
+        find = _find(lost, there, root, notes) if len(lost) and root.is_dir() else None
+        waiting.seek(0)
+        while True:
+            try:
+                record = pickle.load(waiting)
+            except EOFError:
+                break
+            plain = lost.get(record.path) if find is not None else None
+            file = find(plain) if find is not None and plain is not None else None
+            yield record if file is None else replace(record, path=file)
 
 
 def is_lost(root: Path, name: str) -> bool:
@@ -78,147 +93,117 @@ def _plain(name: str) -> str | None:
 # ---- ways -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How names are read.
-
-    Attributes:
-        strip: how many leading folders are left out; None: all of them.
-        below: what is left is the end of a file's path, else all of it.
-        any_case, suffix: it may differ in upper and lower case; it lacks its suffix.
-    """
-
-    strip: int | None
-    below: bool
-    any_case: bool
-    suffix: bool
-
-    def left(self, name: str) -> str:
-        if self.strip is None:
-            return name.rsplit("/", 1)[-1]
-        return name.split("/", self.strip)[-1]
-
-    def key(self, name: str) -> str:
-        return name.casefold() if self.any_case else name
-
-    def sentence(self, prefix: list[str], names: dict[str, str]) -> str:
-        words = []
-        if self.strip is None:
-            words.append("by their last part")
-        elif self.strip:
-            words.append(f"without the folder {'/'.join(prefix[: self.strip])}/")
-        if self.below:
-            added = {
-                "/".join(file.split("/")[: file.count("/") - self.left(name).count("/")])
-                for name, file in names.items()
-            }
-            words.append(f"in the folder {added.pop()}/" if len(added) == 1 else "in the folders there")
-        words += ["in other upper and lower case"] if self.any_case else []
-        words += ["with a suffix"] if self.suffix else []
-        return ", ".join(words or ["without ../"])
+Find = Callable[[str], str | None]  # the plain form of a lost name -> its file
 
 
-class _Files:
-    """The files of a folder by their paths, or by the last parts of these."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.tables: dict[tuple[int, bool, bool], dict[str, str | None]] = {}
-
-    def table(self, parts: int, way: _Way) -> dict[str, str | None]:
-        """The last `parts` of a path (0: all of it) -> the file that has them; None if several do."""
-        known = self.tables.get((parts, way.any_case, way.suffix))
-        if known is not None:
-            return known
-        table: dict[str, str | None] = {}
-        for file in self.names:
-            name = file if file.isascii() else unicodedata.normalize("NFC", file)
-            if parts:
-                pieces = name.rsplit("/", parts)
-                if len(pieces) < parts:
-                    continue
-                name = "/".join(pieces[-parts:])
-            if way.suffix:
-                name = os.path.splitext(name)[0]
-            key = way.key(name)
-            table[key] = None if key in table else file
-        self.tables[parts, way.any_case, way.suffix] = table
-        return table
-
-
-def _find(lost: dict[str, str | None], there: set[str], root: Path, notes: Notes) -> dict[str, str]:
-    """Lost name -> file."""
+def _find(lost: Shelf, there: There, root: Path, notes: Notes) -> Find | None:
+    """How lost names are read; None if there is no way for them."""
     most = max(LARGEST_LISTING, 10 * len(lost))
-    files = _Files(list(islice(image_names(root), most + 1)))
-    if len(files.names) > most:
-        return {}
-    names = {name: plain for name, plain in lost.items() if plain is not None}
-    prefix = _common_folders(list(names.values()))
-    folders = {name.rpartition("/")[0] for name in there}
-    spare = len(lost) // SPARE - (len(lost) - len(names))
-    for way in _ways(list(names.values()), prefix) if files.names and spare >= 0 else ():
-        found = _along(way, names, spare, there, folders, files)
-        if found:
-            how = way.sentence(prefix, {names[name]: file for name, file in found.items()})
-            for name, file in islice(found.items(), 3):
-                notes.count(f"image names found {how}", f"{name} is {file}", 0)
-            notes.count(f"image names found {how}", number=len(found))
+    files = Files(islice(image_names(root), most + 1))
+    if len(files) > most:
+        return None
+    prefix, deeper, nameless = _common_folders(lost)
+    spare = len(lost) // SPARE - nameless
+    found: _Found | None = None
+    for way in _ways(prefix, deeper) if len(files) and spare >= 0 else ():
+        found = _along(way, lost, spare, there, files)
+        if found is not None:
+            how = f"image names found {way.sentence(prefix, found.added)}"
+            for name, file in found.first.items():
+                notes.count(how, f"{name} is {file}", 0)
+            notes.count(how, number=found.count)
             break
-    else:
-        found = {}
-    for name in islice((name for name in lost if name not in found), 3):
-        near = _nearest(lost[name] or name, files.names)
+    missing = found.missing if found is not None else dict(islice(lost.items(), 3))
+    for name, plain in missing.items():
+        near = _nearest(plain or name, files)
         if near is not None:
             notes.nearest[name] = near
-    return found
+    return found.find if found is not None else None
 
 
-def _common_folders(names: list[str]) -> list[str]:
-    common = names[0].split("/")[:-1] if names else []
-    for name in names:
+def _common_folders(lost: Shelf) -> tuple[list[str], bool, int]:
+    """The folders that all names begin with, whether a name has more, and how many names have no plain form."""
+    common: list[str] | None = None
+    deepest = nameless = 0
+    for _, name in lost.items():
+        if name is None:
+            nameless += 1
+            continue
+        common = name.split("/")[:-1] if common is None else common
         while common and not name.startswith("/".join(common) + "/"):
             common.pop()
-    return common
+        deepest = max(deepest, name.count("/"))
+    return common or [], deepest > len(common or []), nameless
 
 
-def _ways(names: list[str], prefix: list[str]) -> Iterator[_Way]:
+def _ways(prefix: list[str], deeper: bool) -> Iterator[Way]:
     strips: list[int | None] = list(range(len(prefix) + 1))
-    if any(name.count("/") > len(prefix) for name in names):
+    if deeper:
         strips.append(None)
     for any_case, suffix in ((False, False), (True, False), (False, True), (True, True)):
         for strip in strips:
             for below in (False, True):
-                yield _Way(strip, below, any_case, suffix)
+                yield Way(strip, below, any_case, suffix)
 
 
-def _along(
-    way: _Way, names: dict[str, str], spare: int, there: set[str], folders: set[str], files: _Files
-) -> dict[str, str]:
-    """Name -> file along one way; nothing if it is not the way for all but `spare` of them."""
-    found: dict[str, str] = {}
-    in_place = way.strip == 0 and not way.below
-    taken: set[str] = set()
-    for name, plain in names.items():
-        left = way.left(plain)
-        table = files.table(left.count("/") + 1 if way.below else 0, way)
-        key = way.key(left)
-        file: str | None = None
-        # In a folder where other names are as they should be, this one is just not there. And what has a suffix
-        # lacks none.
-        if (in_place or plain.rpartition("/")[0] not in folders) and not (way.suffix and _has_suffix(left)):
-            file = table.get(key)
-            if file is None and key in table:
-                return {}  # several files: which one is meant?
+@dataclass
+class _Found:
+    """What a way leads to.
+
+    Attributes:
+        first, missing: name -> file of the first three that are found, name -> plain form of those that are not.
+        added: the folders in which files were found that the names lack; two are as good as many.
+    """
+
+    find: Find
+    count: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str | None] = field(default_factory=dict)
+    added: set[str] = field(default_factory=set)
+
+
+def _along(way: Way, lost: Shelf, spare: int, there: There, files: Files) -> _Found | None:
+    """What is found along a way; None if it is not the way for all but `spare` of the names."""
+    found = _Found(partial(_file_along, way, there, files))
+    taken = array("Q")
+    for name, plain in lost.items():
+        try:
+            file = found.find(plain) if plain is not None else None
+        except LookupError:  # several files: which one is meant?
+            return None
         if file is None:
-            spare -= 1
+            spare -= plain is not None  # those without a plain form have been counted
             if spare < 0:
-                return {}
+                return None
+            if len(found.missing) < 3:
+                found.missing[name] = plain
             continue
-        if file in there or file in taken:  # another image's
-            return {}
-        taken.add(file)
-        found[name] = file
-    return found
+        if file in there:  # another image's
+            return None
+        taken.append(hash_name(file))
+        found.count += 1
+        if len(found.first) < 3:
+            found.first[name] = file
+        if len(found.added) < 2:
+            found.added.add("/".join(file.split("/")[: file.count("/") - way.left(plain).count("/")]))
+    hashes = np.frombuffer(taken, dtype=np.uint64)
+    return found if found.count and len(np.unique(hashes)) == len(hashes) else None  # else two names have one file
+
+
+def _file_along(way: Way, there: There, files: Files, name: str) -> str | None:
+    """
+    Raises:
+        LookupError: several files are found.
+    """
+    left = way.left(name)
+    # In a folder where other names are as they should be, this one is just not there. And what has a suffix lacks none.
+    in_place = way.strip == 0 and not way.below
+    if (not in_place and there.has_folder(name.rpartition("/")[0])) or (way.suffix and _has_suffix(left)):
+        return None
+    found = files.find(way.key(left), left.count("/") + 1 if way.below else 0, way)
+    if len(found) > 1:
+        raise LookupError(name)
+    return found[0] if found else None
 
 
 def _has_suffix(name: str) -> bool:
@@ -228,11 +213,15 @@ def _has_suffix(name: str) -> bool:
 # ---- near names -----------------------------------------------------------------------------------------------------
 
 
-def _nearest(name: str, files: list[str]) -> str | None:
+def _nearest(name: str, files: Iterable[str]) -> str | None:
     """The most similar of the names there are, in any folder; None if none is similar. Another number is another image."""
     numbers = _numbers(name)
-    last = {file.rsplit("/", 1)[-1].casefold(): file for file in files if _numbers(file) == numbers}
-    near = difflib.get_close_matches(name.rsplit("/", 1)[-1].casefold(), list(islice(last, NEAR)), n=1)
+    last: dict[str, str] = {}
+    for file in files:
+        key = file.rsplit("/", 1)[-1].casefold()
+        if (len(last) < NEAR or key in last) and _numbers(file) == numbers:
+            last[key] = file
+    near = difflib.get_close_matches(name.rsplit("/", 1)[-1].casefold(), list(last), n=1)
     return last[near[0]] if near else None
 
 
