@@ -6,9 +6,11 @@ They are made once a session, also where several processes share the tests (`pyt
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -103,3 +105,45 @@ def hostile_dir(made_once: Callable) -> Path:
     import hostile
 
     return made_once("hostile/data", hostile.make)
+
+
+@pytest.fixture
+def pictures(sample_dir: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a folder with so many images, 0.jpg and so on, and bad.jpg, which can't be read."""
+
+    def pictures(number: int) -> Path:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for i, path in enumerate(sorted((sample_dir / "Images").glob("*.jpg"))[:number]):
+            shutil.copy(path, folder / f"{i}.jpg")
+        (folder / "bad.jpg").write_text("no picture")
+        return folder
+
+    return pictures
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preprocess makes several shards of a handful of images, with processors that need no torch."""
+    from preprocessing import SHARD_ROWS, stored_processors
+
+    import toolkit.cache.staging
+    import toolkit.commands.preprocess
+
+    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
+
+
+@pytest.fixture(scope="session")
+def three_updates(cache_dir: Path) -> Callable[..., None]:
+    """Fine-tunes into a folder, for three updates if nothing else is said."""
+
+    def three_updates(out: Path, **more: Any) -> None:
+        from toolkit.commands.finetune import finetune
+        from toolkit.options import FinetuneOptions
+        from toolkit.options.fields import from_flat
+
+        given = {"cache": cache_dir, "output_dir": out, "max_steps": 3, "batch_size": 8, "num_beams": 1}
+        finetune(from_flat(FinetuneOptions, {**given, **more}))
+
+    return three_updates

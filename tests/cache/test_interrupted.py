@@ -14,18 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import SHARD_ROWS, DataSet, decoded, finish_alone, picture, stored_processors, tree
+from preprocessing import SHARD_ROWS, DataSet, decoded, finish_alone, picture, tree
 from waiting import wait_for
 
-import toolkit.cache.staging
-import toolkit.commands.preprocess
 from toolkit.errors import OutputError, RunError
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
-    monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from preprocessing import SHARD_ROWS, DataSet, decoded, picture, stored_processors, tree
+from preprocessing import DataSet, decoded, picture, tree
 
 import toolkit.cache.staging
 import toolkit.cache.workspace
@@ -33,10 +33,7 @@ FOREIGN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
-    monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture

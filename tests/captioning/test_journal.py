@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,8 @@ FAST = {"num_beams": 2, "max_length": 12}
 
 
 @pytest.fixture
-def folder(sample_dir: Path, tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    for i, path in enumerate(sorted((sample_dir / "Images").glob("*.jpg"))[:5]):
-        shutil.copy(path, tmp_path / "pictures" / f"{i}.jpg")
-    (tmp_path / "pictures" / "bad.jpg").write_text("no picture")
-    return tmp_path / "pictures"
+def folder(pictures: Callable[[int], Path]) -> Path:
+    return pictures(5)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,8 @@ import pytest
 import torch
 from encoders import ENCODERS, tiny_encoder
 
-from toolkit.commands.finetune import finetune
 from toolkit.errors import ModelError
 from toolkit.models.freezing import encoder_layers, freeze_encoder, freeze_unused, used_weights
-from toolkit.options import FinetuneOptions, GenerationOptions
 
 # The prefix that the last layer's weights have, and what follows it.
 LAST: dict[str, tuple[str, set[str]]] = {
@@ -90,31 +89,16 @@ def test_all_layers_are_the_whole_but_the_embeddings(name: str) -> None:
     ("options", "trained"),
     [({"freeze_encoder": True}, ()), ({"unfreeze_last": 1}, ("encoder.encoder.layer.3.", "encoder.layernorm."))],
 )
-def test_the_command(options: dict[str, Any], trained: tuple[str, ...], cache_dir: Path, tmp_path: Path) -> None:
+def test_the_command(
+    options: dict[str, Any], trained: tuple[str, ...], three_updates: Callable[..., None], tmp_path: Path
+) -> None:
     """No optimizer state for what is frozen, whose weights end as they began; the rest learns."""
     from safetensors.torch import load_file
 
     out = tmp_path / "model"
-    finetune(
-        FinetuneOptions(
-            cache=cache_dir,
-            output_dir=out,
-            max_steps=3,
-            batch_size=8,
-            generation=GenerationOptions(num_beams=1),
-            **options,
-        )
-    )
+    three_updates(out, **options)
     saved = load_file(out / "model.safetensors")
-    finetune(
-        FinetuneOptions(
-            cache=cache_dir,
-            output_dir=tmp_path / "none",
-            max_steps=0,
-            epochs=0,
-            generation=GenerationOptions(num_beams=1),
-        )
-    )
+    three_updates(tmp_path / "none", max_steps=0, epochs=0.0)
     begun = load_file(tmp_path / "none" / "model.safetensors")
     changed = {name for name in saved if not torch.equal(saved[name], begun[name])}
     learnt = {n for n in saved if n.startswith(("decoder.", *trained))}

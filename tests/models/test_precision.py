@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError
 from toolkit.models.freezing import freeze_encoder
 from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, plain_model
 from toolkit.models.precision import pick_dtype
 from toolkit.models.special_tokens import SpecialTokens
-from toolkit.options import FinetuneOptions, GenerationOptions
+from toolkit.options import FinetuneOptions
 from toolkit.training.setup import trainer_arguments
 
 TOKENS = SpecialTokens(0, 0, 0)
 
 
-def run(cache_dir: Path, out: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
+def run(three_updates: Callable[..., None], out: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
     """The weights after three updates, and the loss on the validation images."""
-    finetune(
-        FinetuneOptions(
-            cache=cache_dir,
-            output_dir=out,
-            max_steps=3,
-            batch_size=8,
-            generation=GenerationOptions(num_beams=1),
-            **more,
-        )
-    )
+    three_updates(out, **more)
     rows = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
     return load_file(out / "model.safetensors"), next(row["eval_loss"] for row in rows if "eval_loss" in row)
 
@@ -45,16 +36,18 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 @pytest.fixture(scope="module")
-def plain(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], float]:
-    return run(cache_dir, tmp_path_factory.mktemp("plain") / "model")
+def plain(
+    three_updates: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], float]:
+    return run(three_updates, tmp_path_factory.mktemp("plain") / "model")
 
 
-def test_precision_and_checkpointing(cache_dir: Path, tmp_path: Path, plain: Any) -> None:
+def test_precision_and_checkpointing(three_updates: Callable[..., None], tmp_path: Path, plain: Any) -> None:
     weights, loss = plain
-    checkpointed, same = run(cache_dir, tmp_path / "checkpointed", gradient_checkpointing=True)
+    checkpointed, same = run(three_updates, tmp_path / "checkpointed", gradient_checkpointing=True)
     assert same == loss
     assert difference(checkpointed, weights) == 0
-    rounded, near = run(cache_dir, tmp_path / "bf16", precision="bf16")
+    rounded, near = run(three_updates, tmp_path / "bf16", precision="bf16")
     assert near == pytest.approx(loss, abs=2e-2)
     assert near != loss
     assert all(weight.dtype == torch.float32 for weight in rounded.values())
@@ -91,7 +84,9 @@ def test_gradients_with_checkpointing(kind: str) -> None:
         assert torch.equal(found[1][name], grad), name
 
 
-def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
+def test_compiled(
+    three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any
+) -> None:
     """Several captions in a row survive it; here without the minutes that code generation takes."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # put back afterwards: Trainer sets it for the whole process
     graphs: list[Any] = []
@@ -102,21 +97,23 @@ def test_compiled(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=backend))
-    compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
+    compiled, same = run(three_updates, tmp_path / "compiled", compile=True)
     assert graphs
     assert same == pytest.approx(plain[1], abs=1e-5)
     assert difference(compiled, plain[0]) < 1e-4
 
 
 @pytest.mark.slow
-def test_compiled_for_real(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
+def test_compiled_for_real(
+    three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Any
+) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
-    compiled, same = run(cache_dir, tmp_path / "compiled", compile=True)
+    compiled, same = run(three_updates, tmp_path / "compiled", compile=True)
     assert same == pytest.approx(plain[1], abs=1e-3)
     assert difference(compiled, plain[0]) < 1e-2
 
 
-def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_auto_means(three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
@@ -127,4 +124,4 @@ def test_what_auto_means(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--precision fp16: training needs a GPU; use auto"):
-            run(cache_dir, tmp_path / "fp16", precision="fp16")
+            run(three_updates, tmp_path / "fp16", precision="fp16")

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,8 @@ SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet", "coco": "json"
 
 
 @pytest.fixture
-def folder(sample_dir: Path, tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    for i, path in enumerate(sorted((sample_dir / "Images").glob("*.jpg"))[:4]):
-        shutil.copy(path, tmp_path / "pictures" / f"{i}.jpg")
-    (tmp_path / "pictures" / "bad.jpg").write_text("no picture")
-    return tmp_path / "pictures"
+def folder(pictures: Callable[[int], Path]) -> Path:
+    return pictures(4)
 
 
 def output_of(folder: Path, form: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preprocessing import SHARD_ROWS, DataSet, stored_processors, tree
+from preprocessing import DataSet, stored_processors, tree
 from waiting import wait_for
 
 import toolkit.cache.staging
@@ -99,9 +99,7 @@ def test_no_cluster_there(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    monkeypatch.setattr(toolkit.cache.staging, "SHARD_ROWS", SHARD_ROWS)
-    monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", stored_processors)
+def data(tmp_path: Path, small_shards: None) -> DataSet:
     return DataSet(tmp_path / "data", images=20)
 
 

@@ -38,13 +38,9 @@ _FILES = re.compile(
 
 
 class PixelSettings(TypedDict):
-    """A PixelTransform and the shape of what it makes; sizes are (height, width)."""
+    """A PixelTransform (data/pixels.py) as JSON, with the shape of what it makes; here is what readers need of it."""
 
     shape: tuple[int, int, int]
-    size: tuple[int, int] | None
-    shortest_edge: int | None
-    crop: tuple[int, int] | None
-    resample: int
     rescale_factor: float
     mean: tuple[float, ...]
     std: tuple[float, ...]

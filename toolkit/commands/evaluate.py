@@ -118,9 +118,8 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     captioner = load_captioner(model, options.device, options.precision)
     ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
     pixels = json.loads(json.dumps(ours))  # tuples as lists
-    differs = [
-        k for k in ("size", "shortest_edge", "crop", "resample") if pixels.get(k, "") != cache.manifest["pixels"][k]
-    ]
+    stored = dict(cache.manifest["pixels"])
+    differs = [k for k in ("size", "shortest_edge", "crop", "resample") if pixels.get(k, "") != stored[k]]
     if differs:
         raise ModelError(
             f"--model {model}: prepares images differently from {references.source} ({', '.join(differs)}); "

@@ -28,7 +28,7 @@ from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.writers import WRITERS, Row, metadata_of, sidecar_names, sidecar_text, write_jsonl
 from toolkit.records import CaptionResult
-from toolkit.runtime.files import file_state
+from toolkit.runtime.files import finishing
 from toolkit.runtime.hashing import hash_int
 from toolkit.runtime.overwrite import Output, content_hash
 
@@ -136,17 +136,15 @@ class Export:
 
     def _merged(self, results: Iterable[CaptionResult], hashes: bytearray) -> Iterator[Row]:
         """Our rows, whose hashes are noted, and a person's, in the order of their images."""
-        name = NAME_OF[self.format]
+        name, with_images = NAME_OF[self.format], self.format == "imagefolder"
 
         def ours() -> Iterator[Row]:
             for result in results:
-                if result.image in self.changed:
-                    continue
-                if self.format == "imagefolder" and result.error is not None:  # datasets opens the image of every row
-                    continue
-                row = metadata_of(result) if self.format == "imagefolder" else result.to_row()
-                hashes.extend(row_hash(row))
-                yield row
+                # `datasets` opens the image of every row of an imagefolder.
+                if result.image not in self.changed and not (with_images and result.error is not None):
+                    row = metadata_of(result) if with_images else result.to_row()
+                    hashes.extend(row_hash(row))
+                    yield row
 
         return merge(ours(), (self.changed[key] for key in self.kept), key=lambda row: str(row[name]))
 
@@ -234,18 +232,14 @@ class Export:
             for name, text in others:
                 path = self.output / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.parent / temporary
-                try:
+                with finishing(path, path.parent / temporary, lasting=False) as unfinished:
                     unfinished.write_bytes(text)
-                    os.replace(unfinished, path)
-                finally:
-                    unfinished.unlink(missing_ok=True)
             self.journal.settle(ours)
 
     def _stands(self, name: str, text: bytes) -> bool | None:
         """Whether the text stands there already; None where a person's does, which is kept."""
         path = self.output / name
-        if file_state(path) == (-1, -1) and not path.is_symlink():
+        if not os.path.lexists(path):
             return False
         stands = path.read_bytes()
         if stands == text:
@@ -274,9 +268,7 @@ class Export:
                 ours = [row_hash(row) for row in rows if self._is_former(row)]
                 content = content if len(ours) == len(rows) else f"kept {content}"
                 hashes = b"".join(ours)
-            elif not all(
-                row.caption is None or row.caption in self._former for row in read_hypotheses(self.output).rows
-            ):
+            elif not {row.caption or "" for row in read_hypotheses(self.output).rows} <= self._former | {""}:
                 return
         except ToolkitError:  # no file of captions any more
             return
