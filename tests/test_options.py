@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from toolkit.cli import COMMANDS
 from toolkit.errors import InputError
-from toolkit.options import BatchCaptionOptions, CaptionOptions, EvaluateOptions, FinetuneOptions
+from toolkit.options import (
+    BatchCaptionOptions,
+    CaptionOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    InspectOptions,
+    PreprocessOptions,
+)
 from toolkit.options.fields import flat, from_flat, to_json
 
 SEEDED = [name for name, (options, _) in COMMANDS.items() if "seed" in {option.name for option in flat(options)}]
@@ -23,7 +31,12 @@ def test_which_commands_draw() -> None:
 def test_seeds(command: str) -> None:
     """numpy and torch take them from 0 to 2**32 - 1."""
     options = COMMANDS[command][0]
-    given: dict[str, Any] = {"directory": "s"} if command == "sample" else {}
+    more: dict[str, dict[str, Any]] = {
+        "sample": {"directory": "s"},
+        "batch-caption": {"sample": True},
+        "caption": {"sample": True},
+    }
+    given = more.get(command, {})
     assert to_json(from_flat(options, {**given, "seed": 0}))["seed"] == 0
     assert to_json(from_flat(options, {**given, "seed": 2**32 - 1}))["seed"] == 2**32 - 1
     for seed in (-1, 2**32):
@@ -48,6 +61,21 @@ def test_finetune(given: dict[str, Any], sentence: str) -> None:
     assert sentence in str(error.value)
 
 
+def test_values_get_the_types_of_their_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strings where a field holds a path, paths where it holds a name, lists and single values as tuples."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert FinetuneOptions(cache="c", output_dir="~/m") == FinetuneOptions(
+        cache=Path("c"), output_dir=Path("/home/me/m")
+    )
+    assert FinetuneOptions(init_from=Path("m")).init_from == "m"
+    assert BatchCaptionOptions(paths=["~/a", Path("b")]).paths == ("/home/me/a", "b")
+    assert BatchCaptionOptions(paths="photos").paths == ("photos",)
+    assert PreprocessOptions(train_list="t.txt").train_list == Path("t.txt")
+    assert EvaluateOptions(page="p.html", against=None) == EvaluateOptions(page=Path("p.html"))
+    assert InspectOptions("cache", sheet="s.html").sheet == Path("s.html")
+    assert CaptionOptions(images=Path("a.jpg")).images == ("a.jpg",)
+
+
 @pytest.mark.parametrize(
     ("make", "wrong", "sentence"),
     [
@@ -56,6 +84,9 @@ def test_finetune(given: dict[str, Any], sentence: str) -> None:
         (BatchCaptionOptions, {"sample": True, "num_beams": 2}, "--num-beams 2: has no effect with --sample"),
         (BatchCaptionOptions, {"sample": True, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect with --sample"),
         (CaptionOptions, {"num_beams": 1, "early_stopping": "true"}, "--early-stopping true: has no effect with --num-beams 1"),
+        (BatchCaptionOptions, {"seed": 7}, "--seed 7: only applies with --sample"),
+        (CaptionOptions, {"seed": 7}, "--seed 7: only applies with --sample"),
+        (FinetuneOptions, {"num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect with --num-beams 1"),
         (EvaluateOptions, {"num_beams": 1}, "--num-beams 1: only applies with --model"),
         (EvaluateOptions, {"device": "cpu"}, "--device cpu: only applies with --model"),
         (EvaluateOptions, {"model": "m", "num_beams": 1, "length_penalty": 1.0}, "--length-penalty 1.0: has no effect"),
@@ -66,5 +97,5 @@ def test_an_option_that_would_be_ignored_is_refused(make: Any, wrong: dict[str, 
     with pytest.raises(InputError, match=re.escape(sentence)):
         from_flat(make, wrong)
     for one in ({"sample": True, "num_beams": 1, "top_k": 5}, {"num_beams": 1}, {"length_penalty": 1.0}):
-        if make is not EvaluateOptions:
+        if make in (BatchCaptionOptions, CaptionOptions):
             from_flat(make, one)

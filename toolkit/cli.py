@@ -23,7 +23,7 @@ import typer
 
 from toolkit import __version__
 from toolkit import options as o
-from toolkit.errors import SaidElsewhere, ToolkitError
+from toolkit.errors import SaidElsewhere, ToolkitError, UnusedOption
 from toolkit.options.fields import Option, flat, from_flat
 from toolkit.records import Summary
 from toolkit.runtime import ending, progress
@@ -105,18 +105,8 @@ def _parameter(command: str, option: Option) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=parameter_default)
 
 
-def _at_home(value: Any, metadata: Any) -> Any:
-    """A path with the home folder for its `~`, which a shell leaves alone in `--out=~/x`, quotes and variables."""
-    if isinstance(value, list):
-        return tuple(_at_home(each, metadata) for each in value)
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))
-    return os.path.expanduser(value) if isinstance(value, str) and metadata.get("path") else value
-
-
 def _command(command: str, options_class: type, help: str) -> Callable[..., Call]:
     def call(ctx: typer.Context, json_output: bool, quiet: bool, **given: Any) -> Call:
-        given = {f.name: _at_home(given[f.name], f.metadata) for f in flat(options_class)}
         return Call(command, given, _set_by(ctx), json_output, quiet)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -176,19 +166,23 @@ class Call:
         """Carries it out and prints its summary; the exit code."""
         progress.quiet = self.quiet
         _warn_of_unknown_variables()
-        module, options = self.command.replace("-", "_"), None
-        try:
-            options = from_flat(
-                COMMANDS[self.command][0], self.given
-            )  # before the import: a wrong value answers at once
-            summary = getattr(import_module(f"toolkit.commands.{module}"), module)(options)
-        except SaidElsewhere:
-            raise
-        except ToolkitError as error:
-            raise type(error)(_blamed(str(error), options, self.set_by)) from None
+        summary = self._summary(self.given)
         if not summary.said_elsewhere:
             self.show(summary)
         return int(summary.exit_code)
+
+    def _summary(self, given: dict[str, Any]) -> Summary:
+        module, options = self.command.replace("-", "_"), None
+        try:
+            options = from_flat(COMMANDS[self.command][0], given)  # before the import: a wrong value answers at once
+            return getattr(import_module(f"toolkit.commands.{module}"), module)(options)
+        except SaidElsewhere:
+            raise
+        except ToolkitError as error:
+            if isinstance(error, UnusedOption) and error.name in self.set_by:
+                # The variable sets a default for many runs, and this one has no use for it.
+                return self._summary({name: value for name, value in given.items() if name != error.name})
+            raise type(error)(_blamed(str(error), options, self.set_by)) from None
 
     def show(self, summary: Summary) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The one tree of errors that are the user's to mend.
+"""The one tree of errors that a user can do something about.
 
 A message is one sentence: which file or option, what is wrong, what to do. The command line prints it and exits
 with 1; a Python caller catches `ToolkitError`. Anything else that is raised is a bug of ours.
@@ -22,11 +22,20 @@ def is_bug(error: BaseException) -> bool:
 
 
 class ToolkitError(Exception):
-    """Something the user can mend, or a run that could not go on."""
+    """A mistake that the user can correct, or a run that could not go on."""
 
 
 class InputError(ToolkitError):
     """An input file, folder or option is not what it has to be."""
+
+
+class UnusedOption(InputError):
+    """An option that would have no effect: a mistake if it was typed, but not if it is a default of the user's
+    environment. `name` is that of its field."""
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class OutputError(ToolkitError):

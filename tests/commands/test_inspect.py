@@ -48,7 +48,7 @@ def odd_cache(odd: DataSet) -> Path:
 
 
 def look(path: Path, **options: Any) -> Summary:
-    return inspect(InspectOptions(path=path, num_workers=2, **options))
+    return inspect(InspectOptions(path=path, **options))
 
 
 # ---- images with captions -------------------------------------------------------------------------------------------
@@ -363,7 +363,12 @@ def test_mistakes_are_one_sentence(model: Path, odd: DataSet, odd_cache: Path, t
             InputError,
             r"no: no such file or folder \(relative to the current directory\); name a cache, annotations, a model or a run.",
         ),
-        (tmp_path, {}, InputError, "neither a cache, a model nor a run .*; as annotations: nothing in this folder"),
+        (
+            tmp_path,
+            {},
+            InputError,
+            "neither a cache, a model nor a run .*; as annotations: no captions of a known format in this folder",
+        ),
         (empty, {}, InputError, "empty: a model of type gpt2"),
         (model, {"near_duplicates": "3"}, InputError, "--near-duplicates 3: only applies to images with captions"),
         (odd_cache, {"images": tmp_path}, InputError, "--images .*: only applies to annotations, but .* is a cache"),

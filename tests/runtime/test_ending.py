@@ -224,6 +224,19 @@ def test_a_wrong_value_is_blamed_on_its_variable(
     assert sentence in errors.splitlines()[-1]
 
 
+def test_a_variable_may_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was typed may not: a variable is a default of many runs."""
+    monkeypatch.chdir(tmp_path)
+    wrong = "Error: --seed 7: only applies with --sample; add that.\n"
+    assert run(monkeypatch, capsys, "batch-caption", "none", "--seed", "7") == (1, wrong)
+    monkeypatch.setenv("TOOLKIT_BATCH_CAPTION_SEED", "7")
+    monkeypatch.setenv("TOOLKIT_BATCH_CAPTION_TOP_K", "7")
+    code, errors = run(monkeypatch, capsys, "batch-caption", "none")
+    assert (code, errors.splitlines()[-1][:34]) == (1, "Error: none: no such file or folde")
+
+
 def test_a_misspelt_variable_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

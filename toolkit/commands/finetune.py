@@ -46,6 +46,10 @@ def finetune(options: FinetuneOptions) -> Summary:
 def _finetune(options: FinetuneOptions) -> Summary:
     with agreeing():
         cache = open_cache(options.cache)
+        if options.eval_metric is not None and not len(cache["validation"]):
+            say(
+                f"note: --eval-metric {options.eval_metric} has no effect, because {options.cache} has no validation images"
+            )
         options = options.resolved(cache.manifest["options"]["preset"])
         _check(options, cache)
     identity = run_identity(options, cache, ranks())

@@ -12,6 +12,7 @@ from toolkit.cache.urls import local_only, local_source, summary_with_urls, urls
 from toolkit.data.annotations import AnnotationSet, Columns, images_beside, read_annotations
 from toolkit.errors import InputError, ModelError, is_bug
 from toolkit.options import InspectOptions
+from toolkit.options.fields import check_unused
 from toolkit.options.preprocess import DEFAULT_DECODER
 from toolkit.records import Summary
 from toolkit.reports.facts.annotated import annotation_facts
@@ -56,10 +57,9 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     annotated = options.format != "auto" or not path.is_dir()
     if not annotated and (path / MANIFEST).is_file():
         Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
-        if options.images is not None:
-            raise InputError(
-                f"--images {options.images}: only applies to annotations, but {path} is a cache; leave it out."
-            )
+        check_unused(
+            options, ("images", "num_workers"), f"only applies to annotations, but {path} is a cache; leave it out"
+        )
         cache = open_cache(path)
         values, sheet = cache_facts(options, cache, _tokenizer(options.decoder) if options.decoder else None)
         return _summary(page, values, sheet)
@@ -70,17 +70,8 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
     Columns.of(options).refuse(f"only applies to images with captions, but {path} is a {kind}")
-    for name, usual in (
-        ("sheet", None),
-        ("split", None),
-        ("decoder", None),
-        ("images", None),
-        ("near_duplicates", "on"),
-    ):
-        if getattr(options, name) != usual:
-            raise InputError(
-                f"--{name.replace('_', '-')} {getattr(options, name)}: only applies to images with captions, but {path} is a {kind}; leave it out."
-            )
+    names = ("sheet", "split", "decoder", "images", "near_duplicates", "num_workers")
+    check_unused(options, names, f"only applies to images with captions, but {path} is a {kind}; leave it out")
     values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
     return _summary(None, values, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.options.fields import (
     PRECISIONS,
+    Options,
     check,
     check_at_least,
     check_choice,
@@ -19,7 +20,7 @@ from toolkit.options.generation import ALL, GenerationOptions, check_generation
 
 
 @dataclass(frozen=True)
-class BatchCaptionOptions:
+class BatchCaptionOptions(Options):
     """Options of `toolkit batch-caption`."""
 
     generation: GenerationOptions = nested(GenerationOptions(), ALL)
@@ -51,7 +52,7 @@ class BatchCaptionOptions:
         None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_generation(self.generation)
         check_engine(self)
         check_at_least(self, 1, "num_workers")

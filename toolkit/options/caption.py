@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.options.fields import PRECISIONS, check_choice, nested, option
+from toolkit.options.fields import PRECISIONS, Options, check_choice, nested, option
 from toolkit.options.generation import ALL, GenerationOptions, check_generation
 
 
 @dataclass(frozen=True)
-class CaptionOptions:
+class CaptionOptions(Options):
     """Options of `toolkit caption`."""
 
     generation: GenerationOptions = nested(GenerationOptions(), ALL)
@@ -18,6 +18,6 @@ class CaptionOptions:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16.")
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.options.fields import check_at_least, check_seed, default_workers, option
+from toolkit.options.fields import Options, check_at_least, check_seed, default_workers, option
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Options):
     """Options of `toolkit demo`."""
 
     directory: Path = option(
@@ -20,7 +20,7 @@ class DemoOptions:
     seed: int = option(42, "Seed of everything.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 10, "images")
         check_at_least(self, 1, "num_workers")

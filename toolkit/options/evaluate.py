@@ -7,10 +7,10 @@ from pathlib import Path
 
 from toolkit.options.fields import (
     PRECISIONS,
+    Options,
     check,
     check_at_least,
     check_choice,
-    check_nested,
     check_seed,
     check_split_map,
     check_unused,
@@ -24,7 +24,7 @@ METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spic
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(Options):
     """Options of `toolkit evaluate`."""
 
     hypotheses: Path | None = option(
@@ -87,7 +87,7 @@ class EvaluateOptions:
     device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "With --model: auto, fp32, bf16 or fp16.")
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_split_map(self)
         check_choice("split", self.split, ("train", "validation", "test", "all"))
         check_choice("missing", self.missing, ("skip", "empty"))
@@ -95,7 +95,6 @@ class EvaluateOptions:
         check_choice("precision", self.precision, PRECISIONS)
         check_at_least(self, 1, "resamples", "batch_size")
         check_seed(self)
-        check_nested(self)
         check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,
               f"name some of {', '.join(METRICS)}, with commas between")  # fmt: skip
         check(self.model is None or self.hypotheses is None, "model", self.model,

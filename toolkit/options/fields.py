@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from toolkit.errors import InputError
+from toolkit.errors import InputError, UnusedOption
 
 ENGINES = ("local", "ray")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -70,7 +70,32 @@ def from_flat(options_class: Any, values: dict[str, Any]) -> Any:
     return options_class(**values, **{name: hints[name](**given) for name, given in inner.items()})
 
 
-def check_nested(options: Any) -> None:
+class Options:
+    """Base of the option classes: gives each value the type that its field declares, then calls `validate`."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, f.name, _as_declared(getattr(self, f.name), hints[f.name], f.metadata))
+        _check_nested(self)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raises `InputError` for a value that no run could work with."""
+
+
+def _as_declared(value: Any, kind: Any, metadata: Any) -> Any:
+    """Strings as paths, paths as strings, lists as tuples; `~` at the start of a path is the home folder, which a shell
+    leaves alone in `--out=~/x`, quotes and variables."""
+    if get_origin(kind) is tuple:
+        values = [value] if isinstance(value, (str, Path)) else value
+        return tuple(_as_declared(each, str, metadata) for each in values)
+    if isinstance(value, (str, Path)) and Path in (kind, *get_args(kind)):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(os.fspath(value)) if metadata.get("path") and value is not None else value
+
+
+def _check_nested(options: Any) -> None:
     """Refuses what a nested field holds beyond the options that this command has."""
     for f in fields(options):
         if "nested" in f.metadata:
@@ -117,10 +142,11 @@ def check_split_map(options: Any) -> None:
 
 
 def check_unused(options: Any, names: tuple[str, ...], why: str) -> None:
-    """Refuses options that would be ignored: those of `names` that are not as they are by default."""
+    """Refuses options that would be ignored: those of `names` that differ from their default."""
     for f in fields(options):
-        if f.name in names:
-            check(getattr(options, f.name) == f.default, f.name, getattr(options, f.name), why)
+        value = getattr(options, f.name)
+        if f.name in names and value != f.default:
+            raise UnusedOption(f"--{f.name.replace('_', '-')} {value}: {why}.", f.name)
 
 
 def check_engine(options: Any) -> None:

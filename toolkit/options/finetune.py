@@ -8,15 +8,15 @@ from typing import Any
 
 from toolkit.options.fields import (
     PRECISIONS,
+    Options,
     check,
     check_at_least,
     check_choice,
-    check_nested,
     check_seed,
     nested,
     option,
 )
-from toolkit.options.generation import BEAM_SEARCH, GenerationOptions
+from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
@@ -49,7 +49,7 @@ BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 
 
 
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(Options):
     """Options of `toolkit finetune`; a None is filled in from `TRAINING_DEFAULTS`."""
 
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
@@ -108,12 +108,12 @@ class FinetuneOptions:
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
     overwrite: bool = option(False, "Train again and replace the finished model at --output-dir.", flag=True)
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps")
         check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers")
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
-        check_nested(self)
+        check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
         check_at_least(self, 1, "unfreeze_last", "lora_rank")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from toolkit.options.fields import check, check_at_least, check_choice, check_seed, check_unused, option
+from toolkit.options.fields import Options, check, check_at_least, check_choice, check_seed, check_unused, option
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(Options):
     """How captions are decoded; the same names and meanings as in `transformers.GenerationConfig`."""
 
     num_beams: int = option(4, "Beams of beam search; 1 is greedy decoding.")
@@ -23,7 +23,7 @@ class GenerationOptions:
     num_captions: int = option(1, "Captions per image.")
     seed: int = option(42, "Seed of --sample.")
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 1, "num_beams", "num_captions")
         check_at_least(self, 2, "max_length")
@@ -40,14 +40,14 @@ BEAM_SEARCH = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_lengt
 
 
 def check_generation(options: GenerationOptions) -> None:
-    """Refuses what a way of decoding takes no notice of."""
+    """Refuses options that the way of decoding ignores."""
     if options.sample:
         check(options.num_beams in (1, GenerationOptions.num_beams), "num_beams", options.num_beams,
               "has no effect with --sample, which does not search; leave one of the two out")  # fmt: skip
         check_unused(options, ("length_penalty", "early_stopping"),
                      "has no effect with --sample, which does not search; leave one of the two out")  # fmt: skip
     else:
-        check_unused(options, ("top_k", "top_p", "temperature"), "only applies with --sample; add that")
+        check_unused(options, ("top_k", "top_p", "temperature", "seed"), "only applies with --sample; add that")
         if options.num_beams == 1:
             check_unused(options, ("length_penalty", "early_stopping"),
                          "has no effect with --num-beams 1; use more beams, or leave it out")  # fmt: skip

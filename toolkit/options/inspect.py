@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.options.fields import check, check_at_least, check_choice, check_split_map, default_workers, option
+from toolkit.options.fields import (
+    Options,
+    check,
+    check_at_least,
+    check_choice,
+    check_split_map,
+    default_workers,
+    option,
+)
 from toolkit.options.preprocess import DEFAULT_DECODER, FORMATS
 
 NEAR_DISTANCE = 4  # of 64 bits; scaled or recompressed copies differ in 0 to 4, other photographs in 20 and more
 
 
 @dataclass(frozen=True)
-class InspectOptions:
+class InspectOptions(Options):
     """Options of `toolkit inspect`."""
 
     path: Path = option(
@@ -54,7 +62,7 @@ class InspectOptions:
     overwrite: bool = option(False, "Let --sheet replace a file that inspect did not write.", flag=True)
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_at_least(self, 1, "num_workers")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.options.fields import (
+    Options,
     check,
     check_at_least,
     check_choice,
@@ -36,7 +37,7 @@ TINY_POSITIONS = 64  # tokens that the tiny preset's decoder has positions for
 
 
 @dataclass(frozen=True)
-class PreprocessOptions:
+class PreprocessOptions(Options):
     """Options of `toolkit preprocess`."""
 
     annotations: Path = option(
@@ -93,7 +94,7 @@ class PreprocessOptions:
         None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_seed(self)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.options.fields import check_at_least, check_seed, option
+from toolkit.options.fields import Options, check_at_least, check_seed, option
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Options):
     """Options of `toolkit sample`."""
 
     directory: Path = option(
@@ -18,6 +18,6 @@ class SampleOptions:
     images: int = option(2000, "How many images.")
     seed: int = option(42, "The same seed draws the same bytes.")
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 1, "images")
