@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from toolkit.errors import InputError
-from toolkit.evaluation.ptb import Tokenize, ptb_tokenize
+from toolkit.evaluation.ptb import ptb_tokenize
 
 LOOP_N, LOOP_TIMES = 4, 3  # see `health`
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -59,9 +59,8 @@ def health(
     captions: Sequence[str],
     ended: Sequence[bool] | None = None,
     train_captions: Iterable[str] | None = None,
-    tokenize: Tokenize = ptb_tokenize,
 ) -> Health:
-    """Health of captions. Words are those of `tokenize`.
+    """Health of captions. Words are those of `ptb_tokenize`.
 
     A caption loops if some sequence of 4 words occurs at least 3 times in it (overlaps count). Twice can be meant ("a man
     in a red shirt and a man in a red shirt"), and so can repeats of shorter sequences ("a man in").
@@ -77,9 +76,9 @@ def health(
         raise InputError("captions: there are none; name a file with captions.")
     if ended is not None and len(ended) != len(captions):
         raise InputError(f"ended: {len(ended)} entries for {len(captions)} captions; one each is needed.")
-    words = [tuple(tokenize(caption)) for caption in captions]
+    words = [tuple(ptb_tokenize(caption)) for caption in captions]
     lengths = np.array([len(sentence) for sentence in words])
-    seen = None if train_captions is None else {tuple(tokenize(caption)) for caption in train_captions}
+    seen = None if train_captions is None else {tuple(ptb_tokenize(caption)) for caption in train_captions}
     percentiles = np.percentile(lengths, PERCENTILES)
     return Health(
         captions=len(captions),

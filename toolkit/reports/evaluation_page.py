@@ -99,12 +99,12 @@ def _outline(counts: np.ndarray, top: float) -> str:
     return f"M0,{HEIGHT} {points} H{WIDTH} V{HEIGHT} Z"
 
 
-def _histogram(title: str, low: str, high: str, counts: Sequence[np.ndarray], kinds: Sequence[str], key: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+def _histogram(title: str, high: str, counts: Sequence[np.ndarray], kinds: Sequence[str], key: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Shares, one outline per row of counts."""
     shares = [c / max(c.sum(), 1) for c in counts]
     top = max(float(s.max()) for s in shares)
     paths = [{"d": _outline(s, top), "kind": kind} for s, kind in zip(shares, kinds, strict=True)]
-    return {"title": title, "low": low, "high": high, "paths": paths, "peak": f"{top:.0%}",
+    return {"title": title, "low": "0", "high": high, "paths": paths, "peak": f"{top:.0%}",
             "key": list(zip(kinds, key, strict=True))}  # fmt: skip
 
 
@@ -112,9 +112,7 @@ def _plot(found: Evaluation, name: str) -> dict[str, Any]:
     values = [system.scores.per_image[name] for system in found.systems]
     top = max(1.0, max(float(v.max()) for v in values))
     counts = [np.histogram(v, BINS, (0, top))[0] for v in values]
-    return _histogram(
-        f"{NAMES[name]} of each image", "0", f"{100 * top:.0f}", counts, SYSTEMS[: len(values)], _names(found)
-    )
+    return _histogram(f"{NAMES[name]} of each image", f"{100 * top:.0f}", counts, SYSTEMS[: len(values)], _names(found))
 
 
 def _names(found: Evaluation) -> list[str]:
@@ -128,7 +126,7 @@ def _lengths(found: Evaluation) -> dict[str, Any]:
     top = max(max(lengths) for lengths in said) + 1
     counts = [np.bincount(lengths, minlength=top) for lengths in said]
     kinds = [*SYSTEMS[: len(found.systems)], "said"]
-    return _histogram("Words per caption", "0", str(top - 1), counts, kinds, [*_names(found), "references"])
+    return _histogram("Words per caption", str(top - 1), counts, kinds, [*_names(found), "references"])
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

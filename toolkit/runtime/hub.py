@@ -26,7 +26,7 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_name(option: str, name: str, hint: str = WAYS_OUT) -> None:
+def check_name(option: str, name: str) -> None:
     """Whether a model's name may lead to one, as far as that is known without asking the hub; in milliseconds.
 
     Raises:
@@ -40,19 +40,19 @@ def check_name(option: str, name: str, hint: str = WAYS_OUT) -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise ModelError(f"{option} {name}: is a file, not a folder or a name on the hub; {hint}.")
+        raise ModelError(f"{option} {name}: is a file, not a folder or a name on the hub; {WAYS_OUT}.")
     parent = path.parent.name and path.parent.is_dir()
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/") or parent:
-        raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {hint}.")
+        raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {WAYS_OUT}.")
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise ModelError(f"{option} {name}: no such folder, and not a possible name on the hub; {hint}.") from None
+        raise ModelError(f"{option} {name}: no such folder, and not a possible name on the hub; {WAYS_OUT}.") from None
     if not any(cached(name, file) for file in MODEL_FILES):
         if constants.HF_HUB_OFFLINE:
-            raise ModelError(f"{option} {name}: {NOT_HERE}, and HF_HUB_OFFLINE is set; {hint}.")
+            raise ModelError(f"{option} {name}: {NOT_HERE}, and HF_HUB_OFFLINE is set; {WAYS_OUT}.")
         if out_of_reach(name):
-            raise ModelError(f"{option} {name}: {NOT_HERE}, and {_no_connection()}; {hint}.")
+            raise ModelError(f"{option} {name}: {NOT_HERE}, and {_no_connection()}; {WAYS_OUT}.")
 
 
 NOT_HERE = "could not be loaded from the Hugging Face hub: it is not in the hub's cache on this machine"

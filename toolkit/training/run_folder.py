@@ -138,61 +138,50 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
             "wrote; move them, or name another folder."
         )
     before = read_run(place)
-    finished = before is not None and (place / FINISHED).is_file()
     if before is None and unfinished is None and place.is_dir() and not _is_empty(place):
         raise OutputError(f"--output-dir {out}: holds files that no run wrote; name another folder.")
-    if before is not None and finished and not options.overwrite:
-        return _go_on_with(options, identity, before, unfinished, place, partial)
-    if not finished:  # before: begun by a toolkit that trained in the folder itself
+    plan = Plan("train", place)
+    if before is not None and not (place / FINISHED).is_file():  # begun by a toolkit that trained in the folder itself
         unfinished = unfinished or before
+    elif before is not None and not options.overwrite:
+        plan = _after(before, options, identity, place)
+    if plan.task == "nothing":
+        return plan
     if unfinished is None or unfinished.preparing:
-        return Plan("train", place, fresh=True)
+        return replace(plan, fresh=True)
     changed = unfinished.differences(identity)
-    if changed and options.resume and not options.overwrite:
+    wrong = changed or (plan.task != "train" and unfinished.extended != plan.extended)
+    if wrong and not options.overwrite and (options.resume or plan.task == "evaluate"):
         raise _other_settings(out, changed, f"{partial.name} holds an unfinished run")
+    if plan.task == "evaluate":  # which is soon done again
+        return replace(plan, fresh=True)
     fresh = bool(changed) or not options.resume or (options.overwrite and bool(unfinished.extended))
     return Plan("train", place, fresh=fresh, extended=[] if fresh else unfinished.extended)
 
 
-def _go_on_with(
-    options: FinetuneOptions, identity: RunIdentity, before: RunIdentity, unfinished: RunIdentity | None,
-    place: Path, partial: Path,
-) -> Plan:  # fmt: skip
+def _after(before: RunIdentity, options: FinetuneOptions, identity: RunIdentity, place: Path) -> Plan:
     """What there is to do where a finished run is.
 
     Args:
         before: its identity.
-        unfinished: that of the run in `partial`.
     """
-    out = options.output_dir
-    summary = read_summary(place)
+    out, summary = options.output_dir, read_summary(place)
     if summary is None:
         raise OutputError(f"--output-dir {out}: its {FINISHED} is damaged; train the model again with --overwrite.")
-    changed, extended = before.differences(identity), before.extended
+    changed = before.differences(identity)
+    if changed.keys() <= set(EVALUATION):
+        _check_files(out, place)
+        return Plan("evaluate" if changed else "nothing", place, summary=summary, extended=before.extended)
     steps, epochs = options.max_steps, options.epochs
     longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
-    if changed.keys() <= set(EVALUATION):
-        _check_files(out, place, summary)
-        if not changed:
-            return Plan("nothing", place, summary=summary)
-        task = "evaluate"
-    elif changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
-        task = "extend"
+    if changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
         was = {name: before.options.get(name) for name in ("epochs", "max_steps")}
-        extended = [*extended, {**was, "steps": summary.get("steps")}]
-    else:
-        raise _other_settings(out, changed, "holds a run")
-    if unfinished is None or unfinished.preparing:
-        return Plan(task, place, fresh=True, summary=summary, extended=extended)
-    elsewhere = unfinished.differences(identity)
-    if elsewhere or unfinished.extended != extended:
-        raise _other_settings(out, elsewhere, f"{partial.name} holds an unfinished run")
-    if task == "evaluate":  # which is soon done again
-        return Plan(task, place, fresh=True, summary=summary, extended=extended)
-    return Plan("train", place, extended=extended)
+        extended = [*before.extended, {**was, "steps": summary.get("steps")}]
+        return Plan("extend", place, summary=summary, extended=extended)
+    raise _other_settings(out, changed, "holds a run")
 
 
-def _check_files(out: Path, place: Path, summary: RunSummary) -> None:
+def _check_files(out: Path, place: Path) -> None:
     """Whether the model of a finished run is there; checkpoints may be gone."""
     names = [name for name in listed(place / FINISHED, place) if "/" not in name]
     if not any(name.endswith(".safetensors") for name in names):  # of an older toolkit's, which listed none
