@@ -156,14 +156,13 @@ def test_a_folder_that_a_node_does_not_see(tmp_path: Path) -> None:
 def test_a_stopped_command_takes_ray_with_it(tmp_path: Path, how: signal.Signals) -> None:
     before = ray_processes()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_ray import *; "
+        "import sys; sys.path[:0] = sys.argv[2:]; from test_ray import *; "
         "signal.signal(signal.SIGTERM, signal.default_int_handler); "
-        "run(Touch(Path(sys.argv[2])), [{'name': str(i), 'sleep': 0.5} for i in range(1000)], 2)"
+        "run(Touch(Path(sys.argv[1])), [{'name': str(i), 'sleep': 0.5} for i in range(1000)], 2)"
     )
-    command = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], stderr=subprocess.PIPE
-    )
-    wait_for(lambda: any(tmp_path.iterdir()))
+    tests = map(str, Path(__file__).parents[:2])
+    command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *tests], stderr=subprocess.PIPE)
+    wait_for(lambda: any(tmp_path.iterdir()), command)
     command.send_signal(how)
     assert b"KeyboardInterrupt" in command.communicate(timeout=60)[1] or how == signal.SIGKILL
     wait_for(lambda: ray_processes() == before)
