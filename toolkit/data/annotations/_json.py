@@ -2,88 +2,131 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from toolkit.data.annotations._columns import IMAGE_KEYS, Columns, caption_columns, known_column
 from toolkit.data.annotations._gather import Notes, captions_in
-from toolkit.data.annotations._text import first_line, head, read_lines, read_text
+from toolkit.data.annotations._text import first_line, head, open_file, read_lines, read_text
 from toolkit.data.images import IMAGE_SUFFIXES
 from toolkit.errors import InputError
 from toolkit.runtime.files import file_state
 
+WINDOW = 1 << 20  # bytes of JSON that are read at once
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_json(path: Path) -> Iterator[tuple[int, str | None, Any]]:
-    """The values of a JSON file one by one, each with its line, so that only one of them is held beside the text.
+    """The values of a JSON file one by one, each with its line; only the one at hand is held, and some MB of text.
 
     Yields (line, None, element) for each element of a list; of an object (line, key, element) for a value that is a
     list, (line, key, value) for any other.
     """
-    text = read_text(path)
-    decoder = json.JSONDecoder()
-    position = 0
-    line, counted = 1, 0
+    with open_file(path) as file:
+        source = _Source(path, file)
+        try:
+            if source.skip("[{") == "[":
+                yield from _elements(source, None)
+            else:
+                source.at += 1
+                while source.skip() != "}":
+                    source.skip('"')
+                    key = source.value()
+                    source.skip(":")
+                    source.at += 1
+                    if source.skip() == "[":
+                        yield from _elements(source, key)
+                    else:
+                        yield source.line(), key, source.value()
+                    if source.skip(",}") == ",":
+                        source.at += 1
+                source.at += 1
+            if source.skip():
+                raise json.JSONDecodeError("extra data", source.text, source.at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            where = source.place(error) if isinstance(error, json.JSONDecodeError) else "somewhere"
+            reason = getattr(error, "msg", error)
+            raise InputError(f"{path}: broken JSON at {where} ({reason}); download or export it again.") from None
 
-    def line_of(at: int) -> int:
-        nonlocal line, counted
-        line, counted = line + text.count("\n", counted, at), at
-        return line
 
-    def skip(at: int, expected: str = "") -> int:
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-        if expected and text[at : at + 1] not in tuple(expected):
-            raise json.JSONDecodeError(f"expecting {' or '.join(expected)}", text, at)
-        return at
+def _elements(source: _Source, key: str | None) -> Iterator[tuple[int, str | None, Any]]:
+    source.at += 1
+    while source.skip() != "]":
+        yield source.line(), key, source.value()
+        if source.skip(",]") == ",":
+            source.at += 1
+    source.at += 1
 
-    def elements(at: int, key: str | None) -> Iterator[tuple[int, str | None, Any]]:
-        nonlocal position
-        at = skip(at + 1)
-        while text[at : at + 1] != "]":
-            start = at
-            value, at = decoder.raw_decode(text, at)
-            yield line_of(start), key, value
-            at = skip(at, ",]")
-            if text[at] == ",":
-                at = skip(at + 1)
-        position = at + 1
 
-    try:
-        position = skip(0, "[{")
-        if text[position] == "[":
-            yield from elements(position, None)
-        else:
-            position = skip(position + 1)
-            while text[position : position + 1] != "}":
-                key, position = decoder.raw_decode(text, skip(position, '"'))
-                position = skip(skip(position, ":") + 1)
-                if text[position : position + 1] == "[":
-                    yield from elements(position, key)
-                else:
-                    start = position
-                    value, position = decoder.raw_decode(text, position)
-                    yield line_of(start), key, value
-                position = skip(position, ",}")
-                if text[position] == ",":
-                    position = skip(position + 1)
-            position += 1
-        if skip(position) != len(text):
-            raise json.JSONDecodeError("extra data", text, position)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "somewhere"
-        raise InputError(
-            f"{path}: broken JSON at {where} ({getattr(error, 'msg', error)}); download or export it again.".replace(
-                "  ", " "
-            )
-        ) from None
+class _Source:
+    """The text of a JSON file around the place `at`: what lies before has been dropped, what lies behind is read when
+    it is needed."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.text, self.at, self.ended = "", 0, False
+        self._line, self._counted = 1, 0  # up to where lines have been counted
+        self._lines_before, self._columns_before = 0, 0  # that were dropped; of the line at which the text begins
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+
+    def skip(self, expected: str = "") -> str:
+        """Goes over white space to the next character, which is returned; "" at the end."""
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self._more():
+                break
+        found = self.text[self.at : self.at + 1]
+        if expected and found not in tuple(expected):
+            raise json.JSONDecodeError(f"expecting {' or '.join(expected)}", self.text, self.at)
+        return found
+
+    def value(self) -> Any:
+        while True:
+            try:
+                value, end = self._json.raw_decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if not self._more():
+                    raise
+                continue
+            if end < len(self.text) or not self._more():  # a number may go on
+                self.at = end
+                return value
+
+    def line(self) -> int:
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
+
+    def place(self, error: json.JSONDecodeError) -> str:
+        column = error.colno + (self._columns_before if error.lineno == 1 else 0)
+        return f"line {self._lines_before + error.lineno}, column {column}"
+
+    def _more(self) -> bool:
+        """Reads on, as much again as there is from here; False at the end."""
+        if self.ended:
+            return False
+        self.line()
+        dropped, self.text = self.text[: self.at], self.text[self.at :]
+        self._lines_before = self._line - 1
+        self._columns_before = len(dropped) - dropped.rfind("\n") - 1 + ("\n" not in dropped) * self._columns_before
+        self.at = self._counted = 0
+        data = self.file.read(max(WINDOW, len(self.text)))
+        self.ended = not data
+        try:
+            self.text += self._utf8.decode(data, final=self.ended)
+        except UnicodeDecodeError:
+            read_text(self.path)  # says what is wrong, and where
+            raise
+        return True
 
 
 def read_json_lines(path: Path, notes: Notes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -164,11 +207,13 @@ def _first_objects(path: Path) -> list[Any]:
     if not first_line(path).startswith("{"):
         return []
     found: list[Any] = []
-    try:
-        for line in islice((line.strip() for line in read_lines(path) if line.strip()), SAMPLE):
-            found.append(_object(line))
-    except InputError:
-        pass
+    with open_file(path) as file:
+        while len(found) < SAMPLE and 0 < len(data := file.readline(LARGEST_LINE + 1)) <= LARGEST_LINE:
+            try:
+                lines = [line.decode("utf-8-sig").strip() for line in data.splitlines()]  # of bytes: no other ends
+            except UnicodeDecodeError:
+                break
+            found += [_object(line) for line in lines if line]
     whole = bool(found) and found[0] is not None  # as the first line of one JSON value can't be, if more follow
     sure = len(found) > 1 or path.suffix.lower() == ".jsonl" or (whole and (is_row(found[0]) or _of_coco(found[0])))
     if (whole and sure) or any(a is not None and b is not None for a, b in pairwise(found)):
@@ -177,7 +222,7 @@ def _first_objects(path: Path) -> list[Any]:
 
 
 def _object(line: str) -> dict[str, Any] | None:
-    if not line.endswith("}") or len(line) > LARGEST_LINE:
+    if not line.endswith("}"):
         return None
     try:
         value = json.loads(line)
