@@ -88,7 +88,10 @@ def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
     for list_file in lists:
         size, mtime_ns = file_state(list_file)
         digest.update(f"{list_file.name}\0{size}\0")
-        digest.update(list_file.read_bytes() if 0 <= size <= LARGEST_READ else f"{mtime_ns}")
+        if 0 <= size <= LARGEST_READ:
+            digest.update_from(list_file)
+        else:
+            digest.update(f"{mtime_ns}")
     return digest.hex()
 
 

@@ -20,6 +20,12 @@ class Hasher:
         """Adds a string or anything with the buffer interface."""
         self._digest.update(part.encode() if isinstance(part, str) else part)
 
+    def update_from(self, path: Path) -> None:
+        """Adds a file's contents, which need not fit into memory."""
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                self.update(part)
+
     def hex(self) -> str:
         return self._digest.hexdigest()
 
@@ -35,9 +41,7 @@ def hash_int(text: str) -> int:
 
 
 def file_hash(path: Path) -> str:
-    """The hash of a file's contents, which need not fit into memory."""
+    """The hash of a file's contents."""
     digest = Hasher()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    digest.update_from(path)
     return digest.hex()

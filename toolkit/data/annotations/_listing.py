@@ -69,10 +69,10 @@ class There:
             self._last = folder
 
     def __contains__(self, name: str) -> bool:
-        return _holds(self._sorted_names, name)
+        return holds(self._sorted_names, name)
 
     def has_folder(self, folder: str) -> bool:
-        return _holds(self._sorted_folders, folder)
+        return holds(self._sorted_folders, folder)
 
     @cached_property
     def _sorted_names(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class There:
         return np.unique(np.frombuffer(self._folders, dtype=np.uint64))
 
 
-def _holds(hashes: np.ndarray, text: str) -> bool:
+def holds(hashes: np.ndarray, text: str) -> bool:
     at = int(np.searchsorted(hashes, np.uint64(hash_name(text))))
     return at < len(hashes) and int(hashes[at]) == hash_name(text)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from toolkit.data.annotations._columns import IMAGE_KEYS as NAME_KEYS
 from toolkit.data.annotations._columns import Columns
 from toolkit.data.annotations._gather import Gathered, Notes, captions_in, clean_name
+from toolkit.data.annotations._listing import hash_name, holds
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
+from toolkit.runtime.shelf import Shelf
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,45 +111,52 @@ def read_tables(
     """
     of_names = Gathered(path, notes, named)  # tables of file names alone: one name is one image in all of them
     for table in tables:
-        first_row: dict[int, str] = {}  # row -> name, of the rows that bring an image
-        names_of_all = table.schema.names
-        named.meet(names_of_all)
+        named.meet(table.schema.names)
         image, path_column, data_column = _columns(table, named)
         gathered = of_names if data_column is None else Gathered(table.source, notes, named)
-        names = list(_names(table, path_column, data_column is not None, notes))
-        twice = {name for name, count in Counter(names).items() if count > 1}
-        hashes = _hashes(table, data_column, names, twice) if data_column else {}
-        known: dict[tuple[str, bytes], str] = {}
-        row = 0
-        captions = named.find_captions(names_of_all, table.source)
-        split = named.find_split(names_of_all, table.source)
-        columns = captions + ([split] if split is not None else [])
-        for batch in table.batches(columns, 4096):
-            said = [_values(batch, column) for column in captions]
-            splits = _values(batch, split) if split is not None else [None] * batch.num_rows
-            for offset in range(batch.num_rows):
-                name = names[row]
-                if row in hashes:
-                    key = (name, hashes[row])
-                    if key not in known:
-                        known[key] = _unused(name or f"{row:08d}", gathered, table, notes)
-                    name = known[key]
-                elif table.split and data_column:
-                    name = f"{table.split}/{name}"
-                if name not in gathered.rows:
-                    first_row[row] = name
-                texts = captions_in([column[offset] for column in said])
-                if texts is None:
-                    raise InputError(
-                        f"{table.source}: the captions of row {row} are neither text nor a list of it; name the column "
-                        f"that holds text with --caption-column ({', '.join(captions)} was read)."
-                    )
-                gathered.add(name, texts, split=splits[offset] or table.split, line=row + 1)
-                row += 1
+        first_rows = _gather(table, path_column, data_column, gathered, named)
         if data_column is not None:
-            records = {record.path: record for record in gathered.records()}
-            yield from _with_data(table, image, path_column, data_column, first_row, records, load)
+            records = _with_rows(first_rows, gathered)
+            yield from _with_data(table, image, path_column, data_column, records, load)
     yield from of_names.records()
+
+
+def _gather(
+    table: Table, path_column: str | None, data_column: str | None, gathered: Gathered, named: Columns
+) -> array[int]:
+    """Gathers the rows of a table; returns for each image the row that it comes first in."""
+    notes = gathered.notes
+    captions = named.find_captions(table.schema.names, table.source)
+    split = named.find_split(table.schema.names, table.source)
+    names, twice = _names(table, path_column, False, notes), None
+    hashes: Iterator[str] = repeat("")
+    if data_column is not None:
+        twice = _twice(_names(table, path_column, True, notes))
+        names = _names(table, path_column, True, Notes())  # whose notes are taken
+        if len(twice):  # a name alone does not tell which image it is
+            hashes = _hashes(table, data_column)
+    known = Shelf()  # name and hash of an image -> the name that it was given
+    first_rows = array("Q")
+    for row, (name, digest, (said, own)) in enumerate(zip(names, hashes, _said(table, captions, split), strict=False)):
+        if twice is not None and holds(twice, name):
+            key = f"{name}\0{digest or name[:1]}"  # an image without bytes is told by its name, or is on its own
+            known_name = known.get(key)
+            if known_name is None:
+                known_name = known.setdefault(key, _unused(name or f"{row:08d}", gathered, table, notes))
+            name = known_name
+        elif table.split and data_column:
+            name = f"{table.split}/{name}"
+        name = clean_name(name)
+        if name not in gathered.rows:
+            first_rows.append(row)
+        texts = captions_in(said)
+        if texts is None:
+            raise InputError(
+                f"{table.source}: the captions of row {row} are neither text nor a list of it; name the column "
+                f"that holds text with --caption-column ({', '.join(captions)} was read)."
+            )
+        gathered.add(name, texts, split=own or table.split, line=row + 1)
+    return first_rows
 
 
 def _columns(table: Table, named: Columns) -> tuple[str, str | None, str | None]:
@@ -188,18 +200,31 @@ def _names(table: Table, column: str | None, shorten: bool, notes: Notes) -> Ite
             yield clean_name(name)
 
 
-def _hashes(table: Table, column: str, names: list[str], twice: set[str]) -> dict[int, bytes]:
-    """row -> hash of its image, for rows whose name does not tell which image it is."""
-    hashes: dict[int, bytes] = {}
-    row = 0
-    if twice or "" in names:
-        for batch in table.batches([column], ROWS):
-            for data in _values(batch, column):
-                if names[row] in twice or not names[row]:
-                    # a row without bytes is told by its name, or is on its own
-                    hashes[row] = hashlib.blake2b(data, digest_size=16).digest() if data else names[row][:1].encode()
-                row += 1
-    return hashes
+def _twice(names: Iterator[str]) -> np.ndarray:
+    """Hashes of the names that several rows have, and of "" if a row has none; 8 bytes a row while they are counted."""
+    hashes, nameless = array("Q"), False
+    for name in names:
+        hashes.append(hash_name(name))
+        nameless |= not name
+    values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
+    twice = values[counts > 1]
+    return np.unique(np.append(twice, np.uint64(hash_name("")))) if nameless else twice
+
+
+def _hashes(table: Table, column: str) -> Iterator[str]:
+    """A hash of every row's image; "" of none."""
+    for batch in table.batches([column], ROWS):
+        for data in _values(batch, column):
+            yield hashlib.blake2b(data, digest_size=16).hexdigest() if data else ""
+
+
+def _said(table: Table, captions: list[str], split: str | None) -> Iterator[tuple[list[Any], Any]]:
+    """What every row says: (a value for each column of captions, its split)."""
+    for batch in table.batches(captions + ([split] if split is not None else []), 4096):
+        columns = [_values(batch, column) for column in captions]
+        splits = _values(batch, split) if split is not None else [None] * batch.num_rows
+        for *said, own in zip(*columns, splits, strict=True):
+            yield said, own
 
 
 def _unused(name: str, gathered: Gathered, table: Table, notes: Notes) -> str:
@@ -213,23 +238,34 @@ def _unused(name: str, gathered: Gathered, table: Table, notes: Notes) -> str:
     return full
 
 
+def _with_rows(first_rows: array[int], gathered: Gathered) -> Iterator[tuple[int, ImageRecord]]:
+    """Each record with its row; images without a caption have a row and are no records."""
+    records = gathered.records()
+    record = next(records, None)
+    for row, name in zip(first_rows, gathered.rows, strict=True):
+        if record is not None and record.path == name:
+            yield row, record
+            record = next(records, None)
+
+
 def _with_data(
     table: Table,
     image: str,
     path_column: str | None,
     data_column: str,
-    first_row: dict[int, str],
-    records: dict[str, ImageRecord],
+    records: Iterator[tuple[int, ImageRecord]],
     load: Callable[[str], bytes] | None,
 ) -> Iterator[ImageRecord]:
-    row = 0
+    row = -1
+    wanted, record = next(records, (-1, None))
     for batch in table.batches([image], ROWS):
         paths = _values(batch, path_column) if path_column and "." in path_column else [None] * batch.num_rows
         for data, path in zip(_values(batch, data_column), paths, strict=True):
-            record = records.get(first_row.get(row, ""))
             row += 1
-            if record is not None:
-                if data is None and path and load is not None:
-                    data = load(path)
-                # No bytes at all become an image that can't be read, with its reason, like an empty file.
-                yield ImageRecord(record.image_id, record.path, record.captions, record.split, data or b"")
+            if row != wanted or record is None:
+                continue
+            if data is None and path and load is not None:
+                data = load(path)
+            # No bytes at all become an image that can't be read, with its reason, like an empty file.
+            yield replace(record, data=data or b"")
+            wanted, record = next(records, (-1, None))
