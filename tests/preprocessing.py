@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from toolkit.options import PreprocessOptions
-from toolkit.records import Summary
+from toolkit.records import SpecialTokens, Summary
 
 # Small shards, so that a handful of images is several of them.
 SHARD_ROWS = 4
@@ -97,7 +97,9 @@ def run_alone(options: PreprocessOptions) -> None:
         sys.exit(f"Error: {error}")
 
 
-def stored_processors(encoder: str, decoder: str, preset: str | None, directory: Path) -> tuple[dict, dict]:
+def stored_processors(
+    encoder: str, decoder: str, preset: str | None, directory: Path
+) -> tuple[dict, SpecialTokens, int]:
     """`fetch_processors` for a fixed byte-level vocabulary, without transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -110,7 +112,7 @@ def stored_processors(encoder: str, decoder: str, preset: str | None, directory:
     tokenizer.save(str(directory / "tokenizer" / "tokenizer.json"))
     size = {"height": 32, "width": 32}
     settings = {"size": size, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}
-    return settings, {"start": 0, "eos": 0, "pad": 0, "vocab_size": len(alphabet)}
+    return settings, SpecialTokens(start=0, eos=0, pad=0), len(alphabet)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -32,6 +32,18 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """The token ids that a captioner needs; for GPT-2 all three are 50256.
+
+    Padding may have the same id as EOS, since labels are masked by length (toolkit/cache/labels.py).
+    """
+
+    start: int
+    eos: int
+    pad: int
+
+
+@dataclass(frozen=True)
 class CaptionResult:
     """One image and its captions, or the reason why it has none.
 

@@ -99,7 +99,7 @@ def test_reads_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_cut_short_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "data.arrow").write_bytes(b"1234")
-    with pytest.raises(InputError, match="ends too early"):
+    with pytest.raises(InputError, match="is cut short"):
         toolkit.cache.reader.read_into(tmp_path / "data.arrow", 2, memoryview(bytearray(4)))
 
 

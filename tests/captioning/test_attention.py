@@ -22,7 +22,7 @@ from toolkit.data.images import read_image
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, ModelError
 from toolkit.models.loading import save_captioner
-from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
+from toolkit.models.special_tokens import settle_special_tokens, special_tokens_of
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.records import HeatMaps
 
@@ -131,7 +131,7 @@ def other_model(directory: Path, captioner: Captioner, encoder: object, decoder:
     """A random captioner of other parts with the tokenizer and image processor of `captioner`."""
     torch.manual_seed(0)
     model = Model(config=Config.from_encoder_decoder_configs(encoder, decoder))
-    settle_special_tokens(model, SpecialTokens.of(captioner.tokenizer))
+    settle_special_tokens(model, special_tokens_of(captioner.tokenizer))
     save_captioner(model, captioner.tokenizer, captioner.image_processor, model.generation_config, directory)
     return load_captioner(directory, "cpu")
 

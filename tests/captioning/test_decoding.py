@@ -27,8 +27,9 @@ from toolkit.captioning import kv_cache as steps
 from toolkit.captioning.beam_search import Found
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import caption_lengths, decode, stock, unsupported
-from toolkit.models.special_tokens import SpecialTokens, first_position
+from toolkit.models.special_tokens import first_position
 from toolkit.options import GenerationOptions
+from toolkit.records import SpecialTokens
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_a_batch_that_does_not_fit_is_done_in_parts(
     assert (folder.parent / "out.jsonl").read_bytes() == plain.read_bytes()
     assert sizes[:2] == [6, 3]  # of 8 files two are bad
     assert sum(size for size in sizes if size <= limit) == len([row for row in rows_of(plain) if not row["error"]])
-    assert "a batch of 6 does not fit in memory: going on with 3" in capsys.readouterr().err
+    assert "a batch of 6 does not fit in memory: continuing with 3" in capsys.readouterr().err
     limit = 0
     with pytest.raises(RunError, match="1 images do not fit in the device's memory"):
         batch_caption(options(folder, model_dir, batch_size="auto", existing="overwrite"))

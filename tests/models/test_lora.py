@@ -19,8 +19,8 @@ from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, ModelError, RunError
 from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, attention_layers, load_adapter_weights, merged
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions
+from toolkit.records import SpecialTokens
 from toolkit.training.collator import CaptionCollator, CaptionDataset, caption_loss
 from toolkit.training.trainer import CaptionTrainer
 

@@ -16,8 +16,9 @@ from toolkit.captioning.captioner import load_captioner
 from toolkit.errors import ModelError
 from toolkit.models import loading as modeling
 from toolkit.models.presets import train_tiny_tokenizer
-from toolkit.models.special_tokens import SpecialTokens, generation_config
+from toolkit.models.special_tokens import generation_config, special_tokens_of
 from toolkit.options import GenerationOptions
+from toolkit.records import SpecialTokens
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -29,13 +30,13 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 def test_special_tokens() -> None:
     gpt2 = tokenizer(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    assert SpecialTokens.of(gpt2) == SpecialTokens(start=3, eos=3, pad=3)
+    assert special_tokens_of(gpt2) == SpecialTokens(start=3, eos=3, pad=3)
     bert = tokenizer(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
-    assert SpecialTokens.of(bert) == SpecialTokens(start=2, eos=3, pad=4)
+    assert special_tokens_of(bert) == SpecialTokens(start=2, eos=3, pad=4)
     t5 = tokenizer(eos_token="</s>", pad_token="<pad>")
-    assert SpecialTokens.of(t5) == SpecialTokens(start=2, eos=2, pad=3)
+    assert special_tokens_of(t5) == SpecialTokens(start=2, eos=2, pad=3)
     with pytest.raises(ModelError, match="no EOS token"):
-        SpecialTokens.of(tokenizer(pad_token="<pad>"), "some/model")
+        special_tokens_of(tokenizer(pad_token="<pad>"), "some/model")
 
 
 def test_tiny_tokenizer_is_deterministic_and_loses_nothing() -> None:

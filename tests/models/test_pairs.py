@@ -29,8 +29,9 @@ from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
 from toolkit.models.loading import build_captioner
 from toolkit.models.presets import train_tiny_tokenizer
-from toolkit.models.special_tokens import SpecialTokens, first_position, generation_config
+from toolkit.models.special_tokens import first_position, generation_config, special_tokens_of
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
+from toolkit.records import SpecialTokens
 from toolkit.training.collator import CaptionCollator, caption_loss
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -144,7 +145,7 @@ def test_by_the_commands(encoder: str, decoder: str, special: dict[str, str], sa
     plain = train_tiny_tokenizer(captions, 300).backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **special)
     tokenizer.add_special_tokens(special)
-    ids = SpecialTokens.of(tokenizer)
+    ids = special_tokens_of(tokenizer)
     model = DECODERS[decoder][0](len(tokenizer))
     model.config.pad_token_id = ids.pad
     model.save_pretrained(tmp_path / "decoder")

@@ -16,8 +16,8 @@ from toolkit.models.freezing import freeze_encoder
 from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, plain_model
 from toolkit.models.precision import pick_dtype
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions
+from toolkit.records import SpecialTokens
 from toolkit.training.setup import trainer_arguments
 
 TOKENS = SpecialTokens(0, 0, 0)

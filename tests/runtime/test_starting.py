@@ -16,7 +16,6 @@ from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
 from toolkit.errors import ModelError
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.training.starting_model import starting_model
 
@@ -60,8 +59,7 @@ def its_cache(old_captioner: Path, sample_dir: Path) -> Path:
 
 def start(cache_dir: Path, **options: Any) -> Any:
     cache = open_cache(cache_dir)
-    labels = cache.manifest["labels"]
-    tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
+    tokens = cache.special_tokens
     return starting_model(FinetuneOptions(cache=cache_dir, **options), cache, tokens)
 
 

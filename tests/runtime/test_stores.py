@@ -22,7 +22,7 @@ from toolkit.commands.preprocess import preprocess
 from toolkit.commands.sample import sample
 from toolkit.data.images import IMAGE_SUFFIXES, find_images, read_image
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError, ToolkitError
-from toolkit.evaluation.references import read_references
+from toolkit.evaluation.references import Source, read_references
 from toolkit.options import (
     BatchCaptionOptions,
     CaptionOptions,
@@ -536,7 +536,9 @@ def test_a_cache_at_a_url_is_trained_on_and_looked_at(memory: Any, cache_dir: Pa
     assert Path("model/model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
     local_text = inspect(InspectOptions(path=cache_dir)).text
     assert inspect(InspectOptions(path=url)).text == local_text.replace(str(cache_dir), "memory://c/dataset")
-    rows = [{"image": name, "caption": "a red circle"} for name in read_references(cache_dir, "test").paths.values()]
+    rows = [
+        {"image": name, "caption": "a red circle"} for name in read_references(Source(cache_dir), "test").paths.values()
+    ]
     memory.pipe_file("/h/c.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     Path("c.jsonl").write_bytes(memory.cat_file("/h/c.jsonl"))
     local = evaluate(EvaluateOptions(hypotheses=Path("c.jsonl"), references=cache_dir))

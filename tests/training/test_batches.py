@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.schema import open_cache
 from toolkit.models.loading import build_captioner
-from toolkit.models.special_tokens import SpecialTokens
+from toolkit.records import SpecialTokens
 from toolkit.training.collator import (
     FILLER,
     CaptionCollator,

@@ -22,7 +22,6 @@ from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, OutputError, RunError
 from toolkit.models.loading import build_captioner
 from toolkit.models.precision import PixelNormalizer
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training import features
 from toolkit.training.features import FeatureDataset, encode_splits, encoder_features, picture_hashes
@@ -40,7 +39,7 @@ def cache(cache_dir: Path, tmp_path: Path) -> Cache:
 
 def parts(cache: Cache, seed: int = 0) -> tuple[Any, PixelNormalizer]:
     labels = cache.manifest["labels"]
-    tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
+    tokens = cache.special_tokens
     config = json.loads((cache.directory / "image_processor" / "preprocessor_config.json").read_text())
     model = build_captioner("", "", "tiny", labels["vocab_size"], tokens, seed)
     return model.encoder, PixelNormalizer(PixelTransform.from_processor_config(config))

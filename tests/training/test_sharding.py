@@ -13,8 +13,8 @@ from transformers import VisionEncoderDecoderModel
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError
 from toolkit.models.loading import build_captioner
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options import FinetuneOptions
+from toolkit.records import SpecialTokens
 from toolkit.training.distributed import check_sharding, sharding_config
 
 AS_GPUS = str(Path(__file__).parents[1] / "as_gpus.py")

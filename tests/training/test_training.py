@@ -35,8 +35,9 @@ from toolkit.data.pixels import PixelTransform
 from toolkit.errors import RunError
 from toolkit.models.loading import build_captioner
 from toolkit.models.precision import PixelNormalizer
-from toolkit.models.special_tokens import SpecialTokens, generation_config
+from toolkit.models.special_tokens import generation_config
 from toolkit.options import GenerationOptions
+from toolkit.records import SpecialTokens
 from toolkit.training.callbacks import CaptionMetrics, caption_warnings
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.collator import CaptionCollator, CaptionDataset, caption_loss
@@ -51,7 +52,7 @@ class Parts:
         self.cache = open_cache(cache_dir)
         labels = self.cache.manifest["labels"]
         self.vocab_size = labels["vocab_size"]
-        self.tokens = SpecialTokens(labels["start"], labels["eos"], labels["pad"])
+        self.tokens = self.cache.special_tokens
         config = json.loads((cache_dir / "image_processor" / "preprocessor_config.json").read_text())
         self.normalizer = PixelNormalizer(PixelTransform.from_processor_config(config))
         self.collator = CaptionCollator(self.tokens)

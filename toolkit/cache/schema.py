@@ -23,7 +23,7 @@ import numpy as np
 
 from toolkit.cache.reader import Rows, SplitReader
 from toolkit.errors import InputError
-from toolkit.records import SPLITS
+from toolkit.records import SPLITS, SpecialTokens
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -163,6 +163,11 @@ class Cache:
     def shape(self) -> tuple[int, int, int]:
         channels, height, width = self.manifest["pixels"]["shape"]
         return (channels, height, width)
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        labels = self.manifest["labels"]
+        return SpecialTokens(labels["start"], labels["eos"], labels["pad"])
 
     def __getitem__(self, split: str) -> SplitReader:
         if split not in SPLITS:

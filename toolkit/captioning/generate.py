@@ -18,9 +18,10 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
-from toolkit.models.special_tokens import SpecialTokens, generation_config
+from toolkit.models.special_tokens import generation_config
 from toolkit.models.twins import forget_twins, turn
 from toolkit.options import GenerationOptions
+from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 
 # Raised when the same model, image and settings are to give another caption than before: what batch-caption has from

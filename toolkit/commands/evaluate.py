@@ -23,12 +23,11 @@ from toolkit.cache.urls import (
     urls_in_messages,
     with_local_inputs,
 )
-from toolkit.data.annotations import Columns
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.evaluation.judge import NAMES, Evaluation, System, judge, label, percent
-from toolkit.evaluation.references import References, read_references
+from toolkit.evaluation.references import References, Source, read_references
 from toolkit.evaluation.significance import LEVEL, Metric
 from toolkit.options import EvaluateOptions
 from toolkit.records import Summary
@@ -72,10 +71,7 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
     find = options.images is not None or options.page is not None
-    columns = Columns.of(options)
-    references = read_references(
-        options.references, options.split, options.images, options.format, columns=columns, find=find
-    )
+    references = read_references(Source.of(options), options.split, find)
     given = [
         caption_split(options.model, references, options)
         if options.model is not None

@@ -140,7 +140,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         annotations, staged = _read(options, partial)
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
-        settings, tokens = fetch_processors(*models(options), options.preset, partial)
+        settings, tokens, vocab_size = fetch_processors(*models(options), options.preset, partial)
         _check_positions(options)  # which may have been fetched just now
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
@@ -149,10 +149,10 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         raise
     tokenizer_file = partial / "tokenizer" / "tokenizer.json"
     labels: LabelSettings = {
-        "start": tokens["start"],
-        "eos": tokens["eos"],
-        "pad": tokens["pad"],
-        "vocab_size": tokens["vocab_size"],
+        "start": tokens.start,
+        "eos": tokens.eos,
+        "pad": tokens.pad,
+        "vocab_size": vocab_size,
         "max_length": options.max_length,
         "tokenizer": hash_hex(tokenizer_file.read_bytes()),
     }
@@ -170,7 +170,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         images=annotations.images,
         transform=transform,
         tokenizer_file=tokenizer_file,
-        eos_token_id=labels["eos"],
+        eos_token_id=tokens.eos,
         max_length=options.max_length,
         seed=options.seed,
         val_fraction=options.val_fraction,

@@ -9,13 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from toolkit import __version__
-from toolkit.data.annotations import Columns
 from toolkit.errors import InputError
 from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
 from toolkit.evaluation.metrics import Corpus, Scores, prepare
-from toolkit.evaluation.references import References, read_idf
+from toolkit.evaluation.references import References, Source, read_idf
 from toolkit.evaluation.significance import (
     Difference,
     HumanBound,
@@ -103,7 +102,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         raise InputError(f"--human: no image of {references.name} has two references; leave the option out.")
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
-        corpus, idf_name = read_idf(options.idf, references, options.images, options.format, Columns.of(options))
+        corpus, idf_name = read_idf(options.idf, references, Source.of(options))
     said = tokenized({i: references.captions[i] for i in ids})
     idf = None if corpus is None else tokenized(corpus)
     prepared = prepare(said, idf, words)

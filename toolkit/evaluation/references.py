@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from toolkit.cache.schema import MANIFEST, Cache, open_cache
 from toolkit.data.annotations import Columns, images_beside, read_annotations
 from toolkit.data.images import read_image, resolve_image
 from toolkit.errors import InputError
+from toolkit.options import EvaluateOptions
 from toolkit.records import SPLITS
 
 
@@ -55,38 +56,49 @@ class References:
         return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
 
 
-def read_references(
-    path: Path,
-    split: str,
-    images: Path | None = None,
-    format: str = "auto",
-    option: str = "--references",
-    columns: Columns | None = None,
-    find: bool = False,
-) -> References:
+@dataclass(frozen=True)
+class Source:
+    """Where references are: a cache, or annotations with what `read_annotations` needs to read them.
+
+    Attributes:
+        option: that the user named the source with.
+    """
+
+    path: Path
+    images: Path | None = None
+    format: str = "auto"
+    columns: Columns | None = None
+    option: str = "--references"
+
+    @classmethod
+    def of(cls, options: EvaluateOptions) -> Source:
+        return cls(options.references, options.images, options.format, Columns.of(options))
+
+
+def read_references(source: Source, split: str, find: bool = False) -> References:
     """The references of a split.
 
     Args:
         split: one of `SPLITS`, or "all".
-        images, format, columns: of annotations, as `read_annotations` takes them.
-        option: what the user named the source with.
-        find: the images will be opened, so that names that lead to no file are looked for.
+        find: the images will be opened, so names that lead to no file are searched for.
 
     Raises:
         InputError: no such source, a broken one, or nothing in the split.
     """
-    if not path.exists() and format != "hub":
+    path, option = source.path, source.option
+    if not path.exists() and source.format != "hub":
         raise InputError(
-            f"{option} {path}: no such file or folder (relative to the current directory); name a cache (`toolkit preprocess` writes one) or annotations."
+            f"{option} {path}: no such file or folder (relative to the current directory); name a cache (`toolkit preprocess` "
+            "writes one) or annotations."
         )
     if (path / MANIFEST).is_file():
-        for name, value, usual in (("images", images, None), ("format", format, "auto")):
+        for name, value, usual in (("images", source.images, None), ("format", source.format, "auto")):
             if value != usual:
                 raise InputError(f"--{name} {value}: only applies to annotations, but {path} is a cache; leave it out.")
-        if columns is not None:
-            columns.refuse(f"{path} is a cache, whose columns are known")
+        if source.columns is not None:
+            source.columns.refuse(f"{path} is a cache, whose columns are known")
         return _of_cache(path, split, option)
-    return _of_annotations(path, split, images, format, option, columns, find)
+    return _of_annotations(source, split, find)
 
 
 def _of_cache(path: Path, split: str, option: str) -> References:
@@ -112,12 +124,11 @@ def _of_cache(path: Path, split: str, option: str) -> References:
     return References(path.as_posix(), split, captions, paths, train or None, notes, cache=cache, rows=rows)
 
 
-def _of_annotations(
-    path: Path, split: str, images: Path | None, format: str, option: str, columns: Columns | None, find: bool
-) -> References:
-    images = images_beside(path, images)
+def _of_annotations(source: Source, split: str, find: bool) -> References:
+    path, option = source.path, source.option
+    images = images_beside(path, source.images)
     try:
-        found = read_annotations(path, images, format, columns=columns, find=find)
+        found = read_annotations(path, images, source.format, columns=source.columns, find=find)
         records = list(found.records)
     except InputError as error:
         if not str(error).startswith(f"{path}: "):
@@ -138,18 +149,14 @@ def _of_annotations(
     return References(path.as_posix(), split, wanted, paths, train or None, notes, images=found.images)
 
 
-def read_idf(
-    idf: str, references: References, images: Path | None, format: str, columns: Columns | None = None
-) -> tuple[dict[str, list[str]], str]:
+def read_idf(idf: str, references: References, source: Source) -> tuple[dict[str, list[str]], str]:
     """The corpus for CIDEr's word weights, and its name.
 
     `train` is the train split of the references. A path is a cache or annotations: their train split, or everything
     if they have no splits.
     """
-    path = Path(references.source if idf == "train" else idf)
     if idf == "train" and references.train is None:
         raise InputError(f"--idf train: {references.source} has no train split; name a cache or annotations instead.")
-    if idf != "train":
-        images, format, columns = None, "auto", None
-    corpus = read_references(path, "train", images, format, "--idf", columns)
+    source = replace(source, option="--idf") if idf == "train" else Source(Path(idf), option="--idf")
+    corpus = read_references(source, "train")
     return corpus.captions, corpus.name

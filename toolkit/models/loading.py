@@ -32,7 +32,8 @@ from toolkit.errors import ModelError, is_bug
 from toolkit.models.freezing import freeze_unused
 from toolkit.models.lora import is_adapter, read_base, with_adapter
 from toolkit.models.presets import TINY_DECODER, TINY_ENCODER
-from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
+from toolkit.models.special_tokens import settle_special_tokens
+from toolkit.records import SpecialTokens
 from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
 
 

@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import toolkit
 from toolkit.errors import ModelError, ToolkitError
 from toolkit.models.kept import FOLDERS, keep, key_of, take
+from toolkit.records import SpecialTokens
 
 # With -P: the user's folder, where a `random.py` may lie, is not searched for modules. Ctrl-C is the parent's business.
 CHILD = """
@@ -32,12 +34,12 @@ main(sys.argv[1], int(sys.argv[3]))
 
 def fetch_processors(
     encoder: str, decoder: str, preset: str | None, directory: Path
-) -> tuple[dict[str, Any], dict[str, int]]:
+) -> tuple[dict[str, Any], SpecialTokens, int]:
     """Writes `tokenizer/` and `image_processor/` below `directory`, which holds the staged records: a preset's own
     tokenizer is trained on their captions.
 
     Returns:
-        The image processor's full settings, and the special token ids with the vocabulary's size.
+        The image processor's full settings, the special tokens, and the size of the vocabulary.
 
     Raises:
         ModelError: one of them could not be loaded, or the processor does more than resize, crop and normalise.
@@ -50,7 +52,9 @@ def fetch_processors(
         # Not where files of an unfinished build are beside them, or where the models' files have changed meanwhile.
         if key is not None and new and key == key_of(encoder, decoder):
             keep(key, directory, answer)
-    return answer["image_processor"], answer["tokens"]
+    tokens = dict(answer["tokens"])
+    vocab_size = tokens.pop("vocab_size")
+    return answer["image_processor"], SpecialTokens(**tokens), vocab_size
 
 
 def _fetch(encoder: str, decoder: str, preset: str | None, directory: Path) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dic
     from toolkit.data.pixels import PixelTransform, same_pixels
     from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
     from toolkit.models.presets import tiny_image_processor, train_tiny_tokenizer
-    from toolkit.models.special_tokens import SpecialTokens
+    from toolkit.models.special_tokens import special_tokens_of
 
     silence_transformers()
     if preset == "tiny":
@@ -81,7 +85,7 @@ def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dic
     else:
         processor = load_image_processor(encoder)
         tokenizer = load_tokenizer(decoder)
-    tokens = SpecialTokens.of(tokenizer, decoder)
+    tokens = special_tokens_of(tokenizer, decoder)
     settings = json.loads(processor.to_json_string())
     if not same_pixels(PixelTransform.from_processor_config(settings), processor):
         kind = type(processor).__name__
@@ -92,7 +96,7 @@ def _save(encoder: str, decoder: str, preset: str | None, directory: str) -> dic
         raise ModelError(f"--decoder {decoder}: has no fast tokenizer (tokenizer.json); name another --decoder.")
     return {
         "image_processor": settings,
-        "tokens": {"start": tokens.start, "eos": tokens.eos, "pad": tokens.pad, "vocab_size": len(tokenizer)},
+        "tokens": {**asdict(tokens), "vocab_size": len(tokenizer)},
     }
 
 

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    VisionEncoderDecoderModel,
-)
+from transformers import GenerationConfig, VisionEncoderDecoderModel
 
 from toolkit.errors import ModelError
 from toolkit.options import GenerationOptions
+from toolkit.records import SpecialTokens
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The ids that a captioner needs; for GPT-2 all three are 50256.
+def special_tokens_of(tokenizer: Any, name: str = "the tokenizer") -> SpecialTokens:
+    """BERT-like tokenizers start with [CLS] and end with [SEP]; GPT-2-like ones do both with one token.
 
-    Padding may share its id with EOS, since labels are masked by length (toolkit/cache/labels.py).
+    Raises:
+        ModelError: the tokenizer has neither an EOS nor a SEP token.
     """
-
-    start: int
-    eos: int
-    pad: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, name: str = "the tokenizer") -> SpecialTokens:
-        """BERT-like tokenizers start with [CLS] and end with [SEP]; GPT-2-like ones do both with one token.
-
-        Raises:
-            ModelError: the tokenizer has neither an EOS nor a SEP token.
-        """
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        if eos is None:
-            raise ModelError(
-                f"{name}: its tokenizer has no EOS token, so captions could not end; name another --decoder."
-            )
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-        pad = tokenizer.pad_token_id
-        return cls(start=start if start is not None else eos, eos=eos, pad=pad if pad is not None else eos)
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if eos is None:
+        raise ModelError(f"{name}: its tokenizer has no EOS token, so captions could not end; name another --decoder.")
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    pad = tokenizer.pad_token_id
+    return SpecialTokens(start=start if start is not None else eos, eos=eos, pad=pad if pad is not None else eos)
 
 
 def settle_special_tokens(model: VisionEncoderDecoderModel, tokens: SpecialTokens) -> None:

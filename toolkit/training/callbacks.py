@@ -19,8 +19,8 @@ from toolkit.cache.schema import Cache
 from toolkit.captioning.generate import caption_lengths
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
-from toolkit.models.special_tokens import SpecialTokens
 from toolkit.options.finetune import SCORES
+from toolkit.records import SpecialTokens
 from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.distributed import writing

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.reader import SplitReader
-from toolkit.models.special_tokens import SpecialTokens
+from toolkit.records import SpecialTokens
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import torch
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.errors import RunError
 from toolkit.models.precision import PixelNormalizer
-from toolkit.models.special_tokens import SpecialTokens
+from toolkit.records import SpecialTokens
 from toolkit.training.collator import caption_loss
 
 

@@ -17,9 +17,10 @@ from toolkit.evaluation.spacing import Spacing
 from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
 from toolkit.models.lora import plain_model
 from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
-from toolkit.models.special_tokens import SpecialTokens, first_position, generation_config
+from toolkit.models.special_tokens import first_position, generation_config
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
+from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 from toolkit.training.callbacks import CaptionMetrics, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
@@ -44,11 +45,10 @@ class Processors:
     @classmethod
     def of(cls, cache: Cache) -> Processors:
         image_processor = load_image_processor(str(cache.directory / "image_processor"))
-        labels = cache.manifest["labels"]
         return cls(
             load_tokenizer(str(cache.directory / "tokenizer")),
             image_processor,
-            SpecialTokens(labels["start"], labels["eos"], labels["pad"]),
+            cache.special_tokens,
             PixelNormalizer(PixelTransform.from_processor_config(json.loads(image_processor.to_json_string()))),
         )
 

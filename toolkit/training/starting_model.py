@@ -14,8 +14,9 @@ from toolkit.errors import ModelError
 from toolkit.models.freezing import freeze_encoder, freeze_unused
 from toolkit.models.loading import build_captioner, load_image_processor, load_model, load_tokenizer
 from toolkit.models.lora import add_lora
-from toolkit.models.special_tokens import SpecialTokens, settle_special_tokens
+from toolkit.models.special_tokens import settle_special_tokens
 from toolkit.options import FinetuneOptions
+from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 
 

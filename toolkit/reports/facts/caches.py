@@ -44,7 +44,7 @@ def cache_facts(
     manifest = cache.manifest
     made = manifest["options"]
     max_length = made["max_length"]
-    own = CaptionEncoder(cache.directory / "tokenizer" / "tokenizer.json", manifest["labels"]["eos"], max_length)
+    own = CaptionEncoder(cache.directory / "tokenizer" / "tokenizer.json", cache.special_tokens.eos, max_length)
     pictures = _pictures(cache, options.distance)
     stats = CaptionStats(other_tokenizer or own)
     for split in SPLITS if options.split is None else [options.split]:
