@@ -195,6 +195,10 @@ def test_a_model_is_replaced_and_nothing_else(
         (finished / name).write_text(name)
     (finished / "README.md").write_text("my own words")
     (finished / "tokenizer.json").unlink()
+    (finished.parent / "mine.txt").write_text("mine")
+    summary = json.loads((finished / "finetune.json").read_text())
+    summary["files"] |= {"../mine.txt": None, str(finished.parent / "mine.txt"): None}
+    (finished / "finetune.json").write_text(json.dumps(summary))
     before = tree(finished)
     (finished.parent / "link").symlink_to("model")
     options = replace(short, output_dir=finished.parent / "link", overwrite=True, seed=7)
@@ -211,7 +215,7 @@ def test_a_model_is_replaced_and_nothing_else(
     assert {name for name in foreign if after[name] != before[name]} == set()
     assert after["model.safetensors"] != before["model.safetensors"]
     assert json.loads((finished / "options.json").read_text())["options"]["seed"] == 7
-    assert sorted(path.name for path in finished.parent.iterdir()) == ["link", "model"]
+    assert sorted(path.name for path in finished.parent.iterdir()) == ["link", "mine.txt", "model"]
 
 
 def test_a_mistake_leaves_the_model(short: FinetuneOptions, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

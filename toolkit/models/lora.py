@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from toolkit.errors import ModelError
 from toolkit.models.freezing import hash_weights, used_weights
+from toolkit.runtime.files import read_object
 
 BASE = "base.json"
 # The parts of a captioner that no encoder or decoder brings along.
@@ -150,12 +151,12 @@ def read_base(name: str, option: str) -> dict[str, Any]:
         ModelError: peft is missing, or `base.json`.
     """
     require_peft()
-    try:
-        return json.loads((Path(name) / BASE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    base = read_object(Path(name) / BASE)
+    if base is None:
         raise ModelError(
             f"{option} {name}: an adapter without {BASE}, which says what it adapts; name a folder that toolkit wrote."
-        ) from None
+        )
+    return base
 
 
 def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: str, option: str) -> Any:

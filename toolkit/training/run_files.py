@@ -9,7 +9,7 @@ from typing import Any, TypedDict, cast
 from toolkit.runtime.files import flush, read_object, write_json
 from toolkit.runtime.hashing import file_hash
 from toolkit.runtime.swap import REPLACED, Files, Kind, above, link, move, remove_empty
-from toolkit.training.checkpoints import WHOLE, best_step, files_of, marked
+from toolkit.training.checkpoints import MODEL, WHOLE, best_step, files_of, marked
 
 STARTED = "options.json"  # written first: what a resumed run must agree with
 FINISHED = "finetune.json"  # written last: a folder with it is whole; metrics, and the run's files by content hash
@@ -18,11 +18,10 @@ CHECKPOINTS = "checkpoints"
 UNFINISHED = "unfinished"  # the model while it is being saved
 # All that may be written into the folder besides checkpoints; of runs whose FINISHED lists no files this must do.
 NAMES = (
-    STARTED, f"{STARTED}.tmp", FINISHED, REPLACED, LOG, "README.md", "report.html", "config.json", "generation_config.json",
-    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
-    "adapter_config.json", "base.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "preprocessor_config.json",
-    "processor_config.json", f"{UNFINISHED}/*", f"{CHECKPOINTS}/runs/**/events.out.tfevents.*",
+    STARTED, f"{STARTED}.tmp", FINISHED, REPLACED, LOG, *MODEL, "report.html", "base.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "preprocessor_config.json", "processor_config.json", f"{UNFINISHED}/*",
+    f"{CHECKPOINTS}/runs/**/events.out.tfevents.*",
 )  # fmt: skip
 
 
@@ -56,7 +55,9 @@ def listed(mark: Path, folder: Path) -> Files:
     if not mark.exists() and read_object(folder / STARTED) is None:
         return {}
     files = (read_object(mark) or {}).get("files")
-    return files if isinstance(files, dict) else {p.relative_to(folder).as_posix(): None for p in written(folder)}
+    if not isinstance(files, dict):
+        return {path.relative_to(folder).as_posix(): None for path in written(folder)}
+    return {name: digest for name, digest in files.items() if ".." not in name.split("/") and not name.startswith("/")}
 
 
 RUN = Kind(FINISHED, listed, written, last=(STARTED, FINISHED, REPLACED))
