@@ -27,6 +27,7 @@ from toolkit.errors import SaidElsewhere, ToolkitError, UnusedOption
 from toolkit.options.fields import Option, flat, from_flat
 from toolkit.records import Summary
 from toolkit.runtime import ending, progress
+from toolkit.runtime.copies import LIMIT
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -56,6 +57,7 @@ def _warn_of_unknown_variables() -> None:
     known = {
         variable for command, options in names.items() for name in options for variable in _variables(command, name)
     }
+    known.add(LIMIT)
     for variable in sorted(os.environ):
         if variable.startswith("TOOLKIT_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)

@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, GenerationConfig
 from toolkit.captioning import pipeline
 from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.batch_caption import batch_caption
+from toolkit.data import sources
 from toolkit.errors import OutputError
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.fields import from_flat, to_json
@@ -63,7 +64,7 @@ def test_two_folders_with_files_of_one_name_size_and_time(folder: Path, model_di
     (tmp_path / "link").symlink_to("one")
     seen: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "read_file", seen.append)
+        patch.setattr(sources, "read_file", seen.append)
         assert run(folder, model_dir, paths=(str(tmp_path / "link" / "..") + "/one",)).values["new"] == 0
         assert run(folder, model_dir, paths=(str(tmp_path / "link"),)).values["new"] == 0
     assert seen == []

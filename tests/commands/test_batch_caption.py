@@ -16,6 +16,7 @@ from toolkit.captioning import pipeline
 from toolkit.captioning.captioner import Captioner
 from toolkit.commands import batch_caption as module
 from toolkit.commands.batch_caption import batch_caption
+from toolkit.data import sources
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 from toolkit.options.fields import from_flat
@@ -79,8 +80,8 @@ def test_a_rerun_captions_only_what_is_new_or_changed(
     assert batch_caption(options(folder, model_dir)).values["new"] == 0
     assert output.stat().st_mtime_ns == before
     seen: list[str] = []
-    real = pipeline.read_file
-    monkeypatch.setattr(pipeline, "read_file", lambda path: seen.append(path.name) or real(path))
+    real = sources.read_file
+    monkeypatch.setattr(sources, "read_file", lambda path: seen.append(path.name) or real(path))
     images = sorted(folder.glob("*.jpg"))
     shutil.copy(images[0], folder / "new.jpg")
     os.utime(images[1], ns=(1, 1))

@@ -86,9 +86,9 @@ def test_twenty_kills(tmp_path: Path, sample_dir: Path, model_dir: Path) -> None
 HANGING = """
 import os, sys, threading
 from toolkit import cli
-from toolkit.captioning import pipeline
+from toolkit.data import sources
 pipe, _ = os.pipe()
-real, lock, reads = pipeline.read_file, threading.Lock(), []
+real, lock, reads = sources.read_file, threading.Lock(), []
 def read_file(path):
     with lock:
         reads.append(path)
@@ -96,7 +96,7 @@ def read_file(path):
     if hang:
         os.read(pipe, 1)
     return real(path)
-pipeline.read_file = read_file
+sources.read_file = read_file
 sys.argv = ["toolkit", *sys.argv[1:]]
 cli.main()
 """

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from toolkit.data.images import find_images, read_image
+from toolkit.data.images import read_image
+from toolkit.data.sources import find_images
 from toolkit.errors import ImageError
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)

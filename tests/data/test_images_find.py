@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.data import images
-from toolkit.data.images import LARGEST_FILE, find_images, read_file, resolve_image
+from toolkit.data.images import LARGEST_FILE, read_file, resolve_image
+from toolkit.data.sources import find_images
 from toolkit.errors import ImageError, InputError
 
 # ---- finding --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.data.images import FoundImage
+from toolkit.data import sources
+from toolkit.data.sources import FoundImage
 from toolkit.errors import OutputError
 from toolkit.records import CaptionResult, HeatMaps
 from toolkit.reports import gallery as module
@@ -130,8 +131,8 @@ def test_many_images_are_linked(folder: Path, tmp_path: Path, monkeypatch: pytes
     (beside / "ab").mkdir(exist_ok=True)
     (beside / "ab" / "mine.jpg").write_text("mine")
     read: list[Path] = []
-    real = module.read_file
-    monkeypatch.setattr(module, "read_file", lambda path: read.append(path) or real(path))
+    real = sources.read_file
+    monkeypatch.setattr(sources, "read_file", lambda path: read.append(path) or real(path))
     os.utime(images[4].path, ns=(1, 1))
     write_caption_gallery(gallery_output(page), rows[2:6], images[2:6])
     assert read == [images[4].path]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from toolkit.cache.uploads import Outbox, local_cache
+from toolkit.cache.uploads import Outbox, fetch_cache
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.commands.caption import caption as look
 from toolkit.commands.demo import demo
@@ -20,7 +22,8 @@ from toolkit.commands.finetune import finetune
 from toolkit.commands.inspect import inspect
 from toolkit.commands.preprocess import preprocess
 from toolkit.commands.sample import sample
-from toolkit.data.images import IMAGE_SUFFIXES, find_images, read_image
+from toolkit.data.images import read_image
+from toolkit.data.sources import ImageSource, fetch_annotations, fetch_images, find_images
 from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError, ToolkitError
 from toolkit.evaluation.references import Source, read_references
 from toolkit.options import (
@@ -34,8 +37,8 @@ from toolkit.options import (
     SampleOptions,
 )
 from toolkit.options.fields import from_flat
-from toolkit.runtime import remote as stores
-from toolkit.runtime.remote import local_tree, url_of
+from toolkit.runtime import copies, remote
+from toolkit.runtime.remote import url_of
 
 
 @pytest.fixture
@@ -78,52 +81,55 @@ def test_what_is_a_url(given: str | Path, expected: str | None) -> None:
     assert url_of(given) == expected
 
 
-def test_images_are_placeholders_and_the_rest_is_copied(memory: Any, sample_dir: Path) -> None:
+def test_images_are_listed_and_the_rest_is_copied(memory: Any, sample_dir: Path) -> None:
     upload(memory, sample_dir, "/b/set")
-    top = local_tree("memory://b/set", IMAGE_SUFFIXES)
+    top = fetch_annotations("memory://b/set")
     assert (top / "captions.txt").read_bytes() == (sample_dir / "captions.txt").read_bytes()
     images = find_images([top])
     assert [image.name for image in images] == [image.name for image in find_images([sample_dir])]
     for image in images:
         source = sample_dir / image.name
-        assert image.path.stat().st_size == source.stat().st_size
-        assert not image.path.read_bytes().strip(b"\0")  # no data on the disk
-        assert stores.read(image.path) == source.read_bytes()
-        assert read_image(image.path).tobytes() == read_image(source).tobytes()
-    assert stores.read(top / "captions.txt") is None
-    assert stores.read(sample_dir / images[0].name) is None
+        assert image.state()[0] == source.stat().st_size
+        assert not image.path.exists()
+        assert image.place == f"memory://b/set/{image.name}"
+        there = pickle.loads(pickle.dumps(ImageSource.of(top / "Images")))  # as a worker has it
+        data, state = there.read(image.name.removeprefix("Images/"))
+        assert (data, state) == (source.read_bytes(), image.state())
+        assert read_image(data).tobytes() == read_image(source).tobytes()
 
 
 def test_what_changed_is_seen_from_the_listing(memory: Any) -> None:
     memory.pipe({"/b/a.png": b"one", "/b/c/d.txt": b"two", "/b/e.txt": b"three"})
-    top = local_tree("memory://b", IMAGE_SUFFIXES)
-    before = {name: (top / name).stat() for name in ("a.png", "c/d.txt", "e.txt")}
-    assert local_tree("memory://b", IMAGE_SUFFIXES) == top
+    top = fetch_annotations("memory://b")
+    image = ImageSource.of(top).state("a.png")
+    before = {name: (top / name).stat() for name in ("c/d.txt", "e.txt")}
+    assert fetch_annotations("memory://b") == top
+    assert ImageSource.of(top).state("a.png") == image
     assert {name: (top / name).stat().st_ino for name in before} == {n: s.st_ino for n, s in before.items()}
     memory.pipe({"/b/a.png": b"eno", "/b/c/d.txt": b"owt"})  # the same sizes
     memory.rm("/b/e.txt")
-    local_tree("memory://b", IMAGE_SUFFIXES)
-    assert (top / "a.png").stat().st_mtime_ns != before["a.png"].st_mtime_ns
+    fetch_annotations("memory://b")
+    assert ImageSource.of(top).state("a.png") != image
     assert (top / "c/d.txt").read_bytes() == b"owt"
     assert not (top / "e.txt").exists()
 
 
 def test_an_image_gone_or_changed_since_the_listing(memory: Any) -> None:
     memory.pipe({"/b/a.png": b"one", "/b/c.png": b"two"})
-    top = local_tree("memory://b")
+    one, two = find_images(["memory://b"])
     memory.rm("/b/a.png")
     memory.pipe("/b/c.png", b"longer")
     with pytest.raises(ImageError, match=r"^missing$"):
-        stores.read(top / "a.png")
+        one.read()
     with pytest.raises(ImageError, match=r"^changed in the store$"):
-        stores.read(top / "c.png")
+        two.read()
 
 
 def test_no_name_leads_outside(memory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory.store["/b/../../../evil.png"] = _file(memory, "/b/../../../evil.png")
     memory.store["/b//x"] = _file(memory, "/b//x")
     memory.store["/b/x"] = _file(memory, "/b/x")
-    top = local_tree("memory://b")
+    top = copies.fetch_tree("memory://b")
     assert [p.name for p in top.rglob("*")] == ["x"]
     assert not list(tmp_path.rglob("evil.png"))
     assert "2 objects have names that no file here can have" in capsys.readouterr().err
@@ -145,7 +151,7 @@ def _file(memory: Any, path: str) -> Any:
 )
 def test_a_store_that_fails_is_one_sentence(memory: Any, url: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        local_tree(url)
+        fetch_images(url)
     assert str(caught.value) == message
 
 
@@ -153,9 +159,9 @@ def test_a_missing_package_is_named(memory: Any, monkeypatch: pytest.MonkeyPatch
     def missing(url: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr(stores, "open_store", missing)
+    monkeypatch.setattr(copies, "open_store", missing)
     with pytest.raises(InputError, match=r"^s3://b/x: the package for this store is missing; pip install s3fs\.$"):
-        local_tree("s3://b/x")
+        fetch_images("s3://b/x")
 
 
 def test_a_full_disk_here_is_not_the_stores_fault(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,13 +175,13 @@ def test_a_full_disk_here_is_not_the_stores_fault(memory: Any, monkeypatch: pyte
         with pytest.raises(
             InputError, match=r"^memory://b: no space left on device, at \S+/cache/stores; make room there"
         ):
-            local_tree("memory://b", IMAGE_SUFFIXES)
+            fetch_annotations("memory://b")
     stores_folder = Path("cache/stores")
     denied = PermissionError(13, "Permission denied", str(stores_folder / "x"))
     written = pytest.raises(InputError, match=r"^memory://b: cache/stores/x, where a copy goes, can't be written")
-    with written, stores.store_errors("memory://b"):
+    with written, remote.store_errors("memory://b"):
         raise denied
-    with pytest.raises(InputError, match=r"^memory://b: the store denies access"), stores.store_errors("memory://b"):
+    with pytest.raises(InputError, match=r"^memory://b: the store denies access"), remote.store_errors("memory://b"):
         raise PermissionError("AccessDenied")
 
 
@@ -187,38 +193,73 @@ def test_our_own_mistake_is_not_the_stores(memory: Any, monkeypatch: pytest.Monk
     memory.pipe("/b/captions.txt", b"one")
     monkeypatch.setattr(type(memory), "find", wrong)
     with pytest.raises(kind, match="a mistake in our call"):
-        local_tree("memory://b")
+        fetch_images("memory://b")
 
 
-def test_data_that_comes_with_a_mark_of_its_own(memory: Any, tmp_path: Path) -> None:
-    """A folder in a downloaded data set is read as it is, whatever its name and its store.json say."""
-    memory.pipe({"/secret/a.png": b"secret", "/b/a.png": b"12"})
-    top = local_tree("memory://b")
-    assert stores.read(top / "a.png") == b"12"
-    mark = {"url": "memory://secret", "single": False, "stand_ins": None}
-    real = json.loads((top.parent / "store.json").read_text())
-    for base in (
-        tmp_path / "set" / "X.store",
-        tmp_path / "set" / "cache" / "stores" / top.parent.name,
-        tmp_path / "cache" / "stores" / "X.store",  # unpacked over our own place, but not under its URL's name
-        tmp_path / "cache" / "stores" / "deep" / "X.store",
-    ):
-        (base / "secret").mkdir(parents=True)
-        (base / "secret" / "a.png").write_bytes(b"123456")
-        for content in (mark, {**real, "url": "memory://secret"}, {"stand_ins": None}, []):
-            (base / "store.json").write_text(json.dumps(content))
-            stores._mark.cache_clear()
-            assert stores.read(base / "secret" / "a.png") is None
+def test_data_that_looks_like_ours_is_read_as_it_is(memory: Any, tmp_path: Path, sample_dir: Path) -> None:
+    """A folder in a downloaded data set is a folder, whatever its name and what lies in it."""
+    memory.pipe({"/b/a.png": b"12"})
+    (image,) = find_images(["memory://b"])
+    place = tmp_path / "set" / "cache" / "stores" / Path(image.root).parent.name / "b"
+    place.mkdir(parents=True)
+    shutil.copy(Path(image.root).parent / "listing.sqlite", place.parent)
+    (place / "a.png").write_bytes(b"123456")
+    assert find_images([place])[0].read().data == b"123456"
+    assert ImageSource.of(place).read("a.png").data == b"123456"
 
 
 def test_a_failing_read_is_no_bad_image(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or an image without fault would be left out for good."""
     memory.pipe("/b/a.png", b"one")
-    top = local_tree("memory://b")
+    (image,) = find_images(["memory://b"])
     monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("timed out")))
     with pytest.raises(ToolkitError, match=r"^memory://b: the store can't be used \(timed out\)") as caught:
-        stores.read(top / "a.png")
+        image.read()
     assert not isinstance(caught.value, ImageError)
+
+
+def test_placeholders_of_earlier_versions_go(memory: Any) -> None:
+    memory.pipe({"/b/a.png": b"one", "/b/c.txt": b"two"})
+    top = fetch_annotations("memory://b")
+    (top / "a.png").write_bytes(b"\0\0\0")
+    (top.parent / "store.json").write_text("{}")
+    fetch_annotations("memory://b")
+    assert sorted(path.name for path in top.parent.rglob("*")) == ["b", "c.txt", "listing.sqlite"]
+
+
+def test_messages_name_the_url(memory: Any) -> None:
+    memory.pipe({"/b/set/captions.txt": b"image,caption\na.png,A dog.\n", "/b/set/more/x.txt": b"x"})
+    folder, file = fetch_annotations("memory://b/set"), fetch_annotations("memory://b/set/captions.txt")
+    assert (f"{folder}", f"{folder / 'more' / 'x.txt'}") == ("memory://b/set", "memory://b/set/more/x.txt")
+    assert f"{next(folder.rglob('x.txt'))}" == "memory://b/set/more/x.txt"
+    assert f"{file}: empty" == "memory://b/set/captions.txt: empty"
+    assert file.read_bytes().startswith(b"image")
+    assert type(pickle.loads(pickle.dumps(file))) is type(Path())
+    memory.pipe("/b/set/captions.txt", b"")
+    with pytest.raises(InputError, match=r"^memory://b/set/captions.txt: the file is empty"):
+        inspect(InspectOptions(path=Path("memory://b/set/captions.txt")))
+
+
+def test_copies_not_used_for_longest_go_when_there_are_too_many(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory.pipe({f"/{name}/x.txt": bytes(10**6) for name in "abcd"})
+    one, two = (copies.fetch_tree(f"memory://{name}").parent for name in "ab")
+    for key in list(copies._in_use):  # as if another process had used them
+        os.close(copies._in_use.pop(key))
+    os.utime(two, (1, 1))
+    monkeypatch.setenv(copies.LIMIT, "0.0025")
+    three = copies.fetch_tree("memory://c").parent
+    assert [path.is_dir() for path in (one, two, three)] == [True, False, True]
+    assert f"{two}: removed, 0.00" in capsys.readouterr().err
+    monkeypatch.setenv(copies.LIMIT, "0")
+    four = copies.fetch_tree("memory://d").parent
+    assert [path.is_dir() for path in (one, three, four)] == [False, True, True], "what this run uses stays"
+    assert (three / "c" / "x.txt").is_file()
+    monkeypatch.setenv(copies.LIMIT, "much")
+    memory.pipe("/d/y.txt", b"1")
+    with pytest.raises(InputError, match=r"^TOOLKIT_STORES_GB much: is a number of gigabytes"):
+        copies.fetch_tree("memory://d")
 
 
 # ---- preprocess -----------------------------------------------------------------------------------------------------
@@ -260,9 +301,9 @@ def test_a_cache_goes_to_a_url_and_comes_back(memory: Any, sample_dir: Path, cac
     times = memory.find("/out", detail=True)
     preprocess(options)
     assert memory.find("/out", detail=True) == times  # nothing was put again
-    fetched = local_cache("memory://out/cache")
+    fetched = fetch_cache("memory://out/cache")
     assert rows_of(fetched) == rows_of(cache_dir)
-    assert local_cache("memory://out/cache") == fetched
+    assert fetch_cache("memory://out/cache") == fetched
     # elsewhere: what is in the store serves again, and nothing is sent
     shutil.rmtree("cache")
     assert "up to date" in preprocess(options).text
@@ -279,7 +320,7 @@ def test_a_cache_without_manifest_is_none(memory: Any, cache_dir: Path) -> None:
     upload(memory, cache_dir, "/c")
     memory.rm("/c/manifest.json")
     with pytest.raises(InputError, match=r"^memory://c: no finished cache here"):
-        local_cache("memory://c")
+        fetch_cache("memory://c")
     with pytest.raises(ToolkitError, match=r"^--out memory://c: holds files that are no finished cache"):
         preprocess(PreprocessOptions(annotations=cache_dir, out=Path("memory://c"), preset="tiny"))
 
@@ -289,9 +330,9 @@ def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
     files = json.loads((cache_dir / "manifest.json").read_bytes())["files"]
     memory.rm("/c/" + sorted(files)[0])
     with pytest.raises(InputError, match=r"^memory://c: the cache is changing or not whole"):
-        local_cache("memory://c")
+        fetch_cache("memory://c")
     upload(memory, cache_dir, "/c")
-    assert rows_of(local_cache("memory://c")) == rows_of(cache_dir)
+    assert rows_of(fetch_cache("memory://c")) == rows_of(cache_dir)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -575,7 +616,7 @@ def test_an_upload_that_fails_leaves_no_cache_and_goes_on(
     preprocess(options)
     assert not first & set(sent)  # what went already does not go again
     assert sent[-1] == "/o/cache/manifest.json"
-    assert rows_of(local_cache("memory://o/cache")) == rows_of(cache_dir)
+    assert rows_of(fetch_cache("memory://o/cache")) == rows_of(cache_dir)
 
 
 def test_captioning_goes_on_when_the_store_is_back(
@@ -612,5 +653,5 @@ def test_a_cache_brings_nothing_from_outside(memory: Any, cache_dir: Path, tmp_p
     upload(memory, cache_dir, "/c")
     memory.store["/c//evil"] = _file(memory, "/c//evil")
     with pytest.raises(InputError, match=r"^memory://c: /evil leads outside"):
-        local_cache("memory://c")
+        fetch_cache("memory://c")
     assert not list(tmp_path.rglob("evil"))

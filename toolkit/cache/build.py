@@ -28,11 +28,12 @@ from toolkit.cache.labels import CaptionEncoder
 from toolkit.cache.schema import cache_features
 from toolkit.cache.splits import split_of
 from toolkit.cache.staging import read_records
-from toolkit.data.images import NOT_THE_IMAGES_FAULT, read_file, read_image, resolve_image
+from toolkit.data.images import NOT_THE_IMAGES_FAULT, read_image
 from toolkit.data.pixels import PixelTransform, stored_pixels
+from toolkit.data.sources import ImageSource
 from toolkit.errors import ImageError, RunError
 from toolkit.records import SPLITS
-from toolkit.runtime.files import file_state, unfinished
+from toolkit.runtime.files import unfinished
 from toolkit.runtime.hashing import Hasher, hash_hex
 
 BATCH_ROWS = 64  # rows a record batch at most, far below the 14,266 that overflow 32-bit offsets ...
@@ -111,7 +112,7 @@ class ShardBuilder:
     """Builds shards; picklable, so that each worker gets its own. `self(task)` builds one and writes it to disk."""
 
     directory: Path  # the unfinished cache
-    images: Path | None
+    images: ImageSource | None
     transform: PixelTransform
     tokenizer_file: Path
     eos_token_id: int
@@ -128,7 +129,7 @@ class ShardBuilder:
 
     @property
     def root(self) -> str:
-        return self.images.as_posix() if self.images is not None else ""
+        return self.images.root.as_posix() if self.images is not None else ""
 
     @cached_property
     def encoder(self) -> CaptionEncoder:
@@ -144,11 +145,10 @@ class ShardBuilder:
         if data is None:
             if self.images is None:
                 raise ImageError("missing")
-            file = resolve_image(self.images, record["path"])
-            entry["size"], entry["mtime_ns"] = file_state(file)
+            entry["size"], entry["mtime_ns"] = self.images.state(record["path"])
             place = self.known.find(record["path"], entry["size"], entry["mtime_ns"])
             if place is None:
-                data, (entry["size"], entry["mtime_ns"]) = read_file(file)
+                data, (entry["size"], entry["mtime_ns"]) = self.images.read(record["path"])
         else:
             entry["size"], entry["mtime_ns"] = len(data), 0
         if place is None:
@@ -159,8 +159,8 @@ class ShardBuilder:
             if pixels is not None:
                 entry["content"], entry["pixel_hash"] = place.content, place.pixel_hash
                 return pixels
-            if data is None:
-                data, (entry["size"], entry["mtime_ns"]) = read_file(file)
+            if data is None and self.images is not None:
+                data, (entry["size"], entry["mtime_ns"]) = self.images.read(record["path"])
                 entry["content"] = hash_hex(data)
         image = read_image(data)
         entry["pixel_hash"] = pixel_hash(image)

@@ -10,10 +10,11 @@ from typing import Any
 from toolkit import __version__
 from toolkit.cache.index import read_index
 from toolkit.cache.schema import Manifest
-from toolkit.cache.staging import image_state
+from toolkit.data.sources import ImageSource
 from toolkit.options import PreprocessOptions
 from toolkit.options.fields import to_json
 from toolkit.options.preprocess import DEFAULT_DECODER, DEFAULT_ENCODER
+from toolkit.runtime.copies import Copy, list_names, look_up
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher
 from toolkit.runtime.hub import MODEL_FILES, cached
@@ -60,15 +61,23 @@ def is_current(manifest: Manifest, source: str, options: PreprocessOptions, plac
         return False
     if manifest["inputs"]["images"] is None:  # inside containers, whose fingerprint is in `source`
         return True
-    root = Path(manifest["inputs"]["images"])
+    images_there = ImageSource.of(_given_path(options, Path(manifest["inputs"]["images"])))
     images = 0
     for _, _, table in read_index(place):
         images += len(table)
         columns = (table[name].to_pylist() for name in ("path", "size", "mtime_ns", "split", "reason"))
         for path, size, mtime_ns, split, reason in zip(*columns, strict=True):
-            if (split or reason) and image_state(root, path) != (size, mtime_ns):
+            if (split or reason) and images_there.state(path) != (size, mtime_ns):
                 return False
     return images == manifest["counts"]["images"]
+
+
+def _given_path(options: PreprocessOptions, root: Path) -> Path:
+    """The images folder of a manifest, as one that stands for a URL if the user's folder above it does."""
+    for given in (options.images, options.annotations):
+        if isinstance(given, Copy) and root.is_relative_to(given):
+            return given / root.relative_to(given)
+    return root
 
 
 def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
@@ -80,8 +89,8 @@ def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
     path = options.annotations
     lists = [p for p in (options.train_list, options.val_list, options.test_list) if p]
     if path.is_dir():
-        for file, state in _files_below(path, place):
-            digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n")
+        for file, size, mtime_ns in _files_below(path, place):
+            digest.update(f"{file}\0{size}\0{mtime_ns}\n")
     elif path.is_file():
         # Lists that lie beside the annotations are picked up by the readers.
         lists += [path, *sorted(path.parent.glob("*Images.txt"))]
@@ -95,8 +104,13 @@ def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
     return digest.hex()
 
 
-def _files_below(root: Path, place: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder, links to folders followed, but for the cache itself and what is built beside it."""
+def _files_below(root: Path, place: Path) -> Iterator[tuple[str, int, int]]:
+    """(name, size, mtime_ns) of every file below a folder, links to folders followed, but for the cache itself and what is built beside it."""
+    if isinstance(root, Copy):
+        # In the order of a walk, as if images that are only listed lay there.
+        for name in sorted(list_names(root), key=lambda name: (name.split("/")[:-1], name)):
+            yield name, *(look_up(root / name) or (-1, -1))
+        return
     visited = set()
     for folder, names, files in os.walk(root, followlinks=True):
         state = os.stat(folder)
@@ -111,7 +125,8 @@ def _files_below(root: Path, place: Path) -> Iterator[tuple[str, os.stat_result]
         names.sort()
         for name in sorted(files):
             file = os.path.join(folder, name)
-            yield os.path.relpath(file, root), os.lstat(file)
+            state = os.lstat(file)
+            yield os.path.relpath(file, root), state.st_size, state.st_mtime_ns
 
 
 def processor_identity(options: PreprocessOptions) -> str:

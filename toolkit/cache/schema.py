@@ -24,6 +24,7 @@ import numpy as np
 from toolkit.cache.reader import Rows, SplitReader
 from toolkit.errors import InputError
 from toolkit.records import SPLITS, SpecialTokens
+from toolkit.runtime.copies import as_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -184,7 +185,7 @@ def open_cache(directory: Path | str) -> Cache:
     Raises:
         InputError: as `read_manifest`.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     return Cache(directory, read_manifest(directory))
 
 

@@ -17,10 +17,8 @@ import pyarrow as pa
 from toolkit.cache.index import shard_name
 from toolkit.cache.reader import read_arrow
 from toolkit.data.annotations import AnnotationSet
-from toolkit.data.images import resolve_image
-from toolkit.errors import ImageError
+from toolkit.data.sources import ImageSource
 from toolkit.records import ImageRecord
-from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher, hash_hex, hash_int
 
 SHARD_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
@@ -71,14 +69,6 @@ class Staged:
         return sum(self.rows)
 
 
-def image_state(root: Path, path: str) -> tuple[int, int]:
-    """(size, mtime_ns) of an image that annotations name; (-1, -1) if it is missing or leads outside."""
-    try:
-        return file_state(resolve_image(root, path))
-    except ImageError:
-        return (-1, -1)
-
-
 class _RecordsFile:
     """The file of one shard."""
 
@@ -120,6 +110,7 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     staged = Staged()
+    source = ImageSource.of(annotations.images) if annotations.images is not None else None
     ranks: list[int] = []  # of the sample
     file: _RecordsFile | None = None
     for record in annotations.records:
@@ -130,8 +121,8 @@ def stage(annotations: AnnotationSet, directory: Path) -> Staged:
         state: Any = None
         if record.data is not None:
             state = hash_hex(record.data)
-        elif annotations.images is not None:
-            state = image_state(annotations.images, record.path)
+        elif source is not None:
+            state = source.state(record.path)
             if state[0] < 0:
                 staged.missing += 1
                 staged.examples += [record.path] if len(staged.examples) < 3 else []

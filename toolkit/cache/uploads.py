@@ -11,15 +11,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
 from toolkit.cache.schema import MANIFEST, listed_files
+from toolkit.data.sources import fetch_annotations
 from toolkit.errors import InputError, OutputError
+from toolkit.runtime.copies import Copy, make_room, using
 from toolkit.runtime.files import beside, new_lock, write_json
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.progress import Progress, say
@@ -27,11 +29,10 @@ from toolkit.runtime.remote import (
     CONNECTIONS,
     STORES,
     Found,
-    alone,
     fetch,
     found_of,
     lies_below,
-    listing,
+    list_objects,
     open_store,
     store_errors,
 )
@@ -45,21 +46,22 @@ class Outbox:
     """One output at a URL, for one run at a time.
 
     `file` is the local file or folder to make. `prepare_...` brings it in line with the store before, `put_...` sends it
-    afterwards: a file, text files, or a cache.
+    afterwards: a file of captions, with `texts` a folder of text files, or a cache.
 
     Raises:
         OutputError: (all methods) the store fails or denies access.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, texts: bool = False) -> None:
+        self.url, self.texts = url, texts
         self.folder = STORES / f"{hash_hex(url)[:12]}.out"
-        self.file = self.folder / (url.rpartition("/")[2] or "output")
+        self.file = Copy.of(url, self.folder / (url.rpartition("/")[2] or "output"))
         with store_errors(url, OutputError):
             self.fs, self.path = open_store(url)
             self.fs.invalidate_cache()
         # Beside the output, or within where that is a whole bucket: beside it would be another one.
-        self.state = ".state" if "/" in self.path.strip("/") else "/.state"
+        self.state = ".state" if "/" in self.path.strip("/") or not texts else "/.state"
+        self.state_file = beside(self.file, ".state")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = new_lock(beside(self.folder, ".lock"), timeout=0)
         try:
@@ -82,80 +84,65 @@ class Outbox:
         path = self.path + suffix
         if self.fs.isfile(path):
             return {"": found_of(self.url, self.fs.info(path))}
-        return listing(self.fs, self.url, path) if self.fs.exists(path) else {}
+        return list_objects(self.fs, self.url, path) if self.fs.exists(path) else {}
 
     def _is_as_put(self, name: str, found: Found) -> bool:
         return self.record.get(name, {}).get("there") == [found.size, found.version]
 
+    def _remember(self, there: Mapping[str, Found], here: Mapping[str, Path]) -> None:
+        for name in there.keys() & here.keys():
+            found = there[name]
+            self.record[name] = {"there": [found.size, found.version], "here": _state(here[name])}
+        write_json(self.folder / RECORD, self.record)
+
     # ---- captions ---------------------------------------------------------------------------------------------------
 
-    def prepare_file(self) -> None:
-        """What somebody else, or we elsewhere, have put there meanwhile counts; else what lies here."""
-        with store_errors(self.url, OutputError):
-            there = self._objects()
-            if there and "" not in there:
-                raise OutputError(f"--output {self.url}: a folder; name a file.")
-            if not there or self._is_as_put("", there[""]):
-                return
-            self.file.with_name(self.file.name + ".state").unlink(missing_ok=True)
-            state = self._objects(".state")
-            wanted = [(self.file, there[""])]
-            wanted += [(self.file.with_name(self.file.name + ".state"), state[""])] if "" in state else []
-            fetch(self.fs, self.url, wanted)
-            self._remember("", hash_hex(self.file.read_bytes()), there[""])
+    def _captions(self) -> dict[str, Found]:
+        """The file there, or with `texts` the text files below the URL."""
+        there = self._objects()
+        if self.texts:
+            return {name: found for name, found in there.items() if name.endswith(".txt") and lies_below(name)}
+        if there and "" not in there:
+            raise OutputError(f"--output {self.url}: a folder; name a file.")
+        return there
 
-    def put_file(self) -> None:
-        """The state first: whoever finds the finished file finds what it was made of."""
+    def prepare_captions(self) -> None:
+        """What lies in the store counts, if others put it there, or we from elsewhere: it is brought here, and the state of
+        whoever wrote it, so that our captions are told from others. What is no more there is written anew."""
         with store_errors(self.url, OutputError):
-            there = self._objects()
-            content = hash_hex(self.file.read_bytes())
-            known = self.record.get("", {})
-            if "" in there and self._is_as_put("", there[""]) and known.get("here") == content:
-                return
-            self._put(self.file.with_name(self.file.name + ".state"), ".state")
-            self._put(self.file, "")
-            self._remember("", content, self._objects()[""])
-
-    # ---- a text file for each image -----------------------------------------------------------------------------------
-
-    def prepare_sidecars(self) -> None:
-        """The text files there are brought here, and the state of whoever wrote them, so that ours are told from others."""
-        with store_errors(self.url, OutputError):
-            there = self._sidecars()
-            state = self._objects(self.state)
-            wanted = [(self.file / name, found) for name, found in there.items() if not self._is_as_put(name, found)]
-            if "" in state and not self._is_as_put("", state[""]):
-                wanted.append((self.file.with_name(self.file.name + ".state"), state[""]))
-            self.file.mkdir(exist_ok=True)
-            for path in self.file.rglob("*.txt"):
-                if path.relative_to(self.file).as_posix() not in there:  # removed there, or never sent
+            there, state = self._captions(), self._objects(self.state).get("")
+            here: dict[str, Path] = {name: self.file / name for name in there}
+            wanted = {here[name]: found for name, found in there.items() if not self._is_as_put(name, found)}
+            if self.texts:
+                self.file.mkdir(exist_ok=True)
+                for path in set(self.file.rglob("*.txt")) - set(here.values()):
                     path.unlink()
-            for path, _ in wanted:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            if wanted:
-                fetch(self.fs, self.url, wanted)
-            for name, found in there.items():
-                self.record[name] = {"there": [found.size, found.version], "here": _state(self.file / name)}
+            if state is None and wanted and not self.texts:
+                self.state_file.unlink(missing_ok=True)
+            if state is not None and (not self._is_as_put("", state) if self.texts else wanted):
+                wanted[self.state_file] = state
+            fetch(self.fs, self.url, wanted)
+            self.record = {
+                name: made for name, made in self.record.items() if name in there or (self.texts and not name)
+            }
+            self._remember({name: there[name] for name, path in here.items() if path in wanted}, here)
 
-    def put_sidecars(self) -> None:
-        """Those that are new or different, and before them the state, which says that they are ours."""
+    def put_captions(self) -> None:
+        """Sends what is new or different; before it the state, by which whoever finds it knows what it was made of."""
         with store_errors(self.url, OutputError):
-            here = {path.relative_to(self.file).as_posix(): path for path in self.file.rglob("*.txt")}
+            paths = self.file.rglob("*.txt") if self.texts else [self.file]
+            here: dict[str, Path] = {str(path)[len(str(self.file)) :].lstrip("/"): path for path in paths}
             todo = [name for name, path in here.items() if self.record.get(name, {}).get("here") != _state(path)]
             if not todo:
                 return
-            self._put(self.file.with_name(self.file.name + ".state"), self.state)
+            self._put(self.state_file, self.state)
             with Progress("send", len(todo), "files") as sending, ThreadPoolExecutor(CONNECTIONS) as pool:
-                for _ in pool.map(lambda name: self._put(here[name], f"/{name}"), todo):
+                for _ in pool.map(lambda name: self._put(here[name], f"/{name}" if name else ""), todo):
                     sending.update()
-            there = {**self._sidecars(), "": self._objects(self.state)[""]}  # no text file is called nothing
-            self.record = {name: {"there": [found.size, found.version]} for name, found in there.items()}
-            for name in here:
-                self.record[name]["here"] = _state(here[name])
-            write_json(self.folder / RECORD, self.record)
-
-    def _sidecars(self) -> dict[str, Found]:
-        return {name: found for name, found in self._objects().items() if name.endswith(".txt") and lies_below(name)}
+            there = self._captions()
+            if self.texts:  # no text file is called nothing
+                there[""], here[""] = self._objects(self.state)[""], self.state_file
+            self._remember(there, here)
 
     # ---- caches -----------------------------------------------------------------------------------------------------
 
@@ -169,11 +156,9 @@ class Outbox:
                 raise OutputError(f"--out {self.url}: holds files that are no finished cache; name another folder.")
             if MANIFEST in there and not (self.file.is_dir() and self._is_as_put(MANIFEST, there[MANIFEST])):
                 shutil.rmtree(self.file, ignore_errors=True)
-                shutil.copytree(local_cache(self.url), self.file, copy_function=_link)
-                for name, found in there.items():
-                    with suppress(FileNotFoundError):
-                        self.record[name] = {"there": [found.size, found.version], "here": _state(self.file / name)}
-                write_json(self.folder / RECORD, self.record)
+                shutil.copytree(fetch_cache(self.url), self.file, copy_function=_link)
+                here = {name: self.file / name for name in there if (self.file / name).is_file()}
+                self._remember(there, here)
 
     def put_cache(self) -> None:
         """Sends what is new or different, removes what is no more; the manifest last."""
@@ -189,13 +174,8 @@ class Outbox:
                 raise OutputError(
                     f"--out {self.url}: {foreign[0]} is there, and is not of a cache of ours; name another folder."
                 )
-            todo = [
-                name
-                for name, path in sorted(here.items())
-                if name not in there
-                or not self._is_as_put(name, there[name])
-                or self.record[name]["here"] != _state(path)
-            ]
+            same = {n for n, found in there.items() if self._is_as_put(n, found) and n in here}
+            todo = [n for n in here if n not in same or self.record[n]["here"] != _state(here[n])]
             gone = [name for name in there if name in owned and name not in here]
             if not todo and not gone:
                 return
@@ -207,10 +187,9 @@ class Outbox:
                 self.fs.rm_file(f"{self.path}/{name}")
                 self.record.pop(name, None)
             with Progress("send", total, "bytes") as sending:
-                for name in sorted({*todo, MANIFEST}, key=lambda name: (name == MANIFEST, name)):
-                    before = _state(here[name])
+                for name in [*sorted({*todo} - {MANIFEST}), MANIFEST]:
                     self._put(here[name], f"/{name}")
-                    self._remember(name, before, found_of(self.url, self.fs.info(f"{self.path}/{name}")))
+                    self._remember({name: found_of(self.url, self.fs.info(f"{self.path}/{name}"))}, here)
                     sending.update(here[name].stat().st_size)
 
     def _put(self, file: Path, suffix: str) -> None:
@@ -224,13 +203,9 @@ class Outbox:
             self.fs.put_file(str(file), target)
         self.fs.invalidate_cache()
 
-    def _remember(self, name: str, here: Any, found: Found) -> None:
-        self.record[name] = {"there": [found.size, found.version], "here": here}
-        write_json(self.folder / RECORD, self.record)
 
-
-def local_cache(url: str) -> Path:
-    """A finished cache at a URL, fetched once into a folder of its own for each manifest.
+def fetch_cache(url: str) -> Copy:
+    """A finished cache at a URL, copied once into a folder of its own for each manifest.
 
     Raises:
         InputError: there is no finished cache, it changed while it was fetched, or the store fails.
@@ -242,30 +217,31 @@ def local_cache(url: str) -> Path:
             raise InputError(f"{url}: no finished cache here (it has no {MANIFEST}); run `toolkit preprocess` first.")
         manifest = fs.cat_file(f"{path}/{MANIFEST}")
         place = STORES / f"{hash_hex(url)[:12]}.in" / hash_hex(manifest)[:12] / (url.rpartition("/")[2] or "cache")
-        if place.is_dir():
-            return place
-        partial = place.with_name(place.name + ".partial")
-        listed = listing(fs, url, path)
-    with store_errors(url), alone(place.parent):
-        if place.is_dir():  # another process has fetched it meanwhile
-            return place
-        for name in listed:
-            if not lies_below(name):
-                raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
-        names = _names(manifest, url)
-        objects = {name: found for name, found in listed.items() if name in names}
-        missing = []
-        for name, found in objects.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            if not found.stands_at(partial / name):
-                missing.append((partial / name, found))
-        fetch(fs, url, missing)
-        sizes = json.loads(manifest)["files"]
-        whole = all(name in objects and objects[name].size == sizes.get(name, objects[name].size) for name in names)
-        if not whole or (partial / MANIFEST).read_bytes() != manifest or fs.cat_file(f"{path}/{MANIFEST}") != manifest:
-            raise InputError(f"{url}: the cache is changing or not whole; try again when it is finished.")
-        os.rename(partial, place)
-        return place
+        with using(place.parent):
+            if not place.is_dir():
+                listed = list_objects(fs, url, path)
+                for name in listed:
+                    if not lies_below(name):
+                        raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
+                names, sizes, partial = _names(manifest, url), json.loads(manifest)["files"], beside(place, ".partial")
+                fetch(fs, url, {partial / name: found for name, found in listed.items() if name in names})
+                whole = all(
+                    name in listed and listed[name].size == sizes.get(name, listed[name].size) for name in names
+                )
+                unchanged = whole and manifest == (partial / MANIFEST).read_bytes() == fs.cat_file(f"{path}/{MANIFEST}")
+                if not unchanged:
+                    raise InputError(f"{url}: the cache is changing or not whole; try again when it is finished.")
+                os.rename(partial, place)
+                make_room()
+    return Copy.of(url, place)
+
+
+def fetch_source(url: str) -> Copy:
+    """A cache, or else annotations."""
+    with store_errors(url):
+        fs, path = open_store(url)
+        is_cache = fs.exists(f"{path}/{MANIFEST}")
+    return fetch_cache(url) if is_cache else fetch_annotations(url)
 
 
 def _names(manifest: bytes, place: str) -> set[str]:

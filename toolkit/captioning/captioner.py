@@ -217,7 +217,7 @@ def load_captioner(name: str | Path = "model", device: str = "auto", precision: 
         ModelError: no such folder or name, or a model that can't caption.
     """
     silence_transformers()
-    name, hint = str(name), "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
+    hint = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, with --model"
     model = load_model(name, "--model", hint, CAPTIONERS)
     tokenizer = load_tokenizer(name, "--model", hint)
     processor = load_image_processor(name, "--model", hint)

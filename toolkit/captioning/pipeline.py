@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,17 +21,16 @@ import numpy as np
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
 from toolkit.captioning.generate import DECODING_VERSION, settled
 from toolkit.captioning.journal import Fingerprint, Journal, State
-from toolkit.data.images import PASSING, FoundImage, read_file, read_image
+from toolkit.data.images import PASSING, read_image
 from toolkit.data.pixels import PixelTransform
+from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError
 from toolkit.models.freezing import hash_weights
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.fields import to_json
 from toolkit.records import CaptionResult
 from toolkit.runtime.ahead import in_threads
-from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import hash_hex
-from toolkit.runtime.remote import url_behind
 
 
 class Loaded(NamedTuple):
@@ -55,19 +52,9 @@ class Captioned(NamedTuple):
     result: CaptionResult
 
 
-def place_of(found: FoundImage) -> str:
-    """What a file is known by: the folder and the name below it, or the URL that it stands for."""
-    return url_behind(found.path) or f"{_real(found.root)}/{found.name}"
-
-
-@lru_cache(maxsize=64)
-def _real(folder: Path) -> str:
-    return os.path.realpath(folder)
-
-
 def known_result(found: FoundImage, journal: Journal) -> tuple[str, CaptionResult] | None:
     """Content hash and captions of an image whose file has not changed since it was captioned."""
-    content = journal.content(place_of(found), file_state(found.path))
+    content = journal.content(found.place, found.state())
     result = journal.result(content) if content else None
     return (content, result) if content and result else None
 
@@ -105,7 +92,7 @@ def caption_images(
 
 def _load(found: FoundImage, captioner: Captioner, journal: Journal) -> Loaded:
     try:
-        data, state = read_file(found.path)
+        data, state = found.read()
     except ImageError as error:
         return Loaded(found, None, None, str(error), (-1, -1), None)
     content = hashlib.sha256(data).hexdigest()

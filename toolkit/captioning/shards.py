@@ -22,11 +22,12 @@ import torch
 
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
-from toolkit.captioning.pipeline import caption_images, model_fingerprint, place_of
-from toolkit.data.images import FoundImage
+from toolkit.captioning.pipeline import caption_images, model_fingerprint
+from toolkit.data.sources import FoundImage
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import CaptionResult
+from toolkit.runtime.copies import Copy
 from toolkit.runtime.engines import ENGINES
 from toolkit.runtime.files import finishing, unfinished
 from toolkit.runtime.processes import Resources
@@ -64,8 +65,8 @@ class ShardCaptioner:
     def __call__(self, task: dict[str, Any]) -> None:
         path = self.folder / f"{task['shard']:06d}.jsonl"
         places: dict[FoundImage, str] = {}
-        for root, name, place in _lines(path.with_suffix(".todo")):
-            places[FoundImage(Path(root), name)] = place
+        for root, url, name, place in _lines(path.with_suffix(".todo")):
+            places[FoundImage(Copy.of(url, Path(root)) if url else Path(root), name)] = place
         journal = Journal(IN_MEMORY, self.fingerprint)  # an image that is in the shard twice is captioned once
         with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
             file.write(json.dumps(self.fingerprint.now) + "\n")
@@ -98,7 +99,8 @@ def caption_in_shards(
     for number, shard in enumerate(shards):
         with open(folder / f"{number:06d}.todo", "w", encoding="ascii") as file:
             for found in shard:
-                file.write(json.dumps([str(found.root), found.name, place_of(found)]) + "\n")
+                url = found.root.url if isinstance(found.root, Copy) else None
+                file.write(json.dumps([str(found.root), url, found.name, found.place]) + "\n")
     threads = torch.get_num_threads()
     function = ShardCaptioner(folder.absolute(), options, journal.fingerprint, threads)
     tasks = [{"shard": number} for number in range(len(shards))]

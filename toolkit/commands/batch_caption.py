@@ -17,23 +17,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolkit.cache.urls import caption_at_urls
+from toolkit.cache.uploads import Outbox
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
-from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint, place_of
+from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
 from toolkit.captioning.shards import caption_in_shards, gather
-from toolkit.data.images import FoundImage, find_images
+from toolkit.data.sources import FoundImage, find_images
 from toolkit.errors import InputError, OutputError
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.exports import Export, polish
 from toolkit.outputs.writers import format_of
 from toolkit.records import CaptionResult, Summary
 from toolkit.reports.gallery import gallery_output, write_caption_gallery
+from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.files import beside
 from toolkit.runtime.overwrite import Output
 from toolkit.runtime.progress import Progress, printable, say
+from toolkit.runtime.remote import local_only, url_of
 from toolkit.runtime.swap import held
 
 SUFFIX_OF = {"coco": "json"}
@@ -48,7 +50,33 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         OutputError: the output can't be written, or is somebody else's.
         RunError: stopped half way; the same command goes on.
     """
-    return caption_at_urls(options, _batch_caption)
+    local_only(options, "gallery")
+    options = with_copies(options, model=fetch_model)
+    url, among = _url_of_output(options)
+    if url is None:
+        return _batch_caption(options, among_images=False)
+    with Outbox(url, texts=options.format == "txt") as outbox:
+        outbox.prepare_captions()
+        summary = _batch_caption(replace(options, output=outbox.file), among)
+        outbox.put_captions()
+        return summary
+
+
+def _url_of_output(options: BatchCaptionOptions) -> tuple[str | None, bool]:
+    """Where the output goes if that is a URL, and whether it is among the images."""
+    url = url_of(options.output) if options.output is not None else None
+    folders = [url_of(path) for path in options.paths]
+    among = options.format in ("txt", "imagefolder") and options.output is None and any(folders)
+    if not among and not (url and options.format == "imagefolder"):
+        return url, False
+    folder = folders[0] if len(folders) == 1 else None
+    file = f"{folder}/metadata.jsonl"
+    if folder is None or (options.format == "imagefolder" and url not in (None, folder, file)):
+        raise InputError(
+            f"--format {options.format}: writes among the images of one folder; give one, without --output, or choose "
+            "another format."
+        )
+    return (file, True) if options.format == "imagefolder" else (folder, True)
 
 
 def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
@@ -130,9 +158,7 @@ class _Run:
         with Progress("caption", len(todo)) as progress:
             for batch in caption_images(self.captioner, todo, options, journal):
                 self.lost.update((done.found.name, done.result.error or "") for done in batch if done.content is None)
-                journal.add(
-                    (place_of(done.found), done.state, done.content, done.result) for done in batch if done.content
-                )
+                journal.add((done.found.place, done.state, done.content, done.result) for done in batch if done.content)
                 new += sum(not done.kept for done in batch)
                 progress.update(len(batch))
         return new
@@ -161,7 +187,7 @@ class _Run:
     def _summary(self, new: int) -> Summary:
         options, count, kept, first = self.options, self.count, self.export.kept, self.first_error
         text = f"{self.output}: {len(self.images)} images, {new} captioned or tried in this run."
-        values: dict[str, Any] = {"output": str(self.output), "images": len(self.images), "new": new}
+        values: dict[str, Any] = {"output": f"{self.output}", "images": len(self.images), "new": new}
         values["errors"] = count["errors"]
         if first is not None:
             text += (

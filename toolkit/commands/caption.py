@@ -9,12 +9,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from toolkit.cache.urls import local_model, urls_in_messages, with_local_inputs
 from toolkit.captioning.captioner import load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.data.images import LARGEST_FILE, read_up_to
 from toolkit.options import CaptionOptions
 from toolkit.records import Summary
+from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.progress import printable, say
 
 PATIENCE = 1.0  # seconds
@@ -26,9 +26,8 @@ def caption(options: CaptionOptions) -> Summary:
     Raises:
         ModelError: `--model` is no captioner.
     """
-    options, names = with_local_inputs(options, {"model": local_model})
-    with urls_in_messages(names):
-        captioner = load_captioner(options.model, options.device, options.precision)
+    options = with_copies(options, model=fetch_model)
+    captioner = load_captioner(options.model, options.device, options.precision)
     say(describe_settings(captioner.model, options.generation))
     results = captioner.caption([_source(given) for given in options.images], options.generation)
     lines, rows = [], []

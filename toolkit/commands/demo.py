@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toolkit.cache.urls import local_only
 from toolkit.data.drawing import draw_sample
 from toolkit.data.scenes import judge
 from toolkit.errors import OutputError
@@ -19,6 +18,7 @@ from toolkit.records import Summary
 from toolkit.runtime.files import finishing
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import say
+from toolkit.runtime.remote import local_only
 
 MARK = "demo.json"
 CACHE = Path("cache/dataset")  # below the folder of the demo

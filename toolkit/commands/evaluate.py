@@ -14,16 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.cache.urls import (
-    local_annotations,
-    local_model,
-    local_only,
-    local_source,
-    summary_with_urls,
-    urls_in_messages,
-    with_local_inputs,
-)
+from toolkit.cache.uploads import fetch_source
 from toolkit.data.pixels import PixelTransform
+from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.evaluation.judge import NAMES, Evaluation, System, judge, label, percent
@@ -32,9 +25,10 @@ from toolkit.evaluation.significance import LEVEL, Metric
 from toolkit.options import EvaluateOptions
 from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
+from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import Progress, printable
-from toolkit.runtime.remote import local_tree
+from toolkit.runtime.remote import local_only
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
 
@@ -48,13 +42,12 @@ def evaluate(options: EvaluateOptions) -> Summary:
         OutputError: `--per-image` or `--page` can't be written, or would replace a file that the toolkit did not write.
         ToolkitError: METEOR or SPICE can't run here.
     """
-    captions = dict.fromkeys(("hypotheses", "against"), local_annotations)
     local_only(options, "per_image", "page")
     outputs = _outputs(options)
-    sources = {"references": local_source, "idf": local_source, "images": local_tree, "model": local_model}
-    options, names = with_local_inputs(options, {**captions, **sources})
-    with urls_in_messages(names):
-        return summary_with_urls(_evaluate(options, outputs), names)
+    captions = dict.fromkeys(("hypotheses", "against"), fetch_annotations)
+    sources = dict.fromkeys(("references", "idf"), fetch_source)
+    options = with_copies(options, **captions, **sources, images=fetch_images, model=fetch_model)
+    return _evaluate(options, outputs)
 
 
 def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
@@ -133,7 +126,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
             for image_id, decoded in zip(batch, batches.generate(images), strict=True):
                 rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
             progress.update(len(batch))
-    return Hypotheses(model, "model", rows)
+    return Hypotheses(f"{model}", "model", rows)
 
 
 # ---- outputs --------------------------------------------------------------------------------------------------------

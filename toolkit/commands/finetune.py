@@ -10,15 +10,16 @@ from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from toolkit.cache.schema import Cache, open_cache
-from toolkit.cache.uploads import local_cache
-from toolkit.cache.urls import local_model, local_only, summary_with_urls, urls_in_messages, with_local_inputs
+from toolkit.cache.uploads import fetch_cache
 from toolkit.errors import InputError, RunError
 from toolkit.models.precision import pick_device
 from toolkit.options import FinetuneOptions
 from toolkit.records import Summary
 from toolkit.reports.finished_run import save_evaluation, save_trained
+from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.files import beside
 from toolkit.runtime.progress import say
+from toolkit.runtime.remote import local_only
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_sharding, joined, rank, ranks
 from toolkit.training.run_files import CHECKPOINTS, is_cut
@@ -38,9 +39,8 @@ def finetune(options: FinetuneOptions) -> Summary:
     with joined():
         with agreeing():
             local_only(options, "output_dir")
-            options, names = with_local_inputs(options, {"cache": local_cache, "init_from": local_model})
-        with urls_in_messages(names):
-            return summary_with_urls(_finetune(options), names)
+            options = with_copies(options, cache=fetch_cache, init_from=fetch_model)
+        return _finetune(options)
 
 
 def _finetune(options: FinetuneOptions) -> Summary:

@@ -8,8 +8,9 @@ from typing import Any
 
 from toolkit.cache.labels import CaptionEncoder
 from toolkit.cache.schema import MANIFEST, open_cache
-from toolkit.cache.urls import local_only, local_source, summary_with_urls, urls_in_messages, with_local_inputs
+from toolkit.cache.uploads import fetch_source
 from toolkit.data.annotations import AnnotationSet, Columns, images_beside, read_annotations
+from toolkit.data.sources import fetch_images
 from toolkit.errors import InputError, ModelError, is_bug
 from toolkit.options import InspectOptions
 from toolkit.options.fields import check_unused
@@ -21,11 +22,12 @@ from toolkit.reports.facts.models import RUN_LOG, model_facts, run_facts
 from toolkit.reports.facts.stats import Sheet, bytes_below
 from toolkit.reports.facts.words import describe, table, title
 from toolkit.reports.html import write_page
+from toolkit.runtime.copies import with_copies
 from toolkit.runtime.files import beside
 from toolkit.runtime.hub import why_not
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import printable
-from toolkit.runtime.remote import local_tree
+from toolkit.runtime.remote import local_only
 
 
 def inspect(options: InspectOptions) -> Summary:
@@ -43,9 +45,7 @@ def inspect(options: InspectOptions) -> Summary:
     inputs, sheet = (options.path, options.images, options.decoder), None
     if options.sheet is not None:
         sheet = Output("--sheet", options.sheet, inputs, options.overwrite, is_page("inspect"))
-    options, names = with_local_inputs(options, {"path": local_source, "images": local_tree})
-    with urls_in_messages(names):
-        return summary_with_urls(_inspect(options, sheet), names)
+    return _inspect(with_copies(options, path=fetch_source, images=fetch_images), sheet)
 
 
 def _inspect(options: InspectOptions, page: Output | None) -> Summary:
@@ -72,7 +72,7 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
     Columns.of(options).refuse(f"only applies to images with captions, but {path} is a {kind}")
     names = ("sheet", "split", "decoder", "images", "near_duplicates", "num_workers")
     check_unused(options, names, f"only applies to images with captions, but {path} is a {kind}; leave it out")
-    values = {"kind": kind, "path": str(path), **(model_facts(path) if model else {})}
+    values = {"kind": kind, "path": f"{path}", **(model_facts(path) if model else {})}
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
     return _summary(None, values, None)
 

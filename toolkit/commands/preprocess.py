@@ -22,14 +22,15 @@ from toolkit.cache.index import data_name, pixels_key, read_index, shard_name
 from toolkit.cache.schema import MANIFEST, LabelSettings, Manifest, read_manifest
 from toolkit.cache.staging import Staged, stage
 from toolkit.cache.uploads import Outbox
-from toolkit.cache.urls import local_annotations, summary_with_urls, urls_in_messages, with_local_inputs
 from toolkit.cache.workspace import CACHE, building, foreign, interrupted, leftovers, mend, set_aside, swap, tidy
 from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
+from toolkit.data.sources import ImageSource, fetch_annotations, fetch_images
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.models.processors import fetch_processors
 from toolkit.options import PreprocessOptions
 from toolkit.records import SPLITS, ImageRecord, Summary
+from toolkit.runtime.copies import with_copies
 from toolkit.runtime.engines import ENGINES
 from toolkit.runtime.files import beside
 from toolkit.runtime.hashing import hash_hex
@@ -37,7 +38,7 @@ from toolkit.runtime.hub import check_name, positions_of
 from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.processes import Resources
 from toolkit.runtime.progress import Progress, say
-from toolkit.runtime.remote import local_tree, url_of
+from toolkit.runtime.remote import url_of
 from toolkit.runtime.swap import clear, link
 
 SHOWN_CAPTIONS, SHOWN_LENGTH = 5, 100  # of each image that is shown, and in characters
@@ -53,18 +54,16 @@ def preprocess(options: PreprocessOptions) -> Summary:
         ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
         RunError: the build stopped half way; the same command goes on from there.
     """
-    read = dict.fromkeys(("annotations", *LISTS.values()), local_annotations)
-    options, names = with_local_inputs(options, {"images": local_tree, **read})
+    read = dict.fromkeys(("annotations", *LISTS.values()), fetch_annotations)
+    options = with_copies(options, images=fetch_images, **read)
     url = url_of(options.out)
-    with urls_in_messages(names):
-        if url is None:
-            return summary_with_urls(_preprocess(options), names)
-        with Outbox(url) as outbox:
-            names[outbox.file] = url
-            outbox.prepare_cache()
-            summary = _preprocess(replace(options, out=outbox.file))
-            outbox.put_cache()
-            return summary_with_urls(summary, names)
+    if url is None:
+        return _preprocess(options)
+    with Outbox(url) as outbox:
+        outbox.prepare_cache()
+        summary = _preprocess(replace(options, out=outbox.file))
+        outbox.put_cache()
+        return summary
 
 
 def _preprocess(options: PreprocessOptions) -> Summary:
@@ -167,7 +166,7 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     keys = [hash_hex(common, digest) for digest in staged.digests]
     builder = ShardBuilder(
         directory=partial,
-        images=annotations.images,
+        images=ImageSource.of(annotations.images) if annotations.images is not None else None,
         transform=transform,
         tokenizer_file=tokenizer_file,
         eos_token_id=tokens.eos,
@@ -307,7 +306,7 @@ def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: Prepro
     missing = [shard for shard in range(len(keys)) if not (folder / shard_name(shard)).exists()]
     tasks = [{"shard": shard, "key": keys[shard]} for shard in missing]
     with Progress("preprocess", staged.images - before) as progress:
-        shared = (builder.directory, *([builder.images] if builder.images else []))
+        shared = (builder.directory, *([builder.images.root] if builder.images else []))
         resources = Resources(options.num_workers, options.ray_address, shared=shared)
         ENGINES[options.engine](builder, tasks, resources, progress, lambda: standing() - before)
     decoded = sum(int(decoded_file(builder.directory, shard).read_text()) for shard in missing)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from toolkit.cache.urls import local_only
 from toolkit.data.drawing import draw_sample
 from toolkit.options import SampleOptions
 from toolkit.records import Summary
+from toolkit.runtime.remote import local_only
 
 
 def sample(options: SampleOptions) -> Summary:

@@ -1,5 +1,4 @@
-"""ONE policy for images, the same in every command: which files are images, how a name becomes a file, how a file
-becomes RGB pixels.
+"""ONE policy for images, the same in every command: how a name becomes a file, how a file becomes RGB pixels.
 
 What `read_image` does with what comes in:
 
@@ -18,21 +17,19 @@ Everything that can't be read is an `ImageError` with a short reason that is the
 from __future__ import annotations
 
 import errno
-import glob
 import importlib
 import io
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from toolkit.data.rgb import fix_transparency, to_rgb, upright
-from toolkit.errors import ImageError, InputError
-from toolkit.runtime import remote as stores
+from toolkit.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,113 +60,6 @@ _SIGNATURES = (
 )
 
 
-class FoundImage(NamedTuple):
-    """A file that `find_images` found.
-
-    Attributes:
-        root: the folder it was given under (for a file its folder, for a glob the part before the first wildcard).
-        name: its path relative to `root`, "/" between parts: what its caption is reported under.
-    """
-
-    root: Path
-    name: str
-
-    @property
-    def path(self) -> Path:
-        return self.root / self.name
-
-
-# ---- finding --------------------------------------------------------------------------------------------------------
-
-
-def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[FoundImage]:
-    """The image files under `paths`, sorted by name, each file once.
-
-    A path is a file (taken whatever its suffix), a folder (files with one of `IMAGE_SUFFIXES` in any case; hidden ones
-    passed over; below it too if `recursive`) or a glob with `*`, `**`, `?` or `[...]`. Links to folders are followed,
-    each real folder is visited once. Dangling links, sockets, fifos and folders that can't be listed are in the
-    answer, so that `read_image` can say why they have no pixels.
-
-    Raises:
-        InputError: a path does not exist, or no image is found under it.
-    """
-    found: dict[str, FoundImage] = {}  # by absolute path: an image named twice is one image
-    for given in paths:
-        before = len(found)
-        seen = False
-        for image in _find(str(given), recursive):
-            seen = True
-            found.setdefault(os.path.abspath(image.path), image)
-        if not seen and len(found) == before:
-            raise InputError(
-                f"{given}: no image here{'' if recursive else ' itself (its folders are left out)'}; name image files, "
-                f"or folders that hold some ({', '.join(sorted(IMAGE_SUFFIXES)[:3])}, ...)."
-                if os.path.lexists(given)
-                else f"{given}: no such file or folder; name images, folders or a glob in quotes."
-            )
-    return sorted(found.values(), key=lambda image: (image.name, str(image.root)))
-
-
-def image_names(root: Path) -> Iterator[str]:
-    """The names of the image files below a folder, as annotations should have them; in no order, and none is held."""
-    return (image.name for image in _walk(root, "", True, ordered=False) if _is_image_name(image.name))
-
-
-def _find(given: str, recursive: bool) -> Iterator[FoundImage]:
-    if os.path.isdir(given):
-        yield from _walk(Path(given), "", recursive)
-    elif os.path.lexists(given):
-        yield FoundImage(Path(given).parent, os.path.basename(given))
-    elif glob.has_magic(given):
-        parts = Path(given).parts
-        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-        root = Path(*parts[:fixed])
-        for name in sorted(glob.glob(str(Path(*parts[fixed:])), root_dir=root, recursive=True)):
-            if os.path.isdir(root / name):
-                # "a/**" lists the folders below itself, files and all
-                if "**" not in parts:
-                    yield from _walk(root, name + "/", recursive)
-            elif _is_image_name(name):
-                yield FoundImage(root, name.replace(os.sep, "/"))
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _walk(root: Path, prefix: str, recursive: bool, ordered: bool = True) -> Iterator[FoundImage]:
-    """Real folders first, then links to folders not yet seen, so that a link never takes a real folder's name."""
-    visited: set[tuple[int, int]] = set()
-    folders, links = [prefix], list[str]()
-    while folders or links:
-        prefix = folders.pop() if folders else links.pop(0)
-        try:
-            state = os.stat(root / prefix)
-            if (state.st_dev, state.st_ino) in visited:
-                continue
-            visited.add((state.st_dev, state.st_ino))
-            entries: Iterable[os.DirEntry[str]] = os.scandir(root / prefix)
-            entries = sorted(entries, key=lambda entry: entry.name) if ordered else entries
-        except OSError:
-            yield FoundImage(root, prefix.rstrip("/") or ".")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                if recursive:
-                    (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            elif _is_image_name(entry.name):
-                yield FoundImage(root, prefix + entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +72,20 @@ def resolve_image(root: Path, name: str) -> Path:
     Raises:
         ImageError: 'missing', 'dangling link', 'leads outside the images folder', 'not a file name'.
     """
+    for form in name_forms(name):
+        path = os.path.join(root, form)
+        if os.path.exists(path):
+            return Path(path)
+    check_file(Path(root, name))  # says why it isn't there
+    raise ImageError("missing")
+
+
+def name_forms(name: str) -> Iterator[str]:
+    """The names that a file may have which an annotation calls `name`, in the order in which they are tried.
+
+    Raises:
+        ImageError: 'leads outside the images folder', 'not a file name'.
+    """
     forms = [name]
     if not name.isascii():
         forms += [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
@@ -192,11 +96,7 @@ def resolve_image(root: Path, name: str) -> Path:
             raise ImageError("not a file name")
         if os.path.isabs(form) or os.path.splitdrive(form)[0] or (".." in form and ".." in form.split("/")):
             raise ImageError("leads outside the images folder")
-        path = os.path.join(root, form)
-        if os.path.exists(path):
-            return Path(path)
-    check_file(Path(root, name))  # says why it isn't there
-    raise ImageError("missing")
+        yield form
 
 
 def check_file(path: Path) -> None:
@@ -256,8 +156,7 @@ def read_file(path: Path) -> ImageFile:
                 raise ImageError("not a regular file")
             size, data = state.st_size, b""
             if size <= LARGEST_FILE:
-                stored = stores.read(path)
-                data = read_up_to(descriptor, LARGEST_FILE + 1, size + 1) if stored is None else stored
+                data = read_up_to(descriptor, LARGEST_FILE + 1, size + 1)
                 size = max(size, len(data))  # it may be growing
             if size > LARGEST_FILE:
                 raise ImageError(f"too large: a file of {size} bytes")

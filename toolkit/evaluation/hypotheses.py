@@ -77,7 +77,7 @@ def read_hypotheses(path: Path, option: str = "--hypotheses") -> Hypotheses:
     hypotheses = list(rows)
     if not hypotheses:
         raise InputError(f"{option} {path}: contains no captions; name a file with captions.")
-    return Hypotheses(path.as_posix(), format, hypotheses)
+    return Hypotheses(f"{path}", format, hypotheses)
 
 
 def _folder(path: Path) -> tuple[str, Iterator[Hypothesis]]:

@@ -10,10 +10,12 @@ import numpy as np
 
 from toolkit.cache.schema import MANIFEST, Cache, open_cache
 from toolkit.data.annotations import Columns, images_beside, read_annotations
-from toolkit.data.images import read_image, resolve_image
+from toolkit.data.images import read_image
+from toolkit.data.sources import ImageSource
 from toolkit.errors import InputError
 from toolkit.options import EvaluateOptions
 from toolkit.records import SPLITS
+from toolkit.runtime.copies import as_path
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class References:
         if self.cache is not None:
             split, row = self.rows[image_id]
             return np.array(self.cache[split][row]["pixel_values"])
-        return None if self.images is None else read_image(resolve_image(self.images, self.paths[image_id]))
+        return None if self.images is None else read_image(ImageSource.of(self.images).read(self.paths[image_id]).data)
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def _of_cache(path: Path, split: str, option: str) -> References:
             bare += sum(not of_image for of_image in said)
     if not captions:
         raise InputError(f"{option} {path}: its {split} split has no captions; name another --split.")
-    notes = [f"{bare} images of {path.as_posix()} have no references and are left out"] if bare else []
-    return References(path.as_posix(), split, captions, paths, train or None, notes, cache=cache, rows=rows)
+    notes = [f"{bare} images of {path} have no references and are left out"] if bare else []
+    return References(f"{path}", split, captions, paths, train or None, notes, cache=cache, rows=rows)
 
 
 def _of_annotations(source: Source, split: str, find: bool) -> References:
@@ -137,7 +139,7 @@ def _of_annotations(source: Source, split: str, find: bool) -> References:
     splits = {record.split for record in records if record.split is not None}
     notes = found.notes.sentences()
     if not splits and split != "all":
-        notes.append(f"{path.as_posix()} has no splits, so all of its images are used")
+        notes.append(f"{path} has no splits, so all of its images are used")
         split = "all"
     if split != "all" and split not in splits:
         raise InputError(
@@ -146,7 +148,7 @@ def _of_annotations(source: Source, split: str, find: bool) -> References:
     wanted = {r.image_id: list(r.captions) for r in records if r.captions and split in (r.split, "all")}
     train = [caption for record in records if record.split == "train" for caption in record.captions]
     paths = {record.image_id: record.path for record in records}
-    return References(path.as_posix(), split, wanted, paths, train or None, notes, images=found.images)
+    return References(f"{path}", split, wanted, paths, train or None, notes, images=found.images)
 
 
 def read_idf(idf: str, references: References, source: Source) -> tuple[dict[str, list[str]], str]:
@@ -157,6 +159,6 @@ def read_idf(idf: str, references: References, source: Source) -> tuple[dict[str
     """
     if idf == "train" and references.train is None:
         raise InputError(f"--idf train: {references.source} has no train split; name a cache or annotations instead.")
-    source = replace(source, option="--idf") if idf == "train" else Source(Path(idf), option="--idf")
+    source = replace(source, option="--idf") if idf == "train" else Source(as_path(idf), option="--idf")
     corpus = read_references(source, "train")
     return corpus.captions, corpus.name

@@ -37,45 +37,45 @@ from toolkit.records import SpecialTokens
 from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
 
 
-def _load(what: str, option: str, name: str, load: Callable[..., Any], hint: str) -> Any:
+def _load(what: str, option: str, name: str | Path, load: Callable[..., Any], hint: str) -> Any:
     """Calls `load(local_files_only=...)`; a model that is not there becomes one sentence."""
     loud = logging.getLogger("transformers"), logging.getLogger("huggingface_hub")
     levels = [logger.level for logger in loud]
     for logger in loud:  # transformers explains a failed download on its own logger before it raises
         logger.setLevel(logging.CRITICAL)
     try:
-        return load(local_files_only=out_of_reach(name))
+        return load(local_files_only=out_of_reach(str(name)))
     except ModelError:
         raise
     except Exception as error:  # of tokenizers' it is no narrower
         if is_bug(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        if name.startswith((".", "/")) and not Path(name).exists():
+        if str(name).startswith((".", "/")) and not Path(name).exists():
             raise ModelError(f"{option} {name}: no such folder (relative to the current directory); {hint}.") from None
         if Path(name).exists():
             raise ModelError(f"{option} {name}: no {what} can be loaded from this folder ({reason}); {hint}.") from None
         raise ModelError(
-            f"{option} {name}: the {what} could not be loaded from the Hugging Face hub: {why_not(name, error, hint)}."
+            f"{option} {name}: the {what} could not be loaded from the Hugging Face hub: {why_not(str(name), error, hint)}."
         ) from None
     finally:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
 
 
-def load_image_processor(name: str, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:
+def load_image_processor(name: str | Path, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:
     """The encoder's image processor on its Pillow backend; torchvision is not needed, and gives other pixels."""
     return _load(
         "image processor",
         option,
         name,
-        lambda **where: AutoImageProcessor.from_pretrained(name, backend="pil", **where),
+        lambda **where: AutoImageProcessor.from_pretrained(str(name), backend="pil", **where),
         hint,
     )
 
 
-def load_tokenizer(name: str, option: str = "--decoder", hint: str = WAYS_OUT) -> Any:
-    return _load("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(name, **where), hint)
+def load_tokenizer(name: str | Path, option: str = "--decoder", hint: str = WAYS_OUT) -> Any:
+    return _load("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(str(name), **where), hint)
 
 
 def build_captioner(
@@ -109,7 +109,7 @@ def build_captioner(
 
 def _load_encoder(name: str) -> Any:
     def load(**where: Any) -> Any:
-        config = AutoConfig.from_pretrained(name, **where)
+        config = AutoConfig.from_pretrained(str(name), **where)
         if config.model_type == "vision-encoder-decoder":
             raise ModelError(
                 f"--encoder {name}: is a whole captioner; fine-tune it with `toolkit finetune --init-from {name}`."
@@ -126,7 +126,7 @@ def _load_encoder(name: str) -> Any:
 
 def _load_decoder(name: str) -> Any:
     def load(**where: Any) -> Any:
-        config = AutoConfig.from_pretrained(name, **where)
+        config = AutoConfig.from_pretrained(str(name), **where)
         config.is_decoder = True
         config.add_cross_attention = True
         return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **where)
@@ -140,7 +140,7 @@ OURS = "vision-encoder-decoder"
 CAPTIONERS = (OURS, "blip", "git", "blip-2")
 
 
-def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)) -> Any:
+def load_model(name: str | Path, option: str, hint: str, kinds: Sequence[str] = (OURS,)) -> Any:
     """A captioner's model from a folder or the hub, in fp32 on the CPU.
 
     Args:
@@ -173,12 +173,17 @@ def load_model(name: str, option: str, hint: str, kinds: Sequence[str] = (OURS,)
             check_kind(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))
         except (ValueError, AttributeError):
             check_kind(None)
-    elif name == "model" or path.is_absolute() or name.startswith(".") or (path.parent.name and path.parent.is_dir()):
+    elif (
+        name == "model"
+        or path.is_absolute()
+        or str(name).startswith(".")
+        or (path.parent.name and path.parent.is_dir())
+    ):
         raise ModelError(f"{option} {name}: no such folder; {hint}.")
 
     def load(**where: Any) -> Any:
-        check_kind(AutoConfig.from_pretrained(name, **where).model_type)
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32, **where)
+        check_kind(AutoConfig.from_pretrained(str(name), **where).model_type)
+        return AutoModelForImageTextToText.from_pretrained(str(name), dtype=torch.float32, **where)
 
     return _load("captioner", option, name, load, hint)
 

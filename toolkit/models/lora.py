@@ -141,7 +141,7 @@ def is_adapter(directory: Path) -> bool:
     return (directory / "adapter_config.json").is_file()
 
 
-def read_base(name: str, option: str) -> dict[str, Any]:
+def read_base(name: str | Path, option: str) -> dict[str, Any]:
     """What an adapter's folder says it is an adapter of.
 
     Args:
@@ -159,7 +159,7 @@ def read_base(name: str, option: str) -> dict[str, Any]:
     return base
 
 
-def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: str, option: str) -> Any:
+def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: str | Path, option: str) -> Any:
     """A base with the updates of an adapter's folder added to its weights.
 
     Raises:
@@ -169,7 +169,7 @@ def with_adapter(model: VisionEncoderDecoderModel, base: dict[str, Any], name: s
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = PeftModel.from_pretrained(model, name)
+        adapted = PeftModel.from_pretrained(model, str(name))
     if _base_hash(adapted) != base["weights"]:
         what = base["init_from"] or f"{base['encoder']} and {base['decoder']}"
         raise ModelError(f"{option} {name}: an adapter of {what}, but those weights have changed since; restore them.")

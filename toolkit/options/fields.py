@@ -90,9 +90,11 @@ def _as_declared(value: Any, kind: Any, metadata: Any) -> Any:
     if get_origin(kind) is tuple:
         values = [value] if isinstance(value, (str, Path)) else value
         return tuple(_as_declared(each, str, metadata) for each in values)
-    if isinstance(value, (str, Path)) and Path in (kind, *get_args(kind)):
+    if type(value) not in (str, type(Path())):  # also a path of a class of its own: a local copy of what is at a URL
+        return value
+    if Path in (kind, *get_args(kind)):
         return Path(os.path.expanduser(value))
-    return os.path.expanduser(os.fspath(value)) if metadata.get("path") and value is not None else value
+    return os.path.expanduser(os.fspath(value)) if metadata.get("path") else value
 
 
 def _check_nested(options: Any) -> None:

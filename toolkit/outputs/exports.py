@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.captioning.journal import Journal
-from toolkit.data.images import FoundImage
+from toolkit.data.sources import FoundImage
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions

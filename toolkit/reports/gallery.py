@@ -23,14 +23,14 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from toolkit.data.images import FoundImage, read_file, read_image
+from toolkit.data.images import read_image
+from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError, OutputError
 from toolkit.options.fields import default_workers
 from toolkit.records import CaptionResult, HeatMaps
 from toolkit.reports.html import template_source, thumbnail, write_page
 from toolkit.reports.pictures import Linked, heat_png
 from toolkit.runtime.ahead import in_threads
-from toolkit.runtime.files import file_state
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import Progress
 
@@ -206,11 +206,11 @@ def _draw(pair: tuple[CaptionResult, FoundImage], linked: Linked | None, explain
     if result.error is not None:
         return _Drawn(result, (), None, None, result.error)
     try:
-        key = (result.image, *file_state(found.path))
+        key = (result.image, *found.state())
         name, there = linked.name(".jpg", *key) if linked else ("", False)
         if there and not explainer:
             return _Drawn(result, key, name, None, None)
-        data, state = read_file(found.path)
+        data, state = found.read()
         image = read_image(data)
         key = (result.image, *state)  # of what was read
         if linked:

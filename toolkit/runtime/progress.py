@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
 
 quiet = False  # set once by the command line
-rewrite: Callable[[str], str] = str  # applied to each message: `urls_in_messages` puts URLs in place of local paths
 
 # What a terminal obeys (C0 and C1), breaks a line at, or writes the rest of a line backwards for; and halves of
 # characters (from names that are no UTF-8), which no stream takes.
@@ -42,7 +40,7 @@ def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
         with suppress(OSError):  # a standard error that can't be written stops no work
-            tqdm.write(printable(rewrite(message)), file=sys.stderr)
+            tqdm.write(printable(message), file=sys.stderr)
 
 
 class Progress:

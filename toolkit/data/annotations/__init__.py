@@ -41,6 +41,7 @@ from toolkit.data.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.data.annotations.names import find_names
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
+from toolkit.runtime.copies import as_path
 
 __all__ = ["READERS", "AnnotationSet", "Columns", "Notes", "UnusableRows", "read_annotations"]
 
@@ -118,7 +119,7 @@ def read_annotations(
     Raises:
         InputError: no such file, no such format, a broken one; where a file goes wrong later, `records` raises it.
     """
-    path, images, notes, columns = Path(annotations), Path(images), Notes(), columns or Columns()
+    path, images, notes, columns = as_path(annotations), as_path(images), Notes(), columns or Columns()
     if format not in ("auto", *READERS):
         raise InputError(f"--format {format}: no such format; choose one of auto, {', '.join(READERS)}.")
     if format != "hub" and not path.exists():

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from toolkit.data.annotations._columns import Columns
 from toolkit.data.images import IMAGE_SUFFIXES
+from toolkit.data.sources import ImageSource
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 from toolkit.runtime.shelf import Shelf
@@ -228,10 +229,11 @@ class Gathered:
 
 def add_suffix(images: Path, name: str) -> str:
     """A name that a source gives without suffix, with the one that its file has."""
-    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or os.path.exists(os.path.join(images, name)):
+    source = ImageSource.of(images)
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or source.exists(name):
         return name
     for suffix in (".jpg", ".png", *sorted(IMAGE_SUFFIXES)):
         for form in (suffix, suffix.upper()):
-            if os.path.exists(os.path.join(images, name + form)):
+            if source.exists(name + form):
                 return name + form
     return name

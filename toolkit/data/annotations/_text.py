@@ -53,7 +53,7 @@ def files_below(path: Path, endings: tuple[str, ...], depth: int) -> list[Path]:
     for folder, folders, names in os.walk(path):
         level = 0 if Path(folder) == path else len(Path(folder).relative_to(path).parts)
         folders[:] = [name for name in folders if not name.startswith(".")] if level < depth else []
-        files += [Path(folder, n) for n in names if n.lower().endswith(endings) and not n.startswith(".")]
+        files += [type(path)(folder, n) for n in names if n.lower().endswith(endings) and not n.startswith(".")]
     return sorted(files)
 
 

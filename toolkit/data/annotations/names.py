@@ -32,7 +32,8 @@ import numpy as np
 
 from toolkit.data.annotations._gather import Notes
 from toolkit.data.annotations._listing import IN_MEMORY, Files, There, Way, hash_name
-from toolkit.data.images import IMAGE_SUFFIXES, image_names, resolve_image
+from toolkit.data.images import IMAGE_SUFFIXES
+from toolkit.data.sources import ImageSource, image_names
 from toolkit.errors import ImageError
 from toolkit.records import ImageRecord
 from toolkit.runtime.shelf import Shelf
@@ -75,7 +76,7 @@ def find_names(records: Iterable[ImageRecord], root: Path, notes: Notes) -> Iter
 def is_lost(root: Path, name: str) -> bool:
     """Whether a name leads to nothing in the folder."""
     try:
-        resolve_image(root, name)
+        ImageSource.of(root).find(name)
     except ImageError as error:
         return str(error) in ("missing", "leads outside the images folder")
     return False

@@ -14,9 +14,11 @@ from pathlib import Path
 from toolkit.data.annotations._columns import Columns
 from toolkit.data.annotations._gather import Notes, clean_captions
 from toolkit.data.annotations._text import read_text, split_lines
-from toolkit.data.images import IMAGE_SUFFIXES, find_images
+from toolkit.data.images import IMAGE_SUFFIXES
+from toolkit.data.sources import find_images
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
+from toolkit.runtime.copies import Copy, list_names
 
 TEXT_SUFFIXES = (".txt", ".caption", ".captions")
 
@@ -34,6 +36,9 @@ def images_root(path: Path, images: Path, columns: Columns) -> Path:
 
 
 def _files(path: Path) -> Iterator[str]:
+    if isinstance(path, Copy):
+        yield from list_names(path)
+        return
     for folder, folders, names in os.walk(path, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/") for name in names)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from toolkit.cache.build import pixel_hash
 from toolkit.cache.labels import CaptionEncoder
 from toolkit.data.annotations import AnnotationSet
-from toolkit.data.images import read_file, read_image, resolve_image
+from toolkit.data.images import read_image
+from toolkit.data.sources import ImageSource
 from toolkit.errors import ImageError, InputError
 from toolkit.options import InspectOptions
 from toolkit.options.preprocess import DEFAULT_DECODER
@@ -82,9 +83,9 @@ def annotation_facts(
     own_splits = bool(set(splits) - {None})
     values = {
         "kind": "annotations",
-        "path": str(options.path),
+        "path": f"{options.path}",
         "format": annotations.format,
-        "images_root": annotations.images.as_posix() if annotations.images else None,
+        "images_root": f"{annotations.images}" if annotations.images else None,
         "images": sum(splits.values()),
         "splits": {split: splits[split] for split in SPLITS} if own_splits else None,
         "left_out": splits[None] if own_splits else 0,
@@ -105,9 +106,13 @@ def annotation_facts(
     return values, _sheet(annotations.images, tokenizer, sample, pictures, pairs) if options.sheet else None
 
 
+def _bytes(record: ImageRecord, root: Path | None) -> bytes:
+    return record.data if record.data is not None else ImageSource.of(root or Path()).read(record.path).data
+
+
 def _look(record: ImageRecord, root: Path | None, decode: bool) -> Look:
     try:
-        data = record.data if record.data is not None else read_file(resolve_image(root or Path(), record.path)).data
+        data = _bytes(record, root)
         if not decode:
             return Look(len(data), hash_hex(data))
         image = read_image(data)
@@ -139,10 +144,7 @@ def _sheet(
         captions = [{"text": t, "tokens": n, "cut": 0} for t, n in zip(record.captions, lengths, strict=True)]
         shown: dict[str, Any] = {"thumbnail": None, "error": None}
         try:
-            data = (
-                record.data if record.data is not None else read_file(resolve_image(root or Path(), record.path)).data
-            )
-            shown["thumbnail"] = data_uri(read_image(data))
+            shown["thumbnail"] = data_uri(read_image(_bytes(record, root)))
         except ImageError as error:
             shown["error"] = str(error)
         return {"name": record.image_id, "split": record.split, "captions": captions, **shown}

@@ -55,7 +55,7 @@ def cache_facts(
         rows = [json.loads(line) for line in file]
     values = {
         "kind": "cache",
-        "path": str(options.path),
+        "path": f"{options.path}",
         **{name: made[name] for name in ("annotations", "preset", "max_length")},
         **{name: None if made["preset"] else made[name] for name in ("encoder", "decoder")},
         "format": manifest["format"],

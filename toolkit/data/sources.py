@@ -1,0 +1,258 @@
+"""Where images come from: folders, and URLs of stores. Which files there are images, and how one is found and read.
+
+A folder at a URL is listed once, when a command starts (runtime/copies.py). The listing gives each image a size and a
+time, as a local file has them; an image's bytes are fetched when it is read, and not kept.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from toolkit.data.images import IMAGE_SUFFIXES, LARGEST_FILE, ImageFile, name_forms, read_file, resolve_image
+from toolkit.errors import ImageError, InputError, RunError
+from toolkit.runtime.copies import Copy, fetch_tree, list_names, look_up
+from toolkit.runtime.files import file_state
+from toolkit.runtime.remote import open_store, store_errors, url_of
+
+
+class _Listed(NamedTuple):
+    name: str
+    state: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images below a folder or a URL; picklable.
+
+    Attributes:
+        root: the folder; of a URL the folder that stands for it in listings, caches and manifests.
+        url: None for a folder.
+    """
+
+    root: Path
+    url: str | None = None
+
+    @classmethod
+    def of(cls, root: Path) -> ImageSource:
+        return cls(root, root.url) if isinstance(root, Copy) else cls(root)
+
+    def find(self, name: str) -> Path | _Listed:
+        """
+        Raises:
+            ImageError: as `resolve_image`.
+        """
+        if self.url is None:
+            return resolve_image(self.root, name)
+        for form in name_forms(name):
+            if (state := look_up(self.root / form)) is not None:
+                return _Listed(form, state)
+        raise ImageError("missing")
+
+    def state(self, name: str) -> tuple[int, int]:
+        """(size, mtime_ns) of the image that annotations call `name`; (-1, -1) if it is missing or leads outside."""
+        try:
+            found = self.find(name)
+            return file_state(found) if isinstance(found, Path) else found.state
+        except ImageError:
+            return (-1, -1)
+
+    def read(self, name: str) -> ImageFile:
+        """Its bytes.
+
+        Raises:
+            ImageError: as `resolve_image` and `read_file`; 'changed in the store' since it was listed.
+            RunError: the store fails; its own library has tried more than once.
+        """
+        found = self.find(name)
+        if isinstance(found, Path):
+            return read_file(found)
+        name, state = found
+        if state[0] > LARGEST_FILE:
+            raise ImageError(f"too large: a file of {state[0]} bytes")
+        with store_errors(str(self.url), RunError):
+            fs, path = open_store(str(self.url))
+            try:
+                data: bytes = fs.cat_file(f"{path.rstrip('/')}/{name}")
+            except FileNotFoundError:
+                raise ImageError("missing") from None
+            except PermissionError:
+                raise ImageError("permission denied") from None
+        if len(data) != state[0]:
+            raise ImageError("changed in the store")
+        return ImageFile(data, state)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of exactly this name."""
+        return os.path.exists(os.path.join(self.root, name)) if self.url is None else bool(look_up(self.root / name))
+
+
+class FoundImage(NamedTuple):
+    """An image that `find_images` found.
+
+    Attributes:
+        root: the folder it was given under (for a file its folder, for a glob the part before the first wildcard).
+        name: its path relative to `root`, "/" between parts: what its caption is reported under.
+    """
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def place(self) -> str:
+        """What it is known by: its URL, or the real folder and the name below it."""
+        return f"{self.root if isinstance(self.root, Copy) else _real(self.root)}/{self.name}"
+
+    def state(self) -> tuple[int, int]:
+        return ImageSource.of(self.root).state(self.name) if isinstance(self.root, Copy) else file_state(self.path)
+
+    def read(self) -> ImageFile:
+        return ImageSource.of(self.root).read(self.name) if isinstance(self.root, Copy) else read_file(self.path)
+
+
+@lru_cache(maxsize=64)
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def fetch_annotations(url: str) -> Copy:
+    """Annotations at a URL: images beside them are listed, the rest is copied."""
+    return fetch_tree(url, IMAGE_SUFFIXES)
+
+
+def fetch_images(url: str) -> Copy:
+    """A folder of images at a URL, listed."""
+    return fetch_tree(url, None)
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[FoundImage]:
+    """The image files under `paths`, sorted by name, each file once.
+
+    A path, here or at a URL, is a file (taken whatever its suffix), a folder (files with one of `IMAGE_SUFFIXES` in any case; hidden ones
+    passed over; below it too if `recursive`) or a glob with `*`, `**`, `?` or `[...]`. Links to folders are followed,
+    each real folder is visited once. Dangling links, sockets, fifos and folders that can't be listed are in the
+    answer, so that `read_image` can say why they have no pixels.
+
+    Raises:
+        InputError: a path does not exist, or no image is found under it.
+    """
+    found: dict[str, FoundImage] = {}  # by absolute path: an image named twice is one image
+    for given in paths:
+        before = len(found)
+        seen = False
+        for image in _find(given, recursive):
+            seen = True
+            found.setdefault(os.path.abspath(image.path), image)
+        if not seen and len(found) == before:
+            raise InputError(
+                f"{given}: no image here{'' if recursive else ' itself (its folders are left out)'}; name image files, "
+                f"or folders that hold some ({', '.join(sorted(IMAGE_SUFFIXES)[:3])}, ...)."
+                if url_of(given) or os.path.lexists(given)
+                else f"{given}: no such file or folder; name images, folders or a glob in quotes."
+            )
+    return sorted(found.values(), key=lambda image: (image.name, str(image.root)))
+
+
+def image_names(root: Path) -> Iterator[str]:
+    """The names of the image files below a folder, as annotations should have them; in no order, and none is held."""
+    names = (
+        list_names(root) if isinstance(root, Copy) else (image.name for image in _walk(root, "", True, ordered=False))
+    )
+    return (name for name in names if _is_image_name(name) and not is_hidden(name))
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def _find(given: str | Path, recursive: bool) -> Iterator[FoundImage]:
+    if (url := url_of(given)) is not None:
+        yield from _find_at_url(url, recursive)
+    elif isinstance(given, Copy):
+        yield from (FoundImage(given, name) for name in image_names(given))
+    elif os.path.isdir(given):
+        yield from _walk(Path(given), "", recursive)
+    elif os.path.lexists(given):
+        yield FoundImage(Path(given).parent, os.path.basename(given))
+    elif glob.has_magic(str(given)):
+        parts = Path(given).parts
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        root = Path(*parts[:fixed])
+        for name in sorted(glob.glob(str(Path(*parts[fixed:])), root_dir=root, recursive=True)):
+            if os.path.isdir(root / name):
+                # "a/**" lists the folders below itself, files and all
+                if "**" not in parts:
+                    yield from _walk(root, name + "/", recursive)
+            elif _is_image_name(name):
+                yield FoundImage(root, name.replace(os.sep, "/"))
+
+
+def _find_at_url(url: str, recursive: bool) -> Iterator[FoundImage]:
+    parts = url.split("/")
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    top, pattern = fetch_images("/".join(parts[:fixed])), parts[fixed:]
+    if not top.is_dir():
+        yield FoundImage(top.parent, top.name)
+        return
+    for name in image_names(top):
+        if _matches(name.split("/"), pattern, recursive):
+            yield FoundImage(top, name)
+
+
+def _matches(parts: list[str], pattern: list[str], recursive: bool) -> bool:
+    """Whether a glob means a file, by its name or by that of a folder that it lies in."""
+    if not pattern:
+        return recursive or len(parts) <= 1
+    if pattern[0] == "**":
+        return any(_matches(parts[i:], pattern[1:], True) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:], recursive)
+
+
+def _is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _walk(root: Path, prefix: str, recursive: bool, ordered: bool = True) -> Iterator[FoundImage]:
+    """Real folders first, then links to folders not yet seen, so that a link never takes a real folder's name."""
+    visited: set[tuple[int, int]] = set()
+    folders, links = [prefix], list[str]()
+    while folders or links:
+        prefix = folders.pop() if folders else links.pop(0)
+        try:
+            state = os.stat(root / prefix)
+            if (state.st_dev, state.st_ino) in visited:
+                continue
+            visited.add((state.st_dev, state.st_ino))
+            entries: Iterable[os.DirEntry[str]] = os.scandir(root / prefix)
+            entries = sorted(entries, key=lambda entry: entry.name) if ordered else entries
+        except OSError:
+            yield FoundImage(root, prefix.rstrip("/") or ".")
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                if recursive:
+                    (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+            elif _is_image_name(entry.name):
+                yield FoundImage(root, prefix + entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
