@@ -103,10 +103,10 @@ class Attention:
         """Mean over layers and heads: uint8 (n, C, H, W), int64 (n, T) -> float32 (n, T, encoder tokens) on the CPU."""
         model, device = self.captioner.model, self.captioner.device
         with torch.inference_mode(), turn(model):
-            states = model.encoder(pixel_values=self.captioner.normalizer(pixels.to(device)).to(model.dtype))
-            # eager: attention that hands out its weights, which the fused kernels never have
+            encoded = model.encoder(pixel_values=self.captioner.normalizer(pixels.to(device)).to(model.dtype))
+            # eager: returns the attention weights, which fused kernels don't compute
             output = twin_of(model, "eager")(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states.last_hidden_state),
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
                 decoder_input_ids=tokens.to(device),
                 output_attentions=True,
                 use_cache=False,
@@ -116,14 +116,14 @@ class Attention:
         return torch.stack([layer.float().mean(1) for layer in output.cross_attentions]).mean(0).cpu()
 
     def prepare(self, image: Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-        """An RGB image -> its pixels and what of it they show."""
+        """An RGB image -> its pixels, and the part of the image that they show."""
         return self.transform(image), self.transform.box(*image.size)
 
     def explain(self, prepared: Sequence[Any], captions: Sequence[str]) -> list[HeatMaps | None]:
         """A map for each word of each caption, from one pass over its tokens; None where it has no word.
 
-        A word's map is what the decoder attends to at the steps whose outcome are the word's tokens (so the token
-        before each is the one put in), their mean, stretched so that its least value is 0 and its greatest 255.
+        A word's map is the mean of the decoder's attention at the steps that generate the word's tokens (whose input is the
+        token before), scaled so that its smallest value is 0 and its largest 255.
         """
         with turn(self.captioner.model):
             encoded = self.captioner.tokenizer(
@@ -131,7 +131,7 @@ class Attention:
             )
         longest = getattr(self.captioner.model.config.decoder, "max_position_embeddings", None) or 10**6
         rows = [ids[: longest - 2] for ids in encoded["input_ids"]]  # RoBERTa-likes count from 2
-        tokens = torch.full((len(rows), max(map(len, rows)) + 1), self._start)  # what stands behind the end matters not
+        tokens = torch.full((len(rows), max(map(len, rows)) + 1), self._start)  # tokens after the end have no effect
         for i, ids in enumerate(rows):
             tokens[i, 1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
         pixels = torch.from_numpy(np.stack([pixels for pixels, _ in prepared]))

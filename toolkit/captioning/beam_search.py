@@ -1,8 +1,8 @@
-"""Which token comes next: beam search, the likeliest, or drawn, as `transformers.generate` does each of them.
+"""Which token comes next: beam search, greedy search or sampling, each as `transformers.generate` does it.
 
-A search keeps the captions of up to `slots` images, `rows` an image, and all of an image's state is on the device: it
-needs nothing of the host from step to step. Images stand in slots and differ in age, for one takes the place of
-another as soon as that is done; so nothing here is the same for all of them but the settings.
+A search holds the captions of up to `slots` images, `rows` captions per image. All of its state is on the device, so
+steps need no data from the host. Images in different slots may be at different lengths; only the settings are the same for
+all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-NEVER = -1e9  # generate's own, so that what it leaves open by it comes out the same
+NEVER = -1e9  # the value that generate uses, so that ties come out the same
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Found:
 
     Attributes:
         tokens: without the start token, up to and including EOS.
-        scores: mean log-probability of the tokens as the model gave it, before any was banned or penalised.
+        scores: mean log-probability of the tokens as the model gives it, before bans and penalties.
     """
 
     tokens: list[list[int]]
@@ -43,7 +43,7 @@ def process(scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor, co
 
     Args:
         scores: float32 (n, rows, vocabulary).
-        tokens: int64 (n, rows, T) with the start token first; behind `length` anything.
+        tokens: int64 (n, rows, T) with the start token first; after `length` anything.
         length: int64 (n,), tokens so far, start token included.
     """
     total = tokens.shape[2]
@@ -52,12 +52,12 @@ def process(scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor, co
     if penalty is not None and penalty != 1.0:
         used = torch.where(
             place < length[:, None, None], tokens, tokens[..., :1]
-        )  # start stands in for what is not there
+        )  # the start token as a placeholder after the end
         old = scores.gather(2, used)
         scores.scatter_(2, used, torch.where(old < 0, old * penalty, old / penalty))
     size = config.no_repeat_ngram_size or 0
     if 0 < size <= total:
-        # The last size - 1 tokens against those before each place; where they are the same, that place's token is out.
+        # The last size - 1 tokens against those before each position; if they are equal, the token there is banned.
         back = (length[:, None] + torch.arange(1 - size, 0, device=tokens.device)).clamp(min=0)
         last = tokens.gather(2, back[:, None].expand(-1, tokens.shape[1], -1))
         same = (tokens.unfold(2, size, 1)[..., : size - 1] == last[:, :, None]).all(3)
@@ -71,7 +71,7 @@ def process(scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor, co
     return scores
 
 
-class Beams:
+class BeamSearch:
     """Beam search; the arithmetic of `GenerationMixin._beam_search`, image by image."""
 
     def __init__(self, config: GenerationConfig, slots: int, device: torch.device) -> None:
@@ -81,23 +81,23 @@ class Beams:
         self.tokens = torch.full((slots, rows, self.limit), config.pad_token_id, device=device)
         self.length = torch.ones(slots, dtype=torch.int64, device=device)
         self.scores = torch.zeros(slots, rows, device=device)
-        self.own = torch.zeros(slots, rows, device=device)  # as the model gave it
+        self.logprobs = torch.zeros(slots, rows, device=device)  # log-probability as the model gives it
         self.parents: torch.Tensor | None = torch.zeros(slots, rows, dtype=torch.int64, device=device)
         self.last = torch.zeros(slots, rows, dtype=torch.int64, device=device)
-        self.hopeful = torch.ones(slots, 1, dtype=torch.bool, device=device)
+        self.improvable = torch.ones(slots, 1, dtype=torch.bool, device=device)
         self.done = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.best = torch.zeros_like(self.tokens)  # the finished ones
+        self.best = torch.zeros_like(self.tokens)  # finished captions
         self.best_length = torch.ones(slots, rows, dtype=torch.int64, device=device)
         self.best_scores = torch.zeros(slots, rows, device=device)
-        self.best_own = torch.zeros(slots, rows, device=device)
+        self.best_logprobs = torch.zeros(slots, rows, device=device)
         self.finished = torch.zeros(slots, rows, dtype=torch.bool, device=device)
         # length ** penalty by new tokens, in double precision as Python has it
         penalty = 1.0 if config.length_penalty is None else config.length_penalty
         self.divisor = torch.tensor([1.0, *(float(n) ** penalty for n in range(1, self.limit + 1))], device=device)
         self.farthest = self.limit - 1 if config.early_stopping == "never" and penalty > 0 else None
         self.state = [
-            self.tokens, self.length, self.scores, self.own, self.parents, self.last, self.hopeful, self.done,
-            self.best, self.best_length, self.best_scores, self.best_own, self.finished,
+            self.tokens, self.length, self.scores, self.logprobs, self.parents, self.last, self.improvable, self.done,
+            self.best, self.best_length, self.best_scores, self.best_logprobs, self.finished,
         ]  # fmt: skip
 
     def admit(self, low: int, high: int, seeds: Sequence[int]) -> None:
@@ -105,19 +105,19 @@ class Beams:
         self.tokens[low:high, :, 0] = self.config.decoder_start_token_id
         self.length[low:high] = 1
         self.scores[low:high] = NEVER
-        self.scores[low:high, 0] = 0  # the rows are the same as yet: only one may go on
-        self.own[low:high] = 0
-        self.hopeful[low:high] = True
+        self.scores[low:high, 0] = 0  # the rows are still the same: only one may continue
+        self.logprobs[low:high] = 0
+        self.improvable[low:high] = True
         self.done[low:high] = False
         self.best[low:high] = self.config.pad_token_id
         self.best_scores[low:high] = NEVER
         self.finished[low:high] = False
 
     def advance(self, logits: torch.Tensor, low: int, high: int) -> None:
-        """One token more for the images in slots low to high.
+        """Adds a token to the captions in slots low to high.
 
         Args:
-            logits: (n, rows, vocabulary), or (n, 1, vocabulary) where the rows are still the same.
+            logits: (n, rows, vocabulary), or (n, 1, vocabulary) while the rows are still the same.
         """
         n, rows, here = high - low, self.rows, slice(low, high)
         config, length = self.config, self.length[here]
@@ -132,10 +132,10 @@ class Beams:
                 1, index.view(*index.shape, *[1] * (tensor.dim() - 2)).expand(-1, -1, *tensor.shape[2:])
             )
 
-        # Twice as many candidates as beams: even if all beams end, as many go on.
+        # Twice as many candidates as beams: even if all beams end, enough continue.
         top, index = (scores + self.scores[here, :, None]).view(n, -1).topk(2 * rows)
         parents, token = index // vocabulary, index % vocabulary
-        own = of(self.own[here], parents) + model.view(n, -1).gather(1, index)
+        logprobs = of(self.logprobs[here], parents) + model.view(n, -1).gather(1, index)
         candidates = of(self.tokens[here], parents)
         place = length.clamp(max=self.limit - 1)
         candidates.scatter_(2, place.view(n, 1, 1).expand(-1, 2 * rows, 1), token[..., None])
@@ -145,15 +145,15 @@ class Beams:
         chosen = going.topk(rows)[1]
 
         ending = hits.clone()
-        ending[:, rows:] = False  # the spare candidates only go on
+        ending[:, rows:] = False  # the spare candidates may only continue
         ended = top / self.divisor[length][:, None]
         if config.early_stopping is True:
             ended = ended + self.finished[here].all(1, keepdim=True) * NEVER
-        ended = ended + ~self.hopeful[here] * NEVER
+        ended = ended + ~self.improvable[here] * NEVER
         ended = ended + ~ending * NEVER
         scores_now, kept = torch.cat([self.best_scores[here], ended], 1).topk(rows)
         self.best[here] = of(torch.cat([self.best[here], candidates], 1), kept)
-        self.best_own[here] = of(torch.cat([self.best_own[here], own], 1), kept)
+        self.best_logprobs[here] = of(torch.cat([self.best_logprobs[here], logprobs], 1), kept)
         lengths = length[:, None].expand(-1, 2 * rows)
         self.best_length[here] = of(torch.cat([self.best_length[here], lengths], 1), kept)
         self.finished[here] = of(torch.cat([self.finished[here], ending], 1), kept)
@@ -161,32 +161,32 @@ class Beams:
 
         self.tokens[here] = of(candidates, chosen)
         self.scores[here] = of(going, chosen)
-        self.own[here] = of(own, chosen)
+        self.logprobs[here] = of(logprobs, chosen)
         self.parents[here] = of(parents, chosen)  # type: ignore[index]
         self.last[here] = of(token, chosen)
-        length.add_(1).clamp_(max=self.limit)  # it stays there where nobody looks any more
+        length.add_(1).clamp_(max=self.limit)  # an image that is done may go on, unread
 
         far = self.divisor[self.farthest] if self.farthest is not None else self.divisor[length - 1][:, None]
         worst = torch.where(self.finished[here], scores_now.min(1, keepdim=True)[0], NEVER)
-        self.hopeful[here] &= (self.scores[here, :1] / far > worst).any(1, keepdim=True)
-        done = ~self.hopeful[here, 0] | hits.all(1)
+        self.improvable[here] &= (self.scores[here, :1] / far > worst).any(1, keepdim=True)
+        done = ~self.improvable[here, 0] | hits.all(1)
         if config.early_stopping is True:
             done = done | self.finished[here].all(1)
         self.done[here] |= done
-        self.hopeful[here] &= ~done[:, None]
+        self.improvable[here] &= ~done[:, None]
 
     def result(self, slot: int) -> Found:
         n = self.config.num_return_sequences or 1
         lengths = self.best_length[slot, :n].tolist()
         tokens = [row[1 : 1 + m] for row, m in zip(self.best[slot, :n].tolist(), lengths, strict=True)]
-        scores = [own / m for own, m in zip(self.best_own[slot, :n].tolist(), lengths, strict=True)]
+        scores = [logprobs / m for logprobs, m in zip(self.best_logprobs[slot, :n].tolist(), lengths, strict=True)]
         return Found(tokens, scores, [row[-1] == self.config.eos_token_id for row in tokens])
 
 
-class Draws:
-    """The likeliest token, or one drawn: each row goes its own way.
+class Sampling:
+    """Greedy search, or sampling: each row continues itself.
 
-    An image's random numbers come from its own seed, so that what is drawn does not depend on the other images.
+    An image's random numbers come from its own seed, so its captions do not depend on the other images.
     """
 
     def __init__(self, config: GenerationConfig, slots: int, device: torch.device) -> None:
@@ -195,20 +195,20 @@ class Draws:
         self.limit = longest(config)
         self.tokens = torch.full((slots, rows, self.limit), config.pad_token_id, device=device)
         self.length = torch.ones(slots, dtype=torch.int64, device=device)
-        self.own = torch.zeros(slots, rows, device=device)
+        self.logprobs = torch.zeros(slots, rows, device=device)
         self.parents: torch.Tensor | None = None  # each row continues itself
         self.last = torch.zeros(slots, rows, dtype=torch.int64, device=device)
         self.ended = torch.zeros(slots, rows, dtype=torch.bool, device=device)
         self.ends = torch.zeros(slots, rows, dtype=torch.int64, device=device)
         self.done = torch.zeros(slots, dtype=torch.bool, device=device)
         self.random = torch.zeros(slots, rows, self.limit, device=device)
-        self.state = [self.tokens, self.length, self.own, self.last, self.ended, self.ends, self.done, self.random]
+        self.state = [self.tokens, self.length, self.logprobs, self.last, self.ended, self.ends, self.done, self.random]
 
     def admit(self, low: int, high: int, seeds: Sequence[int]) -> None:
         self.tokens[low:high] = self.config.pad_token_id
         self.tokens[low:high, :, 0] = self.config.decoder_start_token_id
         self.length[low:high] = 1
-        self.own[low:high] = 0
+        self.logprobs[low:high] = 0
         self.ended[low:high] = False
         self.ends[low:high] = 0
         self.done[low:high] = False
@@ -218,7 +218,7 @@ class Draws:
                 self.random[slot] = torch.rand(self.rows, self.limit, generator=source)
 
     def advance(self, logits: torch.Tensor, low: int, high: int) -> None:
-        """As `Beams.advance`."""
+        """As `BeamSearch.advance`."""
         here, config, length = slice(low, high), self.config, self.length[low:high]
         raw = logits.float().expand(-1, self.rows, -1).contiguous()
         model = raw.log_softmax(-1)
@@ -230,7 +230,7 @@ class Draws:
         else:
             token = scores.argmax(-1)
         token = torch.where(going, token, config.pad_token_id)
-        self.own[here] += model.gather(2, token[..., None])[..., 0] * going
+        self.logprobs[here] += model.gather(2, token[..., None])[..., 0] * going
         self.ends[here] += going
         self.ended[here] |= token.eq(config.eos_token_id) & going
         self.tokens[here].scatter_(2, place, token[..., None])
@@ -241,7 +241,7 @@ class Draws:
     def result(self, slot: int) -> Found:
         lengths = self.ends[slot].tolist()
         rows = [row[1 : 1 + m] for row, m in zip(self.tokens[slot].tolist(), lengths, strict=True)]
-        scores = [own / m for own, m in zip(self.own[slot].tolist(), lengths, strict=True)]
+        scores = [logprobs / m for logprobs, m in zip(self.logprobs[slot].tolist(), lengths, strict=True)]
         ended = self.ended[slot].tolist()
         order = sorted(range(len(rows)), key=lambda i: -scores[i])
         return Found([rows[i] for i in order], [scores[i] for i in order], [ended[i] for i in order])
@@ -255,7 +255,7 @@ def warp(scores: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
         least = scores.topk(min(config.top_k, scores.shape[-1]))[0][..., -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if config.top_p is not None and config.top_p < 1.0:
-        ordered, index = scores.sort(-1)  # the least likely first: they go until 1 - top_p is gone, the last one stays
+        ordered, index = scores.sort(-1)  # the least likely first: dropped up to 1 - top_p, but never the last
         gone = ordered.softmax(-1).cumsum(-1) <= 1 - config.top_p
         gone[..., -1:] = False
         scores = scores.masked_fill(gone.scatter(-1, index, gone), -torch.inf)
@@ -263,7 +263,7 @@ def warp(scores: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
 
 
 def draw(probabilities: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """The token at whose probability the running sum passes `random`: int64 (n, rows).
+    """The token at which the cumulative probability passes `random`: int64 (n, rows).
 
     Args:
         probabilities: (n, rows, vocabulary).
@@ -274,4 +274,4 @@ def draw(probabilities: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
 
 
 def search_for(config: GenerationConfig, slots: int, device: torch.device) -> Any:
-    return (Beams if config.num_beams > 1 else Draws)(config, slots, device)
+    return (BeamSearch if config.num_beams > 1 else Sampling)(config, slots, device)

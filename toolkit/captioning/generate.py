@@ -24,11 +24,10 @@ from toolkit.options import GenerationOptions
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 
-# Raised when the same model, image and settings are to give another caption than before: what batch-caption has from
-# before is then made anew.
+# Raised when the same model, image and settings give another caption than before: batch-caption then captions again.
 DECODING_VERSION = 2
 
-# The settings that toolkit's own decoder knows; with any other, `generate` is asked.
+# The settings that toolkit's own decoder knows; with any other, `generate` decodes.
 SETTINGS = {
     "num_beams", "num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size",
     "repetition_penalty", "min_length", "min_new_tokens", "max_length", "max_new_tokens", "do_sample", "top_k", "top_p",
@@ -57,7 +56,7 @@ def _completed(model: Any, config: GenerationConfig) -> GenerationConfig:
 
 
 def describe_settings(model: Any, options: GenerationOptions) -> str:
-    """One line: the settings that captions are decoded with, and where the model's own are others."""
+    """One line: the settings that captions are decoded with, and where the model's own differ."""
     used, own = settled(model, options), model.generation_config
     names = ["num_beams", "max_length", "no_repeat_ngram_size"]
     if used.num_beams > 1:
@@ -92,12 +91,12 @@ def decode(
     features: torch.Tensor | None = None,
     seeds: Sequence[int] = (),
 ) -> list[Found]:
-    """Tokens and scores of each image, which is given by its pixels or by its encoder features.
+    """Tokens and scores of each image, given by its pixels or its encoder features.
 
     Args:
         config: as for `generate`; settings that are None are taken from the model's own.
         pixels: normalised, (n, C, H, W), on the model's device.
-        features: what the encoder gave for the images, (n, S, D); only for what `is_supported`.
+        features: encoder features of the images, (n, S, D); only if `is_supported`.
         seeds: of each image, for sampling.
     """
     config = _completed(model, config)
@@ -150,7 +149,7 @@ def unsupported(model: Any, config: GenerationConfig) -> str | None:
 
 
 class Engine:
-    """A batch of up to `slots` images through the decoder. Images that are done leave it."""
+    """Decodes a batch of up to `slots` images; finished images leave it."""
 
     def __init__(self, model: Any, config: GenerationConfig, slots: int) -> None:
         self.start, self.slots = config.decoder_start_token_id, slots
@@ -185,7 +184,7 @@ class Engine:
         return [found[i] for i in sorted(found)]
 
     def _tick(self, images: int, positions: int) -> None:
-        """A step of all images; on a GPU of all slots and positions, so that it is the same every time."""
+        """A step of all images; on a GPU of all slots and positions, so that all steps are the same CUDA graph."""
         if not self.captures:
             self._step(images, positions + 1)
             return
@@ -198,7 +197,7 @@ class Engine:
         self.search.advance(self.steps.step(self.search.last[:images], parents, positions), 0, images)
 
     def _release(self, slot: int, images: list[int]) -> None:
-        """The last slot's image moves into the one that became free, so that the used ones come first."""
+        """Moves the image of the last slot into the free one, so that the used slots come first."""
         last = len(images) - 1
         if slot != last:
             self.steps.move(last, slot)
@@ -210,7 +209,7 @@ class Engine:
 
 
 def _capture(step: Callable[[], None], state: list[torch.Tensor]) -> Any:
-    """The step as a CUDA graph: hundreds of kernels started at once. What it did to `state` meanwhile is undone."""
+    """The step as a CUDA graph: hundreds of kernels started at once. Its changes to `state` are undone."""
     before = [tensor.clone() for tensor in state]
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
@@ -230,7 +229,7 @@ _engines: WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = WeakKeyDictionary()
 
 
 def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
-    """A twin's engine of the last call if it fits: its memory is mapped, and on a GPU its graph captured."""
+    """The engine of the last call if it fits: its memory is allocated, and on a GPU its graph captured."""
     autocast = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled(model.device.type) else None
     weights = [p.data_ptr() for p in model.decoder.parameters()]
     key = config.to_json_string(), model.device, model.dtype, autocast, weights
@@ -245,14 +244,14 @@ def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
 
 
 def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Sequence[int] = ()) -> list[Found]:
-    """The same from `generate`, whatever the model and the settings are."""
-    if seeds and len(pixels) > 1:  # one by one, since what is drawn for an image would depend on the others
+    """The same from `generate`, for any model and settings."""
+    if seeds and len(pixels) > 1:  # one by one, since samples would depend on the other images
         return [
             found for i in range(len(pixels)) for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1])
         ]
     beams = config.num_beams > 1
     prompt = 1 + getattr(model.config, "num_query_tokens", 0)  # BLIP-2: places for the image before the start token,
-    if prompt > 1:  # which are no part of the caption's length
+    if prompt > 1:  # which do not count as caption
         config = copy.deepcopy(config)
         config.update(max_length=None, max_new_tokens=config.max_new_tokens or config.max_length - 1)
     if seeds:
@@ -264,7 +263,7 @@ def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Seq
         output_scores=beams,
         output_logits=not beams,
     )
-    sequences = output.sequences[:, prompt:]  # the start token is nobody's caption
+    sequences = output.sequences[:, prompt:]  # without the start token
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     lengths, ended = caption_lengths(sequences, eos)
     if beams:

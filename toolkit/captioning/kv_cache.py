@@ -1,10 +1,9 @@
-"""The decoder's steps: what it keeps of each image, and one more token for each of its captions.
+"""The decoder's key-value cache, and its steps: one more token for each caption of each image.
 
-An image's captions (its beams, or what is drawn for it) are rows of queries over the same keys and values. Those of
-cross-attention are then projected and kept once an image, not once a beam, and never move. Those of self-attention are
-written once, at the place of their position and row, and never move either: which of them a row sees, its ancestors, is
-a mask that is reordered in their stead. transformers' own decoder modules do the arithmetic; they only find another
-attention function and other caches.
+The captions of an image (its beams, or its samples) are rows of queries. Keys and values of cross-attention are projected
+once per image, not once per beam, and shared by its rows. Keys and values of self-attention are written once, by position
+and row, and never moved: when beams are reordered, only the mask changes that says which entries (its ancestors) a row
+attends to. transformers' own decoder modules compute; they get another attention function and these caches.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ def shared_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """One query a row, the rows of an image over the keys of that image.
+    """Attention with one query per row; the rows of an image share the keys and values of that image.
 
     Args:
         query: (images * rows, heads, 1, d)
         key, value: (images, heads, keys, d)
-        attention_mask: bool (images, 1, rows, keys), or None where all is seen.
+        attention_mask: bool (images, 1, rows, keys), or None to attend to all.
 
     Returns:
         (images * rows, 1, heads, d), and None for the weights.
@@ -56,8 +55,8 @@ def shared_attention(
 AttentionInterface.register(SHARED, shared_attention)
 
 
-class _Own(Cache):
-    """Self-attention: writes each row's key and value at `places`, and gives those of all entries so far."""
+class _SelfAttentionCache(Cache):
+    """Writes each row's key and value at `places`, and returns those of all entries so far."""
 
     def __init__(self, steps: Steps, images: slice, places: torch.Tensor, used: int) -> None:
         self.steps, self.images, self.places, self.used = steps, images, places, used
@@ -67,59 +66,60 @@ class _Own(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows, heads, _, d = key_states.shape
-        if layer_idx == len(self.steps.own):
-            # Zeros: an entry that nobody sees is still multiplied by its weight of 0, and 0 times NaN is NaN.
+        if layer_idx == len(self.steps.self_kv):
+            # Zeros: a masked entry is still multiplied by its weight of 0, and 0 times NaN is NaN.
             shape = (self.steps.slots, self.steps.length * self.steps.rows, heads, d)
-            self.steps.own.append((key_states.new_zeros(shape), key_states.new_zeros(shape)))
-        keys, values = self.steps.own[layer_idx]
+            self.steps.self_kv.append((key_states.new_zeros(shape), key_states.new_zeros(shape)))
+        keys, values = self.steps.self_kv[layer_idx]
         for kept, new in ((keys, key_states), (values, value_states)):
             kept.view(-1, heads * d).index_copy_(0, self.places, new.transpose(1, 2).reshape(rows, heads * d))
         return keys[self.images, : self.used].transpose(1, 2), values[self.images, : self.used].transpose(1, 2)
 
 
-class _Cross(Cache):
-    """Cross-attention: keeps what was projected from new images."""
+class _CrossAttentionCache(Cache):
+    """Stores the keys and values of new images."""
 
     def __init__(self, steps: Steps, images: slice) -> None:
         self.steps, self.images = steps, images
-        self.layers = [_Layer(keys[images], values[images]) for keys, values in steps.cross]
+        self.layers = [_Layer(keys[images], values[images]) for keys, values in steps.cross_kv]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer_idx == len(self.steps.cross):
+        if layer_idx == len(self.steps.cross_kv):
             shape = (self.steps.slots, *key_states.shape[1:])
-            self.steps.cross.append((key_states.new_empty(shape), key_states.new_empty(shape)))
-        keys, values = self.steps.cross[layer_idx]
+            self.steps.cross_kv.append((key_states.new_empty(shape), key_states.new_empty(shape)))
+        keys, values = self.steps.cross_kv[layer_idx]
         keys[self.images], values[self.images] = key_states, value_states
         return key_states, value_states
 
 
 class _Layer:
-    """Where transformers looks for a layer's keys and values that are there already."""
+    """Where transformers looks for a layer's existing keys and values."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
 
 
 class _Caches(EncoderDecoderCache):
-    """Both, as the decoder asks for them."""
+    """Both caches, as the decoder expects them; `projected` if those of cross-attention are filled."""
 
-    def __init__(self, own: _Own, cross: _Cross, projected: bool) -> None:
-        self.self_attention_cache, self.cross_attention_cache = own, cross
+    def __init__(self, self_attention: _SelfAttentionCache, cross: _CrossAttentionCache, projected: bool) -> None:
+        self.self_attention_cache, self.cross_attention_cache = self_attention, cross
         self.is_updated = dict.fromkeys(range(len(cross.layers)), projected)
 
 
 class Steps:
-    """The decoder's memory for up to `slots` images of `rows` captions each.
+    """The decoder's state for up to `slots` images of `rows` captions each.
 
     Images fill the slots from the first on; `active` of them are in use.
 
     Attributes:
-        cross: keys and values of each layer, (slots, heads, S, d).
-        own: keys and values of each layer, (slots, length * rows, heads, d); position p of row r is entry p * rows + r.
-        seen: bool (slots, 1, rows, length * rows), the entries that a row sees.
-        age: int64 (slots,), the position of the last token.
+        cross_kv: cross-attention's keys and values of each layer, (slots, heads, S, d).
+        self_kv: self-attention's keys and values of each layer, (slots, length * rows, heads, d); position p of row r is
+            entry p * rows + r.
+        mask: bool (slots, 1, rows, length * rows), the entries that a row attends to.
+        position: int64 (slots,), of the last token.
     """
 
     def __init__(self, decoder: nn.Module, slots: int, rows: int, length: int) -> None:
@@ -127,36 +127,38 @@ class Steps:
         self.device = next(decoder.parameters()).device
         self.first = first_position(decoder)
         self.active = 0
-        self.cross: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.seen = torch.zeros(slots, 1, rows, length * rows, dtype=torch.bool, device=self.device)
-        self.age = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self.cross_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.self_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.mask = torch.zeros(slots, 1, rows, length * rows, dtype=torch.bool, device=self.device)
+        self.position = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self.row = torch.arange(rows, device=self.device)
         self.slot = torch.arange(slots, device=self.device)[:, None]
-        self.state = [self.seen, self.age]
+        self.state = [self.mask, self.position]
 
-    def admit(self, states: torch.Tensor, start: int) -> torch.Tensor:
-        """Takes images in, and their start token once for all rows, which are the same as yet.
+    def admit(self, features: torch.Tensor, start: int) -> torch.Tensor:
+        """Adds images, and decodes their start token once for all rows, which are still the same.
 
         Args:
-            states: (n, S, D), the encoder's; n at most `slots - active`.
+            features: the encoder's, (n, S, D); n at most `slots - active`.
 
         Returns:
             Logits of the first token, (n, vocabulary).
         """
-        n = states.shape[0]
+        n = features.shape[0]
         new = slice(self.active, self.active + n)
         self.active += n
-        self.seen[new] = False
-        self.seen[new, ..., 0] = True
-        self.age[new] = 0
+        self.mask[new] = False
+        self.mask[new, ..., 0] = True
+        self.position[new] = 0
         return self._decode(
             torch.full((n, 1), start, device=self.device),
-            self.age[new, None],
-            self.seen[new, :, :1, :1],
-            states,
+            self.position[new, None],
+            self.mask[new, :, :1, :1],
+            features,
             _Caches(
-                _Own(self, new, self.slot[new, 0] * (self.length * self.rows), 1), _Cross(self, new), projected=False
+                _SelfAttentionCache(self, new, self.slot[new, 0] * (self.length * self.rows), 1),
+                _CrossAttentionCache(self, new),
+                projected=False,
             ),
         )
 
@@ -164,61 +166,61 @@ class Steps:
         """Logits of the next token for each row of the first slots: (images, rows, vocabulary).
 
         Args:
-            tokens: int64 (images, rows), the last one of each row.
-            parents: int64 (images, rows), the row that each continues; None where each continues itself.
-            positions: no image is older than this.
+            tokens: int64 (images, rows), the last token of each row.
+            parents: int64 (images, rows), the row that each row continues; None if each continues itself.
+            positions: no image has more tokens than this.
         """
         images, rows, used = len(tokens), self.rows, positions * self.rows
         now = slice(0, images)
-        age = self.age[now].add_(1).clamp_(max=self.length - 1)  # it stays there where nobody looks any more
-        seen = self.seen[now, :, :, :used]
+        position = self.position[now].add_(1).clamp_(max=self.length - 1)  # an image that is done may go on, unread
+        mask = self.mask[now, :, :, :used]
         if parents is not None:
-            seen.copy_(seen.gather(2, parents[:, None, :, None].expand(seen.shape)))
-        entries = age[:, None] * rows + self.row
-        seen.scatter_(3, entries[:, None, :, None], True)
+            mask.copy_(mask.gather(2, parents[:, None, :, None].expand(mask.shape)))
+        entries = position[:, None] * rows + self.row
+        mask.scatter_(3, entries[:, None, :, None], True)
         places = (self.slot[now] * (self.length * rows) + entries).flatten()
         return self._decode(
             tokens.reshape(-1, 1),
-            age[:, None].expand(images, rows).reshape(-1, 1),
-            seen,
-            self.cross[0][0],  # never looked at: its keys and values are there
-            _Caches(_Own(self, now, places, used), _Cross(self, now), projected=True),
+            position[:, None].expand(images, rows).reshape(-1, 1),
+            mask,
+            self.cross_kv[0][0],  # not read: its keys and values are cached
+            _Caches(_SelfAttentionCache(self, now, places, used), _CrossAttentionCache(self, now), projected=True),
         ).view(images, rows, -1)
 
     def _decode(
-        self, tokens: torch.Tensor, age: torch.Tensor, seen: torch.Tensor, states: torch.Tensor, caches: _Caches
+        self, tokens: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, features: torch.Tensor, caches: _Caches
     ) -> torch.Tensor:
-        positions = age + self.first
-        if self.first:  # RoBERTa-likes give their padding token a position of its own, wherever it stands
+        positions = position + self.first
+        if self.first:  # RoBERTa-likes give their padding token a position of its own, wherever it is
             positions = positions.masked_fill(tokens == self.first - 1, self.first - 1)
         return self.decoder(
             input_ids=tokens,
             position_ids=positions,
-            attention_mask=seen,
-            encoder_hidden_states=states,
+            attention_mask=mask,
+            encoder_hidden_states=features,
             past_key_values=caches,
             use_cache=True,
         ).logits[:, -1]
 
     def move(self, source: int, target: int) -> None:
-        """The image in slot `source` takes the place of the one in `target`."""
-        for pair in (*self.cross, *self.own, (self.seen, self.age)):
+        """Copies the image in slot `source` to slot `target`."""
+        for pair in (*self.cross_kv, *self.self_kv, (self.mask, self.position)):
             for kept in pair:
                 kept[target] = kept[source]
 
 
-# ---- the model, made ready -----------------------------------------------------------------------------------------
+# ---- the model, prepared --------------------------------------------------------------------------------------------
 
-PACK_FROM = 1 << 18  # weights of a matrix; smaller ones stay in the processor's caches anyway
-ROWS_TO_EXPECT = 32  # 8 images with 4 beams; weights packed for them serve any other number
+PACK_FROM = 1 << 18  # weights of a matrix; smaller ones stay in the processor's caches
+ROWS_TO_EXPECT = 32  # 8 images with 4 beams; weights packed for 32 rows work for any number
 _packed: WeakKeyDictionary[nn.Module, tuple[Any, torch.Tensor]] = WeakKeyDictionary()
 
 
 def prepared(model: nn.Module) -> Any:
     """The model's twin for decoding: decoder attention shared by an image's rows, and on a CPU weights in oneDNN's layout.
 
-    A step multiplies a few rows with every weight once, and of that half the time goes into laying the weights out. The
-    copies cost the memory of the weights again, and are kept as long as the weights don't change.
+    A step multiplies a few rows with each weight matrix once, and without packing half of that time goes into the layout
+    of the weights. The packed copies take the memory of the weights again, and are kept until the weights change.
     """
     twin = twin_of(model, SHARED)
     for module in twin.modules():

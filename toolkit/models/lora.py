@@ -24,7 +24,7 @@ from toolkit.models.freezing import hash_weights, used_weights
 from toolkit.runtime.files import read_object
 
 BASE = "base.json"
-# The parts of a captioner that no encoder or decoder brings along.
+# The parts of a captioner that neither the encoder nor the decoder comes with.
 NEW_PARTS = ("crossattention", "ln_cross_attn", "enc_to_dec_proj")
 
 
@@ -47,19 +47,19 @@ def plain_model(model: Any) -> VisionEncoderDecoderModel:
 
 
 def attention_layers(model: VisionEncoderDecoderModel, targets: str, cross: bool) -> list[str]:
-    """Names of the linear layers of attention that the last hidden states and the words depend on.
+    """Names of the linear layers of attention that captions depend on.
 
     Args:
         targets: encoder, decoder or both.
         cross: with the decoder's cross-attention.
     """
     used = {id(weight) for weight in (*used_weights(model.encoder).values(), *model.decoder.parameters())}
-    halves = ("encoder", "decoder") if targets == "both" else (targets,)
+    parts_of = ("encoder", "decoder") if targets == "both" else (targets,)
 
     def wanted(name: str, module: nn.Module) -> bool:
         half, *parts = name.split(".")
         return (
-            half in halves
+            half in parts_of
             and isinstance(module, (nn.Linear, Conv1D))
             and id(module.weight) in used
             and any("attn" in part or "attention" in part for part in parts)
@@ -72,16 +72,16 @@ def attention_layers(model: VisionEncoderDecoderModel, targets: str, cross: bool
 def add_lora(model: VisionEncoderDecoderModel, rank: int, targets: str, pretrained: bool) -> Any:
     """The model inside peft's wrapper: W + 2 B A for each W of the attention, with B zero at first.
 
-    Cross-attention that is new has nothing to adapt: it is trained whole, as is the projection between halves of
-    differing width.
+    New cross-attention starts from random weights, so all of it is trained, and so is the projection between an encoder and
+    a decoder of different widths.
 
     Args:
         rank: columns of B.
         targets: encoder, decoder or both.
-        pretrained: the model is a captioner already, so that its cross-attention is adapted like the rest.
+        pretrained: the model is a captioner already: its cross-attention gets low-rank updates like the rest.
 
     Raises:
-        ModelError: peft is not installed, or the tokenizer has words that the decoder has still to learn.
+        ModelError: peft is not installed.
     """
     require_peft()
     from peft import LoraConfig, get_peft_model
@@ -95,14 +95,14 @@ def add_lora(model: VisionEncoderDecoderModel, rank: int, targets: str, pretrain
         modules_to_save=whole or None,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that GPT-2's weights lie transposed, which peft sees and heeds
+        warnings.simplefilter("ignore")  # about GPT-2's transposed weights, which peft handles
         adapted = get_peft_model(model, config)
-    config.base_model_name_or_path = None  # or each checkpoint would look for it on the hub; BASE says it
+    config.base_model_name_or_path = None  # or each checkpoint would look for it on the hub; BASE names it
     return adapted
 
 
 def load_adapter_weights(model: Any, directory: Path | str) -> None:
-    """A checkpoint's tensors into the adapted model, each in its place, none missing and none left over."""
+    """Loads a checkpoint into the adapted model; no tensor may be missing or left over."""
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
     stored = load_peft_weights(str(directory), device="cpu")
@@ -113,12 +113,12 @@ def load_adapter_weights(model: Any, directory: Path | str) -> None:
 
 
 def merged(model: Any) -> VisionEncoderDecoderModel:
-    """A plain captioner, the updates added to its weights."""
+    """A plain captioner, with the updates added to its weights."""
     return model.merge_and_unload() if is_adapted(model) else model
 
 
 def _base_hash(model: Any) -> str:
-    """Of the weights that an adapter is no part of; a pooler may be random, and changes nothing."""
+    """A hash of the base's weights, without the adapter and without unused ones such as a random pooler."""
     inside = plain_model(model)
     unused = {id(w) for w in inside.encoder.parameters()} - {id(w) for w in used_weights(inside.encoder).values()}
     own = ("lora_", "modules_to_save", "original_module")
@@ -128,10 +128,10 @@ def _base_hash(model: Any) -> str:
 
 
 def save_base(model: Any, base: dict[str, Any], directory: Path) -> None:
-    """Writes down what the adapter in this folder belongs to.
+    """Writes what the adapter in this folder is an adapter of.
 
     Args:
-        base: as in this module's docstring, but for the hash.
+        base: as in this module's docstring, without the hash.
     """
     text = json.dumps({**base, "weights": _base_hash(model)}, indent=1)
     (directory / BASE).write_text(text + "\n", encoding="utf-8")
@@ -142,7 +142,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 def read_base(name: str | Path, option: str) -> dict[str, Any]:
-    """What an adapter's folder says it is an adapter of.
+    """Reads what an adapter's folder is an adapter of.
 
     Args:
         option: that the folder was given with.

@@ -1,6 +1,6 @@
-"""A model once more, over the same weights: decoding and heat maps change attention there, and nobody else sees it.
+"""A second model over the same weights, where decoding and heat maps may change the attention.
 
-The user's own model is theirs: they may train it, or call `generate` in another thread, while toolkit captions with it.
+The user's own model stays as it is: it may be trained, or used by `generate` in another thread, while toolkit captions.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _looking_up = Lock()
 
 
 def turn(model: nn.Module) -> Any:
-    """A lock, to be held while the model's twins are used: threads that share a captioner take turns."""
+    """A lock to hold while the model's twins are used: threads that share a captioner take turns."""
     with _looking_up:
         return _turns.setdefault(model, RLock())
 
 
 def forget_twins(model: nn.Module) -> None:
-    """Drops the twins of a model, with all that is kept for them."""
+    """Drops the twins of a model, and everything kept for them."""
     with turn(model):
         _twins.pop(model, None)
 
 
 def twin_of(model: Any, attention: str) -> Any:
-    """An encoder-decoder with the model's very weights, whose decoder has this attention implementation.
+    """An encoder-decoder that shares the model's weights, and whose decoder has this attention implementation.
 
     Made once, and again when the model gets other parts or settings; weights that change in place are its own.
     """
