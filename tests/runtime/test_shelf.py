@@ -51,5 +51,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf.sqlite3, "connect", lambda *args, **named: real(*args, **named, factory=Full))
     ours = Shelf()
     ours.setdefault("a", 1)
-    with pytest.raises(RunError, match=r"can't be sorted there \(database or disk is full\); name a folder with more"):
+    with pytest.raises(
+        RunError, match=r"can't be sorted there \(database or disk is full\); set TMPDIR to a folder with more"
+    ):
         ours.setdefault("b", 1)

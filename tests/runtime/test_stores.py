@@ -258,7 +258,7 @@ def test_copies_not_used_for_longest_go_when_there_are_too_many(
     assert (three / "c" / "x.txt").is_file()
     monkeypatch.setenv(copies.LIMIT, "much")
     memory.pipe("/d/y.txt", b"1")
-    with pytest.raises(InputError, match=r"^TOOLKIT_STORES_GB much: is a number of gigabytes"):
+    with pytest.raises(InputError, match=r"^TOOLKIT_STORES_GB much: must be a number of gigabytes"):
         copies.fetch_tree("memory://d")
 
 

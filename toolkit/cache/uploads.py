@@ -172,7 +172,7 @@ class Outbox:
             foreign = sorted(name for name in names if name in there and name not in owned)
             if foreign:
                 raise OutputError(
-                    f"--out {self.url}: {foreign[0]} is there, and is not of a cache of ours; name another folder."
+                    f"--out {self.url}: {foreign[0]} is there, and does not belong to a cache; name another folder."
                 )
             same = {n for n, found in there.items() if self._is_as_put(n, found) and n in here}
             todo = [n for n in here if n not in same or self.record[n]["here"] != _state(here[n])]
@@ -222,7 +222,9 @@ def fetch_cache(url: str) -> Copy:
                 listed = list_objects(fs, url, path)
                 for name in listed:
                     if not lies_below(name):
-                        raise InputError(f"{url}: {name} leads outside; this is no cache of ours.")
+                        raise InputError(
+                            f"{url}: {name} is listed there, outside of it; this is not a cache of toolkit."
+                        )
                 names, sizes, partial = _names(manifest, url), json.loads(manifest)["files"], beside(place, ".partial")
                 fetch(fs, url, {partial / name: found for name, found in listed.items() if name in names})
                 whole = all(

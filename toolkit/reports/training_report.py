@@ -1,4 +1,4 @@
-"""report.html of a training run: its curves, and captions of the same images as training went on."""
+"""report.html of a training run: its curves, and captions of the same images during training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def time_split(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def write_training_report(
     path: Path, rows: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], **values: Any
 ) -> None:
-    """report.html of a finetune run: curves, metrics, and captions of the same images as training went on."""
+    """report.html of a finetune run: curves, metrics, and captions of the same images during training."""
     during = [row for row in rows if "generation" not in row]  # not of an evaluation after training
     curves = [c for name, title in CURVES if (c := curve(during, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]

@@ -206,7 +206,7 @@ def make_room() -> None:
     try:
         limit = float(os.environ.get(LIMIT, GIGABYTES)) * 1e9
     except ValueError:
-        raise InputError(f"{LIMIT} {os.environ[LIMIT]}: is a number of gigabytes; 100 is usual.") from None
+        raise InputError(f"{LIMIT} {os.environ[LIMIT]}: must be a number of gigabytes, such as 100.") from None
     copies = [path for path in (*STORES.glob("*.store"), *STORES.glob("*.in/*")) if path.is_dir()]
     sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in copies}
     for path in sorted(copies, key=lambda path: path.stat().st_mtime_ns):

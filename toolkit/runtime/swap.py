@@ -111,7 +111,7 @@ def take_place(output: str, partial: Path, place: Path, kind: Kind) -> list[str]
         clear(partial, kind)
     except OSError as error:
         raise OutputError(
-            f"{output}: all is finished in {partial}, but can't be moved ({reason(error)}); fix that, and run the same "
+            f"{output}: the result is complete in {partial}, but can't be moved ({reason(error)}); fix that, and run the same "
             "command again."
         ) from None
     return kept
@@ -123,7 +123,7 @@ def _check_way(output: str, partial: Path, place: Path, new: Files, old: Files) 
         foreign = os.path.lexists(target) and name not in old
         if foreign or (target.is_dir() and old[name] is None) or target.parent.is_file():
             raise OutputError(
-                f"{output}: all is finished in {partial}, but {target}, which the earlier run did not write, is in the way; "
+                f"{output}: the result is complete in {partial}, but {target}, which the earlier run did not write, is in the way; "
                 "move that, and run the same command again."
             )
 

@@ -128,7 +128,7 @@ def test_no_room_to_unpack(reader: Reader, tmp_path: Path, monkeypatch: pytest.M
     pack(tmp_path / "s.tar.gz", MEMBERS, "w:gz")
     monkeypatch.setattr(webdataset.tempfile, "SpooledTemporaryFile", lambda max_size: Full())
     with pytest.raises(
-        RunError, match=r"s\.tar\.gz: can't be unpacked in .* \(no space left on device\); name a folder"
+        RunError, match=r"s\.tar\.gz: can't be unpacked in .* \(no space left on device\); set TMPDIR to a folder"
     ):
         reader("s.tar.gz")
 

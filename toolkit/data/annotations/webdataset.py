@@ -124,8 +124,8 @@ def _plain(file: Path) -> IO[bytes]:
                 unpacked.write(chunk)
             except OSError as error:
                 raise RunError(
-                    f"{file}: can't be unpacked in {tempfile.gettempdir()} ({(error.strerror or '').lower()}); name a "
-                    "folder with more room in TMPDIR."
+                    f"{file}: can't be unpacked in {tempfile.gettempdir()} ({(error.strerror or '').lower()}); set "
+                    "TMPDIR to a folder with more room."
                 ) from None
     unpacked.seek(0)
     return unpacked
