@@ -30,6 +30,7 @@ def test_as_a_dictionary(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if step % 100 == 99:
             assert list(ours) == list(plain)
             assert list(ours.items()) == list(plain.items())
+            assert list(ours.in_order()) == sorted(plain)
 
 
 def test_asked_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from toolkit.runtime.copies import Copy, list_names, look_up
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher
 from toolkit.runtime.hub import MODEL_FILES, cached
+from toolkit.runtime.shelf import Shelf
 
 # Options that decide what is in a cache. The others (where it goes, how many workers) leave no trace in it, so that
 # the same inputs give the same bytes.
@@ -105,28 +107,44 @@ def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
 
 
 def _files_below(root: Path, place: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, size, mtime_ns) of every file below a folder, links to folders followed, but for the cache itself and what is built beside it."""
+    """(name, size, mtime_ns) of every file below a folder, links to folders followed, but for the cache itself and what
+    is built beside it."""
     if isinstance(root, Copy):
         # In the order of a walk, as if images that are only listed lay there.
         for name in sorted(list_names(root), key=lambda name: (name.split("/")[:-1], name)):
             yield name, *(look_up(root / name) or (-1, -1))
         return
+    ours = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
     visited = set()
-    for folder, names, files in os.walk(root, followlinks=True):
-        state = os.stat(folder)
-        if (state.st_dev, state.st_ino) in visited:
-            names.clear()
-            continue
-        visited.add((state.st_dev, state.st_ino))
-        if os.path.realpath(folder) == str(place.parent):
-            beside = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
-            names[:] = [name for name in names if name not in beside]
-            files = [name for name in files if name not in beside]
-        names.sort()
-        for name in sorted(files):
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        folders, files = list[str](), Shelf()
+        with suppress(OSError), os.scandir(folder) as entries:
+            state = os.stat(folder)
+            if (state.st_dev, state.st_ino) in visited:
+                continue
+            visited.add((state.st_dev, state.st_ino))
+            passed_over = ours if os.path.realpath(folder) == str(place.parent) else ()
+            for entry in entries:
+                if entry.name in passed_over:
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                else:
+                    files.setdefault(entry.name, None)
+        for name in files.in_order():
             file = os.path.join(folder, name)
             state = os.lstat(file)
             yield os.path.relpath(file, root), state.st_size, state.st_mtime_ns
+        waiting += (os.path.join(folder, name) for name in sorted(folders, reverse=True))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def processor_identity(options: PreprocessOptions) -> str:

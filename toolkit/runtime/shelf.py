@@ -62,6 +62,23 @@ class Shelf:
         else:
             yield from (_text(key) for _, key in self._rows("number, key"))
 
+    def in_order(self) -> Iterator[str]:
+        """The keys, sorted; nothing may be added meanwhile."""
+        if self._database is None:
+            yield from sorted(self._recent)
+            return
+        self._write()
+        rows, last = [(b"",)] if "" in self else [], b""
+        while True:
+            yield from (_text(key) for (key,) in rows)
+            with _full_disk():
+                rows = self._database.execute(
+                    f"SELECT key FROM entries WHERE key > ? ORDER BY key LIMIT {CHUNK}", (last,)
+                ).fetchall()
+            if not rows:
+                return
+            (last,) = rows[-1]
+
     def _rows(self, columns: str) -> Iterator[Any]:
         last = 0
         while True:
