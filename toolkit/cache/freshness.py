@@ -112,7 +112,7 @@ def _files_below(root: Path, place: Path) -> Iterator[tuple[str, int, int]]:
     if isinstance(root, Copy):
         # In the order of a walk, as if images that are only listed lay there.
         for name in sorted(list_names(root), key=lambda name: (name.split("/")[:-1], name)):
-            yield name, *(look_up(root / name) or (-1, -1))
+            yield name, *(look_up(root, name) or (-1, -1))
         return
     ours = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
     visited = set()

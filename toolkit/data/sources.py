@@ -39,9 +39,10 @@ class ImageSource:
     root: Path
     url: str | None = None
 
-    @classmethod
-    def of(cls, root: Path) -> ImageSource:
-        return cls(root, root.url) if isinstance(root, Copy) else cls(root)
+    @staticmethod
+    @lru_cache(maxsize=64, typed=True)  # a copy's path is of a type of its own
+    def of(root: Path) -> ImageSource:
+        return ImageSource(root, root.url if isinstance(root, Copy) else None)
 
     def find(self, name: str) -> Path | _Listed:
         """
@@ -51,7 +52,7 @@ class ImageSource:
         if self.url is None:
             return resolve_image(self.root, name)
         for form in name_forms(name):
-            if (state := look_up(self.root / form)) is not None:
+            if (state := look_up(self.root, form)) is not None:
                 return _Listed(form, state)
         raise ImageError("missing")
 
@@ -90,7 +91,7 @@ class ImageSource:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of exactly this name."""
-        return os.path.exists(os.path.join(self.root, name)) if self.url is None else bool(look_up(self.root / name))
+        return os.path.exists(os.path.join(self.root, name)) if self.url is None else bool(look_up(self.root, name))
 
 
 class FoundImage(NamedTuple):
@@ -111,7 +112,7 @@ class FoundImage(NamedTuple):
     @property
     def place(self) -> str:
         """What it is known by: its URL, or the real folder and the name below it."""
-        return f"{self.root if isinstance(self.root, Copy) else _real(self.root)}/{self.name}"
+        return f"{ImageSource.of(self.root).url or _real(self.root)}/{self.name}"
 
     def state(self) -> tuple[int, int]:
         return ImageSource.of(self.root).state(self.name) if isinstance(self.root, Copy) else file_state(self.path)

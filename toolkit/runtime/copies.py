@@ -163,25 +163,30 @@ def _opened(path: str, inode: int, process: int) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=60, check_same_thread=False)
 
 
-def _ask(path: Path, query: str, *values: str) -> sqlite3.Cursor:
-    listing = os.path.abspath(Path(*path.parts[: len(STORES.parts) + 1]) / LISTING)
-    return _opened(listing, os.stat(listing).st_ino, os.getpid()).execute(query, values)
+def _listing(base: str) -> sqlite3.Connection:
+    path = os.path.abspath(f"{base}/{LISTING}")
+    return _opened(path, os.stat(path).st_ino, os.getpid())
 
 
-def _name(path: Path) -> str:
-    return "/".join(path.parts[len(STORES.parts) + 1 :])
+@lru_cache(maxsize=256)
+def _split(folder: Path) -> tuple[str, str]:
+    """A folder below `cache/stores` as the one that has the listing, and what its objects' names begin with."""
+    depth = len(STORES.parts) + 1
+    return "/".join(folder.parts[:depth]), "".join(f"{part}/" for part in folder.parts[depth:])
 
 
-def look_up(path: Path) -> tuple[int, int] | None:
-    """(size, mtime_ns) of the object that a path below `cache/stores` stands for."""
-    return _ask(path, "SELECT size, mtime_ns FROM objects WHERE name = ?", _name(path)).fetchone()
+def look_up(folder: Path, name: str) -> tuple[int, int] | None:
+    """(size, mtime_ns) of an object below a folder in `cache/stores`; None if there is none."""
+    base, start = _split(folder)
+    query = "SELECT size, mtime_ns FROM objects WHERE name = ?"
+    return _listing(base).execute(query, (os.path.normpath(start + name),)).fetchone()
 
 
 def list_names(folder: Path) -> Iterator[str]:
     """The objects below a folder in `cache/stores`, by their names relative to it, in order."""
-    start = f"{_name(folder)}/".lstrip("/")
+    base, start = _split(folder)
     query = "SELECT name FROM objects WHERE name >= ? AND name < ? ORDER BY name"
-    return (name[len(start) :] for (name,) in _ask(folder, query, start, start + "\U0010ffff"))
+    return (name[len(start) :] for (name,) in _listing(base).execute(query, (start, start + "\U0010ffff")))
 
 
 # ---- room -----------------------------------------------------------------------------------------------------------
