@@ -230,7 +230,7 @@ def test_a_node_dies_under_batch_caption(
     monkeypatch.setattr(toolkit.captioning.shards, "SHARD_IMAGES", 64)
     options: dict[str, Any] = {"paths": (str(images),), "model": str(model_dir)}
     local = batch_caption(BatchCaptionOptions(**options, output=tmp_path / "local.jsonl"))
-    shards = tmp_path / "ray.jsonl.shards"
+    shards = tmp_path / "ray.jsonl.pieces"
     killer = kill_a_node(cluster, lambda: len(list(shards.glob("*.jsonl"))), 6)
     ray = batch_caption(
         BatchCaptionOptions(**options, output=tmp_path / "ray.jsonl", engine="ray", ray_address=cluster.address)
