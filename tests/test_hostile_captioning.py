@@ -54,11 +54,11 @@ def test_batch_caption(hostile_dir: Path, model_dir: Path, tmp_path: Path) -> No
 def test_batch_caption_in_shards(
     hostile_dir: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(options: Any, function: Any, tasks: Any, progress: Any, done: Any, **asked: Any) -> None:
+    def run(function: Any, tasks: Any, resources: Any, progress: Any, done: Any) -> None:
         for task in tasks:
             pickle.loads(pickle.dumps(function))(task)
 
-    monkeypatch.setattr(toolkit.captioning.shards, "run", run)
+    monkeypatch.setitem(toolkit.captioning.shards.ENGINES, "ray", run)
     local = captioned(hostile_dir / "Images", model_dir, tmp_path / "local.jsonl")[1]
     summary, rows = captioned(hostile_dir / "Images", model_dir, tmp_path / "out.jsonl", engine="ray")
     check(summary, rows)

@@ -116,8 +116,8 @@ def test_what_lies_in_the_folder_of_shards(images: Path, model_dir: Path, monkey
     with pytest.raises(RunError, match="stopped"):
         run(images, model_dir, "shards.jsonl", engine="ray")
     lines = [json.loads(line) for path in sorted(folder.glob("*.todo")) for line in path.read_text().splitlines()]
-    assert sorted(name for _, name, _ in lines) == sorted(path.name for path in images.iterdir())
-    assert {root for root, _, _ in lines} == {str(images)}
+    assert sorted(line[2] for line in lines) == sorted(path.name for path in images.iterdir())
+    assert {(line[0], line[1]) for line in lines} == {(str(images), None)}
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"shards.jsonl.pieces: holds files that batch-caption did not write"):
         run(images, model_dir, "shards.jsonl")

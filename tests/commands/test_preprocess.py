@@ -797,10 +797,10 @@ def test_another_caption_or_tokenizer_decodes_nothing(data: DataSet, monkeypatch
     calls.clear()
 
     def other(encoder: str, decoder: str, preset: str | None, directory: Path) -> Any:
-        settings, tokens = stored_processors(encoder, decoder, preset, directory)
+        found = stored_processors(encoder, decoder, preset, directory)
         file = directory / "tokenizer" / "tokenizer.json"
         file.write_text(file.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true'))
-        return settings, tokens
+        return found
 
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", other)
     data.run(seed=3)
@@ -812,8 +812,8 @@ def test_another_image_size_decodes_everything(data: DataSet, monkeypatch: pytes
     data.run()
 
     def other(encoder: str, decoder: str, preset: str | None, directory: Path) -> Any:
-        settings, tokens = stored_processors(encoder, decoder, preset, directory)
-        return {**settings, "size": {"height": 24, "width": 40}}, tokens
+        settings, *others = stored_processors(encoder, decoder, preset, directory)
+        return {**settings, "size": {"height": 24, "width": 40}}, *others
 
     monkeypatch.setattr(toolkit.commands.preprocess, "fetch_processors", other)
     (data.root / "another").mkdir()

@@ -64,7 +64,7 @@ def test_inspect(chinese: Path) -> None:
     from toolkit.options import InspectOptions
 
     for path in (chinese / "captions.txt", chinese / "cache"):
-        found = inspect(InspectOptions(path, num_workers=1))
+        found = inspect(InspectOptions(path))
         assert [note for note in found.values["notes"] if note.startswith("captions are in Chinese")]
         assert "\n  note              captions are in Chinese" in found.text
 

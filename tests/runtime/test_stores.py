@@ -383,7 +383,9 @@ def test_an_object_in_a_caches_way_is_refused(memory: Any, sample_dir: Path) -> 
         (outbox.file / "rejected.jsonl").write_bytes(b"ours")
         (outbox.file / "manifest.json").write_text('{"files": {"rejected.jsonl": 4}}')
         memory.pipe({"/e/rejected.jsonl": b"mine"})
-        with pytest.raises(OutputError, match=r"^--out memory://e: rejected\.jsonl is there, and is not of a cache"):
+        with pytest.raises(
+            OutputError, match=r"^--out memory://e: rejected\.jsonl is there, and does not belong to a cache"
+        ):
             outbox.put_cache()
     assert memory.cat_file("/e/rejected.jsonl") == b"mine"
 
@@ -652,6 +654,6 @@ def test_captioning_goes_on_when_the_store_is_back(
 def test_a_cache_brings_nothing_from_outside(memory: Any, cache_dir: Path, tmp_path: Path) -> None:
     upload(memory, cache_dir, "/c")
     memory.store["/c//evil"] = _file(memory, "/c//evil")
-    with pytest.raises(InputError, match=r"^memory://c: /evil leads outside"):
+    with pytest.raises(InputError, match=r"^memory://c: /evil is listed there, outside of it"):
         fetch_cache("memory://c")
     assert not list(tmp_path.rglob("evil"))
