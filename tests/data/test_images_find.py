@@ -12,8 +12,16 @@ from toolkit.data import images
 from toolkit.data.images import LARGEST_FILE, read_file, resolve_image
 from toolkit.data.sources import find_images
 from toolkit.errors import ImageError, InputError
+from toolkit.runtime import shelf
 
 # ---- finding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, params=["in memory", "on the disk"])
+def _where_names_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "on the disk":
+        monkeypatch.setattr(shelf, "ENTRIES", 1)
+        monkeypatch.setattr(shelf, "CHUNK", 2)
 
 
 @pytest.fixture
@@ -43,6 +51,19 @@ def test_finding(tree: Path) -> None:
         tree / "sub/c.Png",
         tree / "sub/deep/d e.webp",
     ]
+
+
+def test_order(tmp_path: Path) -> None:
+    """That of names, then of folders: by code point, also where a name is not UTF-8."""
+    for folder in ("one", "two"):
+        for name in ("a/x.jpg", "a-b/x.jpg", "a.jpg", os.fsdecode(b"b\xff.jpg"), "b\uffff.jpg", "\U0001f600.jpg"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"x")
+    given = [tmp_path / "two", tmp_path / "one", tmp_path / "one" / "a"]
+    found = find_images(given)
+    assert [image.root for image in found] == given[1::-1] * 6
+    assert list(found) == sorted(found, key=lambda image: (image.name, str(image.root)))
+    assert len(found) == len({image.path for image in found}) == 12
 
 
 def test_a_name_with_brackets_is_no_glob(tmp_path: Path) -> None:

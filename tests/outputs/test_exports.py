@@ -17,9 +17,16 @@ from toolkit.errors import ModelError, OutputError
 from toolkit.options import BatchCaptionOptions
 from toolkit.options.fields import from_flat
 from toolkit.records import Summary
+from toolkit.runtime import shelf
 
 FAST = {"num_beams": 1, "max_length": 8}
 SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet", "coco": "json"}
+
+
+@pytest.fixture(autouse=True)
+def _names_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "ENTRIES", 1)
+    monkeypatch.setattr(shelf, "CHUNK", 2)
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_data_that_looks_like_ours_is_read_as_it_is(memory: Any, tmp_path: Path,
     place.mkdir(parents=True)
     shutil.copy(Path(image.root).parent / "listing.sqlite", place.parent)
     (place / "a.png").write_bytes(b"123456")
-    assert find_images([place])[0].read().data == b"123456"
+    assert next(iter(find_images([place]))).read().data == b"123456"
     assert ImageSource.of(place).read("a.png").data == b"123456"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -60,7 +60,7 @@ def known_result(found: FoundImage, journal: Journal) -> tuple[str, CaptionResul
 
 
 def caption_images(
-    captioner: Captioner, images: Sequence[FoundImage], options: BatchCaptionOptions, journal: Journal
+    captioner: Captioner, images: Iterable[FoundImage], options: BatchCaptionOptions, journal: Journal
 ) -> Iterator[list[Captioned]]:
     """Rows batch by batch, in the order of the images; a batch that does not fit in memory is done again in halves.
 

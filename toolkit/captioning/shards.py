@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
 from toolkit.captioning.pipeline import caption_images, model_fingerprint
-from toolkit.data.sources import FoundImage
+from toolkit.data.sources import FoundImage, FoundImages
 from toolkit.errors import OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import CaptionResult
@@ -85,7 +86,7 @@ def _lines(path: Path) -> Iterator[Any]:
 
 
 def caption_in_shards(
-    options: BatchCaptionOptions, images: Sequence[FoundImage], journal: Journal, folder: Path
+    options: BatchCaptionOptions, images: FoundImages, journal: Journal, folder: Path
 ) -> tuple[int, dict[str, str]]:
     """Captions the images with `options.engine`, and adds the rows to the journal; returns what `gather` returns.
 
@@ -95,15 +96,15 @@ def caption_in_shards(
     batch = LARGEST_BATCH if options.batch_size == "auto" else int(options.batch_size)
     size = max(1, SHARD_IMAGES // batch) * batch
     folder.mkdir()
-    shards = [images[start : start + size] for start in range(0, len(images), size)]
-    for number, shard in enumerate(shards):
+    count, rest = -(-len(images) // size), iter(images)
+    for number in range(count):
         with open(folder / f"{number:06d}.todo", "w", encoding="ascii") as file:
-            for found in shard:
+            for found in islice(rest, size):
                 url = found.root.url if isinstance(found.root, Copy) else None
                 file.write(json.dumps([str(found.root), url, found.name, found.place]) + "\n")
     threads = torch.get_num_threads()
     function = ShardCaptioner(folder.absolute(), options, journal.fingerprint, threads)
-    tasks = [{"shard": number} for number in range(len(shards))]
+    tasks = [{"shard": number} for number in range(count)]
     given = (path for path in map(Path, options.paths) if path.is_dir())
     resources = Resources(
         options.num_workers,
@@ -114,7 +115,7 @@ def caption_in_shards(
     )
 
     def done() -> int:
-        return sum(len(shards[int(path.stem)]) for path in folder.glob("*.jsonl"))
+        return sum(min(size, len(images) - int(path.stem) * size) for path in folder.glob("*.jsonl"))
 
     with Progress("caption", len(images)) as progress:
         ENGINES[options.engine](function, tasks, resources, progress, done)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -24,7 +24,7 @@ from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
 from toolkit.captioning.shards import caption_in_shards, gather
-from toolkit.data.sources import FoundImage, find_images
+from toolkit.data.sources import FoundImage, FoundImages, find_images
 from toolkit.errors import InputError, OutputError
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.exports import Export, polish
@@ -119,7 +119,7 @@ class _Run:
 
     options: BatchCaptionOptions
     output: Path
-    images: Sequence[FoundImage]
+    images: FoundImages
     captioner: Captioner
     attention: Attention | None
     journal: Journal
@@ -134,7 +134,7 @@ class _Run:
         self.export.write(self._polished())
         if self.page is not None:  # what the model said: its words have their heat maps
             results = [result for result, _ in self._results()]
-            write_caption_gallery(self.page, results, self.images, self.attention, self.options.num_workers)
+            write_caption_gallery(self.page, results, list(self.images), self.attention, self.options.num_workers)
         return self._summary(new)
 
     def _caption(self) -> int:
@@ -146,7 +146,7 @@ class _Run:
             say("images whose names differ only in the suffix get texts with it: a.jpg.txt, a.png.txt")
         shards = beside(self.output, ".pieces")
         gather(shards, journal)  # those that a stopped run has finished
-        todo = [image for image in self.images if known_result(image, journal) is None]
+        todo = FoundImages(image for image in self.images if known_result(image, journal) is None)
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
@@ -228,7 +228,7 @@ def _told(output: Path) -> Iterator[None]:
         raise OutputError(f"--output {output}: can't be written ({reason}); name another file.") from None
 
 
-def _check_names(images: Sequence[FoundImage]) -> None:
+def _check_names(images: FoundImages) -> None:
     """A row is known by its image's name, so two folders may not bring the same one."""
     for one, other in pairwise(images):  # sorted by name
         if one.name == other.name:
@@ -254,7 +254,7 @@ def _place(options: BatchCaptionOptions, format: str) -> Path:
     return folder if format == "txt" or folder.name == "metadata.jsonl" else folder / "metadata.jsonl"
 
 
-def _check_output(output: Path, format: str, images: Sequence[FoundImage]) -> None:
+def _check_output(output: Path, format: str, images: Iterable[FoundImage]) -> None:
     if format == "txt" and os.path.realpath(output) == "/":
         raise OutputError(f"--output {output}: is /, where nothing is written; name another folder.")
     if format == "txt" and output.exists() and not output.is_dir():

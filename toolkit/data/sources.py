@@ -20,6 +20,7 @@ from toolkit.errors import ImageError, InputError, RunError
 from toolkit.runtime.copies import Copy, fetch_tree, list_names, look_up
 from toolkit.runtime.files import file_state
 from toolkit.runtime.remote import open_store, store_errors, url_of
+from toolkit.runtime.shelf import Shelf
 
 
 class _Listed(NamedTuple):
@@ -126,6 +127,29 @@ def _real(folder: Path) -> str:
     return os.path.realpath(folder)
 
 
+class FoundImages:
+    """Images sorted by name and root; a long list is on the disk, and memory stays flat."""
+
+    def __init__(self, images: Iterable[FoundImage] = ()) -> None:
+        self._roots: dict[str, Path] = {}
+        self._keys = Shelf()  # name and root, between them a character that neither can have
+        for image in images:
+            self.add(image)
+
+    def add(self, image: FoundImage) -> None:
+        root = str(image.root)
+        self._roots.setdefault(root, image.root)
+        self._keys.setdefault(f"{image.name}\0{root}", None)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[FoundImage]:
+        for key in self._keys.in_order():
+            name, _, root = key.rpartition("\0")
+            yield FoundImage(self._roots[root], name)
+
+
 def fetch_annotations(url: str) -> Copy:
     """Annotations at a URL: images beside them are listed, the rest is copied."""
     return fetch_tree(url, IMAGE_SUFFIXES)
@@ -139,7 +163,7 @@ def fetch_images(url: str) -> Copy:
 # ---- finding --------------------------------------------------------------------------------------------------------
 
 
-def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[FoundImage]:
+def find_images(paths: Sequence[str | Path], recursive: bool = True) -> FoundImages:
     """The image files under `paths`, sorted by name, each file once.
 
     A path, here or at a URL, is a file (taken whatever its suffix), a folder (files with one of `IMAGE_SUFFIXES` in any case; hidden ones
@@ -150,28 +174,27 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> list[Fou
     Raises:
         InputError: a path does not exist, or no image is found under it.
     """
-    found: dict[str, FoundImage] = {}  # by absolute path: an image named twice is one image
+    found, places = FoundImages(), Shelf()  # by absolute path an image named twice is one image
     for given in paths:
-        before = len(found)
-        seen = False
+        empty = True
         for image in _find(given, recursive):
-            seen = True
-            found.setdefault(os.path.abspath(image.path), image)
-        if not seen and len(found) == before:
+            empty, before = False, len(places)
+            places.setdefault(os.path.abspath(os.path.join(image.root, image.name)), None)
+            if len(places) > before:
+                found.add(image)
+        if empty:
             raise InputError(
                 f"{given}: no image here{'' if recursive else ' itself (its folders are left out)'}; name image files, "
                 f"or folders that hold some ({', '.join(sorted(IMAGE_SUFFIXES)[:3])}, ...)."
                 if url_of(given) or os.path.lexists(given)
                 else f"{given}: no such file or folder; name images, folders or a glob in quotes."
             )
-    return sorted(found.values(), key=lambda image: (image.name, str(image.root)))
+    return found
 
 
 def image_names(root: Path) -> Iterator[str]:
     """The names of the image files below a folder, as annotations should have them; in no order, and none is held."""
-    names = (
-        list_names(root) if isinstance(root, Copy) else (image.name for image in _walk(root, "", True, ordered=False))
-    )
+    names = list_names(root) if isinstance(root, Copy) else (image.name for image in _walk(root, "", True))
     return (name for name in names if _is_image_name(name) and not is_hidden(name))
 
 
@@ -192,7 +215,7 @@ def _find(given: str | Path, recursive: bool) -> Iterator[FoundImage]:
         parts = Path(given).parts
         fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:fixed])
-        for name in sorted(glob.glob(str(Path(*parts[fixed:])), root_dir=root, recursive=True)):
+        for name in glob.iglob(str(Path(*parts[fixed:])), root_dir=root, recursive=True):
             if os.path.isdir(root / name):
                 # "a/**" lists the folders below itself, files and all
                 if "**" not in parts:
@@ -226,30 +249,31 @@ def _is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(root: Path, prefix: str, recursive: bool, ordered: bool = True) -> Iterator[FoundImage]:
-    """Real folders first, then links to folders not yet seen, so that a link never takes a real folder's name."""
+def _walk(root: Path, prefix: str, recursive: bool) -> Iterator[FoundImage]:
+    """In no order. Real folders first, then links to folders not yet seen, so that a link never takes a real folder's
+    name, and of several links to one folder always the same is followed."""
     visited: set[tuple[int, int]] = set()
     folders, links = [prefix], list[str]()
     while folders or links:
         prefix = folders.pop() if folders else links.pop(0)
+        below: list[tuple[str, bool]] = []
         try:
             state = os.stat(root / prefix)
             if (state.st_dev, state.st_ino) in visited:
                 continue
             visited.add((state.st_dev, state.st_ino))
-            entries: Iterable[os.DirEntry[str]] = os.scandir(root / prefix)
-            entries = sorted(entries, key=lambda entry: entry.name) if ordered else entries
+            with os.scandir(root / prefix) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        below.append((entry.name, entry.is_symlink()))
+                    elif _is_image_name(entry.name):
+                        yield FoundImage(root, prefix + entry.name)
         except OSError:
             yield FoundImage(root, prefix.rstrip("/") or ".")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                if recursive:
-                    (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            elif _is_image_name(entry.name):
-                yield FoundImage(root, prefix + entry.name)
+        for name, is_link in sorted(below) if recursive else ():
+            (links if is_link else folders).append(f"{prefix}{name}/")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

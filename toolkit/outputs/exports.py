@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.captioning.journal import Journal
-from toolkit.data.sources import FoundImage
+from toolkit.data.sources import FoundImages
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
@@ -31,6 +31,7 @@ from toolkit.records import CaptionResult
 from toolkit.runtime.files import finishing
 from toolkit.runtime.hashing import hash_int
 from toolkit.runtime.overwrite import Output, content_hash
+from toolkit.runtime.shelf import Shelf
 
 NAME_OF = {"jsonl": "image", "imagefolder": "file_name"}  # forms with a row a line: where it names its image
 CHUNK = 512  # text files a transaction
@@ -63,14 +64,14 @@ class Export:
     """
 
     def __init__(
-        self, options: BatchCaptionOptions, format: str, output: Path, images: Sequence[FoundImage], journal: Journal
+        self, options: BatchCaptionOptions, format: str, output: Path, images: FoundImages, journal: Journal
     ) -> None:
         self.options, self.format, self.output, self.images, self.journal = options, format, output, images, journal
         self.kept: list[str] = []
         self.changed: dict[str, Row] = {}
         self._seen: str | None = None  # hash of the file whose rows were kept
         if format == "txt":
-            self.names = sidecar_names([image.name for image in images])
+            self.names = sidecar_names(images)
             self._adopt_sidecars()
             self._check_sidecars()
             return
@@ -94,16 +95,16 @@ class Export:
     def _check_no_image(self, path: Path) -> None:
         with suppress(OSError):
             state = path.stat()
-            if (state.st_dev, state.st_ino) in self._inputs:
+            if f"{state.st_dev}:{state.st_ino}" in self._inputs:
                 raise OutputError(f"--output {path}: is one of the images; name another output.")
 
     @cached_property
-    def _inputs(self) -> set[tuple[int, int]]:
-        found = set()
+    def _inputs(self) -> Shelf:
+        found = Shelf()
         for image in self.images:
             with suppress(OSError):
                 state = image.path.stat()
-                found.add((state.st_dev, state.st_ino))
+                found.setdefault(f"{state.st_dev}:{state.st_ino}", None)
         return found
 
     # ---- one file ---------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class Export:
     # ---- a text file for each image -----------------------------------------------------------------------------------
 
     def _check_sidecars(self) -> None:
-        if len(set(self.names)) < len(self.names):
+        if len(self.names) < len(self.images):
             raise InputError(
                 "--format txt: two images would share one text file; rename one, or choose --format jsonl."
             )

@@ -9,13 +9,14 @@ import csv
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.sources import FoundImages
 from toolkit.records import CaptionResult
+from toolkit.runtime.shelf import Shelf
 
 Row = dict[str, Any]  # of a file
 SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "coco"}
@@ -105,10 +106,16 @@ WRITERS: dict[str, Callable[[Path, Iterable[CaptionResult], bool], None]] = {
 }  # fmt: skip
 
 
-def sidecar_names(names: Sequence[str]) -> list[str]:
-    """`a.txt` for `a.jpg`; `a.jpg.txt` and `a.png.txt` if there are both."""
-    stems = Counter(os.path.splitext(name)[0] for name in names)
-    return [(name if stems[stem] > 1 else stem) + ".txt" for name in names for stem in [os.path.splitext(name)[0]]]
+def sidecar_names(images: FoundImages) -> Shelf:
+    """`a.txt` for `a.jpg`; `a.jpg.txt` and `a.png.txt` if there are both. In the order of the images; fewer than these if
+    two images would have the same."""
+    stems, names = Shelf(), Shelf()  # stem -> number of images
+    for image in images:
+        stems.setdefault(os.path.splitext(image.name)[0], [0])[0] += 1
+    for image in images:
+        stem = os.path.splitext(image.name)[0]
+        names.setdefault((image.name if stems.get(stem)[0] > 1 else stem) + ".txt", None)
+    return names
 
 
 def sidecar_text(result: CaptionResult) -> bytes:

@@ -140,6 +140,6 @@ def _full_disk() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise RunError(
-            f"{tempfile.gettempdir()}: the annotations can't be sorted there ({error}); set TMPDIR to a folder with "
+            f"{tempfile.gettempdir()}: the names of images can't be sorted there ({error}); set TMPDIR to a folder with "
             "more room."
         ) from None
