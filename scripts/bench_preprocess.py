@@ -59,10 +59,10 @@ def make_processors(folder: Path, pixels: int) -> None:
     """Local placeholders for a ViT's image processor and GPT-2's tokenizer."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from toolkit.models.presets import train_tiny_tokenizer
+    from toolkit.models.presets import train_tokenizer
 
     ViTImageProcessorPil(size={"height": pixels, "width": pixels}).save_pretrained(folder / "encoder")
-    train_tiny_tokenizer([CAPTION.format(k) for k in range(5)]).save_pretrained(folder / "decoder")
+    train_tokenizer([CAPTION.format(k) for k in range(5)]).save_pretrained(folder / "decoder")
 
 
 # ---- the ways, each in a process of its own -------------------------------------------------------------------------

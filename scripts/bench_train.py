@@ -100,7 +100,7 @@ def make_data(folder: Path, images: int, size: str) -> None:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     from toolkit.commands.preprocess import preprocess
-    from toolkit.models.presets import train_tiny_tokenizer
+    from toolkit.models.presets import train_tokenizer
     from toolkit.options import PreprocessOptions
 
     make_images(folder, PHOTOS, images, (500, 375))
@@ -117,7 +117,7 @@ def make_data(folder: Path, images: int, size: str) -> None:
         ViTModel(ViTConfig()).save_pretrained(folder / "encoder")
         ViTImageProcessorPil().save_pretrained(folder / "encoder")
         GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / "decoder")
-        train_tiny_tokenizer([" ".join(WORDS)] * 10).save_pretrained(folder / "decoder")
+        train_tokenizer([" ".join(WORDS)] * 10).save_pretrained(folder / "decoder")
     preprocess(
         PreprocessOptions(
             annotations=folder / "captions.txt", images=folder / "Images", out=folder / "cache", num_workers=2,

@@ -35,7 +35,7 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from toolkit.models.loading import silence_transformers
-from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, train_tiny_tokenizer
+from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, train_tokenizer
 
 
 def read_rows(directory: Path, limit: int | None) -> list[tuple[Path, str]]:
@@ -65,7 +65,7 @@ class NotebookDataset(torch.utils.data.Dataset):
 
 def build(size: str, captions: list[str]) -> tuple[VisionEncoderDecoderModel, Any, Any]:
     """The same model as toolkit's: the tiny preset, or ViT-B/16 and GPT-2 sizes with random weights."""
-    tokenizer = train_tiny_tokenizer(captions)
+    tokenizer = train_tokenizer(captions)
     if size == "tiny":
         encoder, decoder = ViTConfig(**TINY_ENCODER), GPT2Config(vocab_size=len(tokenizer), **TINY_DECODER)
         processor = ViTImageProcessorPil(size={"height": encoder.image_size, "width": encoder.image_size})

@@ -81,14 +81,14 @@ def test_flickr8k_to_the_row(tmp_path: Path) -> None:
     """The whole recipe on a dozen photographs and weights of a minute's size."""
     from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
-    from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, tiny_image_processor, train_tiny_tokenizer
+    from toolkit.models.presets import TINY_DECODER, TINY_ENCODER, tiny_image_processor, train_tokenizer
 
     data = tmp_path / "data"
     shutil.copytree(PHOTOS, data)
     karpathy(data)
     ViTModel(ViTConfig(**TINY_ENCODER)).save_pretrained(tmp_path / "vit")
     tiny_image_processor().save_pretrained(tmp_path / "vit")
-    tokenizer = train_tiny_tokenizer((data / "captions.txt").read_text().splitlines())
+    tokenizer = train_tokenizer((data / "captions.txt").read_text().splitlines())
     tokenizer.save_pretrained(tmp_path / "gpt2")
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **TINY_DECODER)).save_pretrained(tmp_path / "gpt2")
     weights = {"ENCODER": str(tmp_path / "vit"), "DECODER": str(tmp_path / "gpt2"), "OUT": str(tmp_path / "out")}

@@ -15,9 +15,9 @@ CAPTIONS = ["a dog runs .", "a child in a pink dress climbs some stairs", "zwei 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from toolkit.models.presets import train_tiny_tokenizer
+    from toolkit.models.presets import train_tokenizer
 
-    return train_tiny_tokenizer(CAPTIONS * 3)
+    return train_tokenizer(CAPTIONS * 3)
 
 
 @pytest.fixture(scope="module")

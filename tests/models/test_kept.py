@@ -16,11 +16,11 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An encoder and a decoder, each with its processor alone; the user's cache folder is empty."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from toolkit.models.presets import train_tiny_tokenizer
+    from toolkit.models.presets import train_tokenizer
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     ViTImageProcessorPil(size={"height": 24, "width": 32}).save_pretrained(tmp_path / "encoder")
-    train_tiny_tokenizer(["a dog runs .", "two cats sleep ."]).save_pretrained(tmp_path / "decoder")
+    train_tokenizer(["a dog runs .", "two cats sleep ."]).save_pretrained(tmp_path / "decoder")
     return [str(tmp_path / "encoder"), str(tmp_path / "decoder")]
 
 

@@ -15,7 +15,7 @@ from transformers import (
 from toolkit.captioning.captioner import load_captioner
 from toolkit.errors import ModelError
 from toolkit.models import loading as modeling
-from toolkit.models.presets import train_tiny_tokenizer
+from toolkit.models.presets import train_tokenizer
 from toolkit.models.special_tokens import generation_config, special_tokens_of
 from toolkit.options import GenerationOptions
 from toolkit.records import SpecialTokens
@@ -41,7 +41,7 @@ def test_special_tokens() -> None:
 
 def test_tiny_tokenizer_is_deterministic_and_loses_nothing() -> None:
     captions = ["a small red ring", "a dog — déjà vu 😀", "two words"]
-    one, other = (train_tiny_tokenizer(captions, 300) for _ in range(2))
+    one, other = (train_tokenizer(captions, 300) for _ in range(2))
     assert one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
     for text in [*captions, "日本語, never seen"]:
         assert one.decode(one(text).input_ids) == text

@@ -28,7 +28,7 @@ from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
 from toolkit.models.loading import build_captioner
-from toolkit.models.presets import train_tiny_tokenizer
+from toolkit.models.presets import train_tokenizer
 from toolkit.models.special_tokens import first_position, generation_config, special_tokens_of
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.records import SpecialTokens
@@ -142,7 +142,7 @@ def test_by_the_commands(encoder: str, decoder: str, special: dict[str, str], sa
     tiny_encoder(encoder).save_pretrained(tmp_path / "encoder")
     save_processor(encoder, tmp_path / "encoder")
     captions = (sample_dir / "captions.txt").read_text().splitlines()
-    plain = train_tiny_tokenizer(captions, 300).backend_tokenizer
+    plain = train_tokenizer(captions, 300).backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **special)
     tokenizer.add_special_tokens(special)
     ids = special_tokens_of(tokenizer)

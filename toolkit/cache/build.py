@@ -24,8 +24,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from toolkit.cache.index import INDEX_SCHEMA, KnownPixels, ShardInfo, data_name, pixels_key, read_index, write_index
-from toolkit.cache.labels import CaptionEncoder
-from toolkit.cache.schema import cache_features
+from toolkit.cache.labels import IGNORE_INDEX, CaptionEncoder
+from toolkit.cache.schema import LabelSettings, cache_features
 from toolkit.cache.splits import split_of
 from toolkit.cache.staging import read_records
 from toolkit.data.images import NOT_THE_IMAGES_FAULT, read_image
@@ -109,14 +109,17 @@ class SplitWriter:
 
 @dataclass
 class ShardBuilder:
-    """Builds shards; picklable, so that each worker gets its own. `self(task)` builds one and writes it to disk."""
+    """Builds shards; picklable, so that each worker gets its own. `self(task)` builds one and writes it to disk.
+
+    Without labels only splits are found, by the index: where the tokenizer is still to be trained on train captions. Then
+    a row is written for each image that had to be decoded for it, so that its pixels serve when the cache is built.
+    """
 
     directory: Path  # the unfinished cache
+    staged: Path  # the folder with the records
     images: ImageSource | None
     transform: PixelTransform
-    tokenizer_file: Path
-    eos_token_id: int
-    max_length: int
+    labels: LabelSettings | None
     seed: int
     val_fraction: float
     test_fraction: float
@@ -133,7 +136,18 @@ class ShardBuilder:
 
     @cached_property
     def encoder(self) -> CaptionEncoder:
-        return CaptionEncoder(self.tokenizer_file, self.eos_token_id, self.max_length)
+        assert self.labels is not None
+        tokenizer = self.directory / "tokenizer" / "tokenizer.json"
+        return CaptionEncoder(tokenizer, self.labels["eos"], self.labels["max_length"])
+
+    @property
+    def max_length(self) -> int:
+        return self.labels["max_length"] if self.labels is not None else 1
+
+    def _labels(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self.labels is not None:
+            return self.encoder(captions)
+        return np.full((len(captions), 1), IGNORE_INDEX, dtype=np.int32), np.zeros(len(captions), dtype=bool)
 
     @cached_property
     def known(self) -> KnownPixels:
@@ -190,10 +204,12 @@ class ShardBuilder:
         split = record["split"] or split_of(entry["pixel_hash"], self.seed, self.val_fraction, self.test_fraction)
         if self.draw_validation and split == "train":
             split = split_of(entry["pixel_hash"], self.seed, self.val_fraction, 0.0)
+        entry["split"] = split
+        if self.labels is None and "decoded" not in entry:
+            return True
         if split not in writers:
             writers[split] = SplitWriter(self.directory / split / name, self.transform.shape, self.max_length)
         entry["row"] = writers[split].add(record, entry["pixel_hash"], pixels, labels)
-        entry["split"] = split
         return True
 
     def __call__(self, task: dict[str, Any]) -> None:
@@ -201,9 +217,9 @@ class ShardBuilder:
         writers: dict[str, SplitWriter] = {}
         index: dict[str, list[Any]] = defaultdict(list)
         decoded = 0
-        for records in read_records(self.directory, shard):
+        for records in read_records(self.staged, shard):
             # All captions at once: between two images the tokenizer's tables fall out of the processor's cache.
-            labels, truncated = self.encoder([caption for record in records for caption in record["captions"]])
+            labels, truncated = self._labels([caption for record in records for caption in record["captions"]])
             end = 0
             for record in records:
                 start, end = end, end + len(record["captions"])

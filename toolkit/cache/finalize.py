@@ -21,7 +21,7 @@ from toolkit.cache.freshness import READING, content_options, processor_identity
 from toolkit.cache.index import read_index
 from toolkit.cache.schema import MANIFEST, SCHEMA_VERSION, LabelSettings, Manifest, PixelSettings, is_cache_file
 from toolkit.cache.splits import leaks
-from toolkit.cache.staging import Staged
+from toolkit.cache.staging import DECODED, Staged
 from toolkit.data.annotations import AnnotationSet, UnusableRows
 from toolkit.errors import InputError, RunError
 from toolkit.options import PreprocessOptions
@@ -132,7 +132,8 @@ def finish(
     if leaked and options.strict_splits:
         raise leak_error(options, len(leaked), leaked[0])
     write_dataset(partial, transform, options.max_length)
-    shutil.rmtree(partial / "records")
+    for name in ("records", DECODED):
+        shutil.rmtree(partial / name, ignore_errors=True)
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     files = {name: (partial / name).stat().st_size for name in names if is_cache_file(name)}
     manifest: Manifest = {

@@ -14,7 +14,7 @@ from toolkit.cache.schema import Manifest
 from toolkit.data.sources import ImageSource
 from toolkit.options import PreprocessOptions
 from toolkit.options.fields import to_json
-from toolkit.options.preprocess import DEFAULT_DECODER, DEFAULT_ENCODER
+from toolkit.options.preprocess import DEFAULT_DECODER, DEFAULT_ENCODER, NEW_DECODERS
 from toolkit.runtime.copies import Copy, list_names, look_up
 from toolkit.runtime.files import file_state
 from toolkit.runtime.hashing import Hasher
@@ -24,7 +24,7 @@ from toolkit.runtime.shelf import Shelf
 # Options that decide what is in a cache. The others (where it goes, how many workers) leave no trace in it, so that
 # the same inputs give the same bytes.
 CONTENT_OPTIONS = (
-    "annotations", "images", "format", "encoder", "decoder", "preset", "max_length", "val_fraction", "test_fraction",
+    "annotations", "images", "format", "encoder", "decoder", "vocab_size", "preset", "max_length", "val_fraction", "test_fraction",
     "train_list", "val_list", "test_list", "seed",
     "image_column", "caption_column", "split_column", "split_map",
 )  # fmt: skip
@@ -43,7 +43,9 @@ def content_options(options: PreprocessOptions) -> dict[str, Any]:
     """The options that decide what is in the cache, as its manifest has them."""
     encoder, decoder = models(options)
     values = {**to_json(options), "encoder": encoder, "decoder": decoder}
-    return {name: values[name] for name in CONTENT_OPTIONS}
+    if options.vocab_size is None:  # as before there was this option
+        del values["vocab_size"]
+    return {name: values[name] for name in CONTENT_OPTIONS if name in values}
 
 
 def is_current(manifest: Manifest, source: str, options: PreprocessOptions, place: Path) -> bool:
@@ -152,7 +154,11 @@ def processor_identity(options: PreprocessOptions) -> str:
     if options.preset is not None:
         return f"preset {options.preset} of toolkit {__version__}"
     digest = Hasher()
-    for model in models(options):
+    encoder, decoder = models(options)
+    new = decoder in NEW_DECODERS
+    if new:
+        digest.update(f"decoder {decoder} of toolkit {__version__}\0")
+    for model in (encoder,) if new else (encoder, decoder):
         digest.update(f"{model}\0")
         for name in MODEL_FILES:
             file = Path(model) / name if Path(model).is_dir() else cached(model, name)

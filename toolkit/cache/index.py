@@ -31,7 +31,7 @@ INDEX_SCHEMA = pa.schema(
         ("content", pa.string()),  # xxh3_128 of the encoded bytes
         ("pixel_hash", pa.string()),  # xxh3_128 of the decoded RGB picture, full size
         ("split", pa.string()),  # null: rejected, or in none of the source's splits
-        ("row", pa.int32()),  # of the shard's file of that split
+        ("row", pa.int32()),  # of the shard's file of that split; null where that has none
         ("num_captions", pa.int32()),
         ("truncated", pa.int32()),  # captions cut to max_length
         ("reason", pa.string()),  # why the image was rejected
@@ -154,7 +154,7 @@ class KnownPixels:
             number = int(np.searchsorted(self.starts, order[at], side="right")) - 1
             directory, shard, root, table = self.tables[number]
             row = {"root": root, **table.slice(order[at] - self.starts[number], 1).to_pylist()[0]}
-            if row["split"] is not None and all(row[name] == v for name, v in wanted.items()):
+            if row["row"] is not None and all(row[name] == v for name, v in wanted.items()):
                 return Place(directory / row["split"] / data_name(shard), row["row"], row["content"], row["pixel_hash"])
             at += 1
         return None

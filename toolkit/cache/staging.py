@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from toolkit.cache.index import shard_name
+from toolkit.cache.index import read_index, shard_name
 from toolkit.cache.reader import read_arrow
 from toolkit.data.annotations import AnnotationSet
 from toolkit.data.sources import ImageSource
@@ -22,6 +22,7 @@ from toolkit.records import ImageRecord
 from toolkit.runtime.hashing import Hasher, hash_hex, hash_int
 
 SHARD_ROWS = 256  # 38 MB at 224 px: half a second of work to lose, and few enough files for 10^6 images
+DECODED = "decoded"  # folder of images that are decoded before there is a tokenizer: their pixels, and their splits
 SAMPLE = 3  # images that are shown as they were read
 BATCH_BYTES = 2**24  # of images that lie in containers, held at once
 
@@ -162,3 +163,21 @@ def read_captions(directory: Path) -> Iterator[str]:
     for path in sorted((directory / "records").glob("*.arrow")):
         for chunk in read_arrow(path)["captions"].chunks:
             yield from chunk.flatten().to_pylist()
+
+
+def read_train_captions(directory: Path, by_index: bool) -> Iterator[str]:
+    """Every caption of the train split.
+
+    Args:
+        by_index: the splits are by content, and stand in the index of `DECODED`; else the records have them.
+    """
+    if by_index:
+        for shard, _, table in read_index(directory / DECODED):
+            records = (record for batch in read_records(directory, shard) for record in batch)
+            for record, split in zip(records, table["split"].to_pylist(), strict=True):
+                yield from record["captions"] if split == "train" else ()
+        return
+    for path in sorted((directory / "records").glob("*.arrow")):
+        table = read_arrow(path)
+        for captions, split in zip(table["captions"].to_pylist(), table["split"].to_pylist(), strict=True):
+            yield from captions if split == "train" else ()

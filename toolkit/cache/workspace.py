@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cache.schema import MANIFEST, is_cache_file, listed_files
+from toolkit.cache.staging import DECODED
 from toolkit.errors import OutputError, RunError
 from toolkit.records import SPLITS
 from toolkit.runtime.files import beside
@@ -36,7 +37,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _is_built(name: str) -> bool:
-    name = _UNFINISHED.sub("", name)
+    name = _UNFINISHED.sub("", name).removeprefix(f"{DECODED}/")
     return is_cache_file(name) or _BUILD_FILES.fullmatch(name) is not None
 
 

@@ -50,7 +50,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
             say(
                 f"note: --eval-metric {options.eval_metric} has no effect, because {options.cache} has no validation images"
             )
-        options = options.resolved(cache.manifest["options"]["preset"])
+        options = options.resolved(cache.manifest["options"]["preset"], cache.manifest["options"]["decoder"])
         _check(options, cache)
     identity = run_identity(options, cache, ranks())
     with ExitStack() as held:

@@ -14,22 +14,24 @@ import threading
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from toolkit.cache.build import ShardBuilder, decoded_file
 from toolkit.cache.finalize import finish, leak_error, summary_of
 from toolkit.cache.freshness import content_options, is_current, models, source_fingerprint
 from toolkit.cache.index import data_name, pixels_key, read_index, shard_name
 from toolkit.cache.schema import MANIFEST, LabelSettings, Manifest, read_manifest
-from toolkit.cache.staging import Staged, stage
+from toolkit.cache.staging import DECODED, Staged, stage
 from toolkit.cache.uploads import Outbox
 from toolkit.cache.workspace import CACHE, building, foreign, interrupted, leftovers, mend, set_aside, swap, tidy
 from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import ImageSource, fetch_annotations, fetch_images
 from toolkit.errors import InputError, OutputError, ToolkitError
-from toolkit.models.processors import fetch_processors
+from toolkit.models.processors import fetch_image_processor, fetch_new_tokenizer, fetch_processors
 from toolkit.options import PreprocessOptions
-from toolkit.records import SPLITS, ImageRecord, Summary
+from toolkit.options.preprocess import NEW_DECODERS
+from toolkit.records import SPLITS, ImageRecord, SpecialTokens, Summary
 from toolkit.runtime.copies import with_copies
 from toolkit.runtime.engines import ENGINES
 from toolkit.runtime.files import beside
@@ -139,22 +141,13 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         annotations, staged = _read(options, partial)
         # Needed next, and a second long to import: meanwhile another process imports torch.
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
-        settings, tokens, vocab_size = fetch_processors(*models(options), options.preset, partial)
+        settings, tokenizer = _fetch_processors(options, partial)
         _check_positions(options)  # which may have been fetched just now
         transform = PixelTransform.from_processor_config(settings)
     except (ToolkitError, OSError):
         if fresh:
             clear(partial, CACHE)
         raise
-    tokenizer_file = partial / "tokenizer" / "tokenizer.json"
-    labels: LabelSettings = {
-        "start": tokens.start,
-        "eos": tokens.eos,
-        "pad": tokens.pad,
-        "vocab_size": vocab_size,
-        "max_length": options.max_length,
-        "tokenizer": hash_hex(tokenizer_file.read_bytes()),
-    }
     no_list = annotations.lists and "validation" not in annotations.lists | staged.splits
     draw_validation = bool(no_list and options.val_fraction > 0)
     if draw_validation:
@@ -162,26 +155,59 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
     fractions: list[float | str] = [options.seed, options.val_fraction, options.test_fraction, staged.own_splits]
     fractions += ["validation from train"] if draw_validation else []
     root = annotations.images.as_posix() if annotations.images is not None else None
-    common = json.dumps([root, pixels_key(transform), labels, fractions])
-    keys = [hash_hex(common, digest) for digest in staged.digests]
+
+    def keys(labels: LabelSettings | None) -> list[str]:
+        common = json.dumps([root, pixels_key(transform), labels, fractions])
+        return [hash_hex(common, digest) for digest in staged.digests]
+
     builder = ShardBuilder(
         directory=partial,
+        staged=partial,
         images=ImageSource.of(annotations.images) if annotations.images is not None else None,
         transform=transform,
-        tokenizer_file=tokenizer_file,
-        eos_token_id=tokens.eos,
-        max_length=options.max_length,
+        labels=None,
         seed=options.seed,
         val_fraction=options.val_fraction,
         test_fraction=options.test_fraction,
         own_splits=staged.own_splits,
         draw_validation=draw_validation,
-        known_directories=_reuse(options.out, place, partial, keys),
     )
-    decoded = _run(builder, keys, staged, options)
+    decoded = 0
+    if tokenizer is None:
+        by_content = draw_validation or not staged.own_splits
+        if by_content:
+            decoded += _run(replace(builder, directory=partial / DECODED), keys(None), staged, options, place)
+        tokenizer = fetch_new_tokenizer(partial, options.vocab_size, by_content)
+    labels = _label_settings(tokenizer, options.max_length, partial)
+    builder = replace(builder, labels=labels)
+    decoded += _run(builder, keys(labels), staged, options, place)
     manifest = finish(options, source, annotations, staged, builder, labels)
     swap(partial, place, options.out)
     return summary_of(manifest, options.out, f"{options.out}: done.", decoded)
+
+
+def _fetch_processors(
+    options: PreprocessOptions, partial: Path
+) -> tuple[dict[str, Any], tuple[SpecialTokens, int] | None]:
+    """The image processor's settings; and special tokens and size of the vocabulary, unless the tokenizer is still to be
+    trained."""
+    encoder, decoder = models(options)
+    if options.decoder in NEW_DECODERS:
+        return fetch_image_processor(encoder, partial), None
+    settings, tokens, vocab_size = fetch_processors(encoder, decoder, options.preset, partial)
+    return settings, (tokens, vocab_size)
+
+
+def _label_settings(tokenizer: tuple[SpecialTokens, int], max_length: int, partial: Path) -> LabelSettings:
+    tokens, vocab_size = tokenizer
+    return {
+        "start": tokens.start,
+        "eos": tokens.eos,
+        "pad": tokens.pad,
+        "vocab_size": vocab_size,
+        "max_length": max_length,
+        "tokenizer": hash_hex((partial / "tokenizer" / "tokenizer.json").read_bytes()),
+    }
 
 
 def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Staged]:
@@ -191,7 +217,8 @@ def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Sta
     annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
     if options.preset is None:
         for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
-            check_name(option, name)
+            if option == "--encoder" or options.decoder not in NEW_DECODERS:
+                check_name(option, name)
     _check_positions(options)
     _make_folders(partial)
     staged = stage(annotations, partial)
@@ -208,7 +235,8 @@ def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Sta
 def _check_positions(options: PreprocessOptions) -> None:
     """A decoder can't be trained on rows that are longer than it has positions for."""
     decoder = models(options)[1]
-    positions = positions_of(decoder) if options.preset is None else None
+    new = options.preset is not None or decoder in NEW_DECODERS  # which the options have checked
+    positions = None if new else positions_of(decoder)
     if positions is not None and options.max_length > positions:
         raise InputError(
             f"--max-length {options.max_length}: --decoder {decoder} has positions for {positions} tokens; use {positions} or less."
@@ -263,37 +291,44 @@ def _check_missing(options: PreprocessOptions, annotations: AnnotationSet, stage
         say(f"  missing images: {staged.missing} ({some})")
 
 
-def _reuse(out: Path, place: Path, partial: Path, keys: list[str]) -> tuple[Path, ...]:
+def _reuse(out: Path, place: Path, folder: Path, keys: list[str]) -> tuple[Path, ...]:
     """Takes over every finished shard with the right key; returns earlier caches that may hold pixels of others.
 
     An unfinished build with other keys (other options, other captions) is set aside: its shards may not be replaced
     while their pixels are read.
+
+    Args:
+        folder: of the shards: the unfinished cache, or `DECODED` in it.
     """
-    stale = beside(place, ".stale")
-    standing = {shard: info.key for shard, info, _ in read_index(partial)}
+    partial, stale = beside(place, ".partial"), beside(place, ".stale")
+    standing = {shard: info.key for shard, info, _ in read_index(folder)}
     if any(shard >= len(keys) or keys[shard] != key for shard, key in standing.items()):
         set_aside(out, place)
-        _make_folders(partial)
-        for name in ("records", "tokenizer", "image_processor"):
-            os.rename(stale / name, partial / name)
+        _make_folders(folder)
+        for name in ("records", "tokenizer", "image_processor", *([DECODED] if folder == partial else [])):
+            if (stale / name).exists():
+                os.rename(stale / name, partial / name)
         standing = {}
-    for path in (partial / "index").glob("*.arrow"):  # of shards that are not whole
+    for path in (folder / "index").glob("*.arrow"):  # of shards that are not whole
         if int(path.stem) not in standing:
             path.unlink()
-    earlier = (place,) if foreign(stale) else (stale, place)
-    known = tuple(directory for directory in earlier if (directory / "index").is_dir())
+    earlier = (partial / DECODED, place) if foreign(stale) else (partial / DECODED, stale, stale / DECODED, place)
+    known = tuple(directory for directory in earlier if directory != folder and (directory / "index").is_dir())
     for directory in known:
         for shard, info, _ in read_index(directory):
             if shard < len(keys) and shard not in standing and info.key == keys[shard]:
                 for split in info.files:
-                    link(directory / split / data_name(shard), partial / split / data_name(shard))
-                link(directory / "index" / shard_name(shard), partial / "index" / shard_name(shard))
+                    link(directory / split / data_name(shard), folder / split / data_name(shard))
+                link(directory / "index" / shard_name(shard), folder / "index" / shard_name(shard))
                 standing[shard] = info.key
     return known
 
 
-def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: PreprocessOptions) -> int:
+def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: PreprocessOptions, place: Path) -> int:
     """Builds the shards that do not stand yet; returns how many images were decoded for them."""
+    _make_folders(builder.directory)
+    builder = replace(builder, known_directories=_reuse(options.out, place, builder.directory, keys))
+    (builder.directory / "records").mkdir(exist_ok=True)
     folder = builder.directory / "index"
     rows = {shard_name(shard): count for shard, count in enumerate(staged.rows)}
 
@@ -305,7 +340,7 @@ def _run(builder: ShardBuilder, keys: list[str], staged: Staged, options: Prepro
         say(f"  {before} of {staged.images} images are already in finished shards")
     missing = [shard for shard in range(len(keys)) if not (folder / shard_name(shard)).exists()]
     tasks = [{"shard": shard, "key": keys[shard]} for shard in missing]
-    with Progress("preprocess", staged.images - before) as progress:
+    with Progress("preprocess" if builder.labels else "decode", staged.images - before) as progress:
         shared = (builder.directory, *([builder.images.root] if builder.images else []))
         resources = Resources(options.num_workers, options.ray_address, shared=shared)
         ENGINES[options.engine](builder, tasks, resources, progress, lambda: standing() - before)

@@ -49,13 +49,13 @@ def _small_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def key_of(encoder: str, decoder: str) -> str | None:
-    """A hash of all that decides what is read of two models; None if one of them is not on this machine."""
+def key_of(*models: str) -> str | None:
+    """A hash of all that decides what is read of these models; None if one of them is not on this machine."""
     digest = Hasher(__version__, file_hash(Path(pixels.__file__)))
     for library in ("transformers", "tokenizers", "pillow", "numpy", "torch"):
         digest.update(f"{library} {version(library)}\0")
     try:
-        for name in (encoder, decoder):
+        for name in models:
             folder = _model_folder(name)
             if folder is None:
                 return None
@@ -99,7 +99,7 @@ def keep(key: str, directory: Path, answer: dict[str, Any]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as temporary:
             entry = Path(temporary, key)
-            for name in FOLDERS:
+            for name in (name for name in FOLDERS if (directory / name).is_dir()):
                 shutil.copytree(directory / name, entry / name)
             (entry / ANSWER).write_text(json.dumps({"answer": answer, "files": _hashes(entry)}))
             os.rename(entry, place / key)

@@ -23,6 +23,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     GPT2Config,
+    GPT2LMHeadModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -31,7 +32,7 @@ from transformers import (
 from toolkit.errors import ModelError, is_bug
 from toolkit.models.freezing import freeze_unused
 from toolkit.models.lora import is_adapter, read_base, with_adapter
-from toolkit.models.presets import TINY_DECODER, TINY_ENCODER
+from toolkit.models.presets import NEW_DECODERS, TINY_DECODER, TINY_ENCODER
 from toolkit.models.special_tokens import settle_special_tokens
 from toolkit.records import SpecialTokens
 from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
@@ -85,7 +86,7 @@ def build_captioner(
 
     Args:
         vocab_size: tokens the tokenizer knows; the embeddings grow to it if need be.
-        seed: of whatever has no pretrained weights (all of the tiny preset; else the new cross-attention).
+        seed: of whatever has no pretrained weights (all of the tiny preset and of a decoder of `NEW_DECODERS`; else the cross-attention).
 
     Raises:
         ModelError: a part could not be loaded.
@@ -98,7 +99,8 @@ def build_captioner(
         model = VisionEncoderDecoderModel(config=config)
     else:
         # Not from_encoder_decoder_pretrained: it crashes on every GPT-2 whose config.json lacks `is_decoder`.
-        model = VisionEncoderDecoderModel(encoder=_load_encoder(encoder), decoder=_load_decoder(decoder))
+        language = new_decoder(decoder, vocab_size) if decoder in NEW_DECODERS else _load_decoder(decoder)
+        model = VisionEncoderDecoderModel(encoder=_load_encoder(encoder), decoder=language)
         if vocab_size > model.decoder.get_input_embeddings().weight.shape[0]:
             model.decoder.resize_token_embeddings(vocab_size)
             model.config.decoder.vocab_size = vocab_size
@@ -122,6 +124,12 @@ def _load_encoder(name: str) -> Any:
         return AutoModel.from_pretrained(name, dtype=torch.float32, **where)
 
     return _load("vision encoder", "--encoder", name, load, WAYS_OUT)
+
+
+def new_decoder(name: str, vocab_size: int) -> GPT2LMHeadModel:
+    """A decoder of `NEW_DECODERS`, with weights drawn from torch's generator."""
+    own = {"bos_token_id": None, "eos_token_id": None, "is_decoder": True, "add_cross_attention": True}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **own, **NEW_DECODERS[name]))
 
 
 def _load_decoder(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Small models from scratch: the tiny preset's sizes, image processor and tokenizer."""
+"""Small models from scratch: the tiny preset, the decoders with random weights, and the tokenizer trained for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toolkit.options.preprocess import NEW_DECODERS as POSITIONS
 from toolkit.options.preprocess import TINY_POSITIONS
 
 # The tiny preset: learns toolkit's own drawn scenes from scratch in minutes on two cores (tests/commands/test_demo.py).
@@ -24,6 +25,15 @@ TINY_DECODER = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
 
+# `preprocess --decoder NAME`: what a decoder with random weights has beside its vocabulary (docs/finetuning.md).
+NEW_DECODERS = {
+    "tiny": TINY_DECODER,
+    "small": {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": POSITIONS["small"], "initializer_range": 0.05},
+}
+# A token that is rarer in the train captions is not learnt well; its parts are.
+LEAST_OCCURRENCES = 10
+LARGEST_VOCABULARY = 16384
+
 
 def tiny_image_processor() -> Any:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -31,8 +41,12 @@ def tiny_image_processor() -> Any:
     return ViTImageProcessorPil(size={"height": TINY_IMAGE_SIZE, "width": TINY_IMAGE_SIZE})
 
 
-def train_tiny_tokenizer(captions: Any, vocab_size: int = TINY_VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the captions (an iterable of strings); deterministic for the same captions."""
+def train_tokenizer(captions: Any, vocab_size: int | None = TINY_VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the captions (an iterable of strings); deterministic for the same captions.
+
+    Args:
+        vocab_size: at most; None for as many tokens as have `LEAST_OCCURRENCES` in the captions.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     end = "<|endoftext|>"
@@ -40,7 +54,8 @@ def train_tiny_tokenizer(captions: Any, vocab_size: int = TINY_VOCAB_SIZE) -> Pr
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or LARGEST_VOCABULARY,
+        min_frequency=0 if vocab_size else LEAST_OCCURRENCES,
         special_tokens=[end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

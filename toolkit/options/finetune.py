@@ -17,10 +17,11 @@ from toolkit.options.fields import (
     option,
 )
 from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
+from toolkit.options.preprocess import NEW_DECODERS
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
-# handful of templates: there the loss decides.
+# handful of templates: there the loss decides. "new decoder" is one with random weights beside a pretrained encoder.
 TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
     None: {
         "epochs": 3.0,
@@ -38,6 +39,14 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "captions_per_image": "2",
         "eval_metric": "loss",
     },
+    "new decoder": {
+        "epochs": 5.0,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "warmup_ratio": 0.06,
+        "captions_per_image": "all",
+        "eval_metric": "cider",
+    },
 }
 
 # Low-rank updates start at zero and want a higher one: at 5e-5 they hardly move (docs/finetuning.md).
@@ -54,16 +63,20 @@ class FinetuneOptions(Options):
 
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
-    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8]")
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8; new decoder: 5]")
     max_steps: int = option(-1, "Stop after this many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(
-        None, "Images per step and process, with their captions. [default: 8; tiny preset: 32]"
+        None, "Images per step and process, with their captions. [default: 8; tiny preset, new decoder: 32]"
     )
     eval_batch_size: int = option(32, "Images per batch in evaluation.")
-    lr: float | None = option(None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3]")
+    lr: float | None = option(
+        None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3; new decoder: 1e-3]"
+    )
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
-    warmup_ratio: float | None = option(None, "The same, as a share of all updates. [default: 0; tiny preset: 0.06]")
+    warmup_ratio: float | None = option(
+        None, "The same, as a share of all updates. [default: 0; tiny preset, new decoder: 0.06]"
+    )
     gradient_accumulation_steps: int = option(1, "Batches per update.")
     precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
     captions_per_image: str | None = option(
@@ -147,8 +160,9 @@ class FinetuneOptions(Options):
         """Or but its last layers."""
         return self.freeze_encoder or self.cache_features or self.unfreeze_last is not None
 
-    def resolved(self, preset: str | None) -> FinetuneOptions:
-        """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset."""
+    def resolved(self, preset: str | None, decoder: str | None = None) -> FinetuneOptions:
+        """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset, or this decoder."""
+        preset = preset or ("new decoder" if decoder in NEW_DECODERS else None)
         preset = preset if self.init_from is None else None  # which is not from random weights any more
         known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
         if self.lora_rank is not None and preset is None and self.lr is None:

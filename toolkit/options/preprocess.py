@@ -34,6 +34,9 @@ FORMATS = (
 DEFAULT_ENCODER = "google/vit-base-patch16-224"
 DEFAULT_DECODER = "gpt2"
 TINY_POSITIONS = 64  # tokens that the tiny preset's decoder has positions for
+# Decoders with random weights, by the reserved words of --decoder, with the tokens that each has positions for.
+NEW_DECODERS = {"tiny": TINY_POSITIONS, "small": 128}
+BYTE_TOKENS = 257  # of a byte-level tokenizer before it has learnt anything: the bytes, and the end of text
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,12 @@ class PreprocessOptions(Options):
     )
     decoder: str | None = option(
         None,
-        f"Text decoder: hub name or local folder. Its tokenizer makes the labels. [default: {DEFAULT_DECODER}]",
+        "Text decoder: hub name or local folder, whose tokenizer makes the labels; or small or tiny: a GPT-2 with random "
+        f"weights, and a tokenizer trained on the train captions. [default: {DEFAULT_DECODER}]",
         path=True,
+    )
+    vocab_size: int | None = option(
+        None, "With --decoder small or tiny: tokens of the trained tokenizer. [default: by the train captions]"
     )
     preset: str | None = option(
         None, "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded."
@@ -107,6 +114,13 @@ class PreprocessOptions(Options):
         for name in ("encoder", "decoder"):
             check(self.preset is None or getattr(self, name) is None, name, getattr(self, name),
                   f"--preset {self.preset} has its own; leave one of the two out")  # fmt: skip
+        new = self.decoder in NEW_DECODERS
+        check(new or self.vocab_size is None, "vocab_size", self.vocab_size,
+              "only applies with --decoder small or tiny; add that")  # fmt: skip
+        check_at_least(self, BYTE_TOKENS, "vocab_size")
+        positions = NEW_DECODERS[self.decoder] if self.decoder is not None and new else self.max_length
+        check(self.max_length <= positions, "max_length", self.max_length,
+              f"--decoder {self.decoder} has positions for {positions} tokens; use that or less")  # fmt: skip
         check(self.preset is None or self.max_length <= TINY_POSITIONS, "max_length", self.max_length,
               f"the decoder of --preset {self.preset} has positions for {TINY_POSITIONS} tokens; use that or less")  # fmt: skip
         check_engine(self)

@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit import __version__
 from toolkit.options.finetune import SCORES
+from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.reports.html import _templates
 
 
@@ -22,7 +23,13 @@ def _card_metadata(manifest: dict[str, Any], options: dict[str, Any], summary: d
     from huggingface_hub import EvalResult, ModelCardData
 
     made, start = manifest["options"], options.get("init_from")
-    parts = [start] if start else [] if made["preset"] else [made["encoder"], made["decoder"]]
+    parts = (
+        [start]
+        if start
+        else []
+        if made["preset"]
+        else [made["encoder"], *([] if made["decoder"] in NEW_DECODERS else [made["decoder"]])]
+    )
     results = [
         EvalResult(
             task_type="image-to-text",

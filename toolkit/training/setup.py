@@ -20,6 +20,7 @@ from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
 from toolkit.models.special_tokens import first_position, generation_config
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
+from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 from toolkit.training.callbacks import CaptionMetrics, TrainingLog
@@ -139,7 +140,8 @@ def _checked_model(
         collator = CaptionCollator(tokens, first_position(model.decoder))
         train_set = CaptionDataset(cache["train"], _captions(options), options.seed)
         batch = collator([train_set[i] for i in range(min(2, len(train_set)))])
-        untrained = _from_scratch(options, cache) and not again
+        made = cache.manifest["options"]
+        untrained = bool(made["preset"] or made["decoder"] in NEW_DECODERS) and options.init_from is None and not again
         loss = check_training(model, batch, processors.normalizer, tokens, untrained)
     say(f"self-check passed: loss {loss:.3f} nats a token before training")
     return model, collator

@@ -16,6 +16,7 @@ from toolkit.models.loading import build_captioner, load_image_processor, load_m
 from toolkit.models.lora import add_lora
 from toolkit.models.special_tokens import settle_special_tokens
 from toolkit.options import FinetuneOptions
+from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 
@@ -52,7 +53,9 @@ def finished_model(name: str, tokens: SpecialTokens) -> Any:
 
 def _check_words(made: dict[str, Any], vocabulary: int) -> None:
     """LoRA leaves the embeddings as they are; tokens that the tokenizer alone knows would stay random."""
-    if made["preset"]:
+    if made["decoder"] in NEW_DECODERS:
+        say(f"note: the weights of --decoder {made['decoder']} are random, and LoRA leaves most of them as they are")
+    elif made["preset"]:
         say(f"note: the weights of preset {made['preset']} are random, and LoRA leaves most of them as they are")
     elif AutoConfig.from_pretrained(made["decoder"], local_files_only=True).vocab_size < vocabulary:
         raise ModelError(
@@ -71,7 +74,7 @@ def base_of(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens) -> di
     return {
         "init_from": place(options.init_from),
         "encoder": place(made["encoder"]),
-        "decoder": place(made["decoder"]),
+        "decoder": made["decoder"] if made["decoder"] in NEW_DECODERS else place(made["decoder"]),
         "preset": made["preset"],
         "seed": options.seed,
         "vocab_size": cache.manifest["labels"]["vocab_size"],
