@@ -43,6 +43,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "epochs": 5.0,
         "batch_size": 32,
         "lr": 1e-3,
+        "encoder_lr": 5e-5,
         "warmup_ratio": 0.06,
         "captions_per_image": "all",
         "eval_metric": "cider",
@@ -55,6 +56,10 @@ LORA_LR = 5e-4
 
 SCORES = ("cider", "bleu_4", "rouge_l")  # on validation: each may say which checkpoint is the best
 BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 1 is greedy decoding."}
+# Those of Trainer's that need no more settings than a rate and a warm-up.
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class FinetuneOptions(Options):
     lr: float | None = option(
         None, "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3; new decoder: 1e-3]"
     )
+    encoder_lr: float | None = option(
+        None, "Peak learning rate of the encoder's weights. [default: as --lr; new decoder: 5e-5]"
+    )
+    lr_scheduler_type: str = option("linear", f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}.")
+    decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
     warmup_ratio: float | None = option(
@@ -124,7 +134,7 @@ class FinetuneOptions(Options):
     def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps")
-        check_at_least(self, 0, "epochs", "lr", "weight_decay", "warmup_steps", "num_workers")
+        check_at_least(self, 0, "epochs", "lr", "encoder_lr", "weight_decay", "warmup_steps", "num_workers")
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
@@ -134,6 +144,12 @@ class FinetuneOptions(Options):
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))
         frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
+        check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        check(self.decoder_dropout is None or 0 <= self.decoder_dropout < 1, "decoder_dropout", self.decoder_dropout,
+              "must be at least 0 and below 1")  # fmt: skip
+        fixed = frozen or ("--lora-targets decoder" if self.lora_targets == "decoder" else None)
+        check(not fixed or self.encoder_lr is None, "encoder_lr", self.encoder_lr,
+              f"{fixed} leaves the encoder as it is; leave one of the two out")  # fmt: skip
         check(not (frozen and self.unfreeze_last), "unfreeze_last", self.unfreeze_last,
               f"{frozen} freezes all of the encoder; leave one of the two out")  # fmt: skip
         check(self.lora_rank is None or self.unfreeze_last is None, "unfreeze_last", self.unfreeze_last,
@@ -167,6 +183,8 @@ class FinetuneOptions(Options):
         known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
         if self.lora_rank is not None and preset is None and self.lr is None:
             known["lr"] = LORA_LR
+        if self.freeze_encoder or self.cache_features or self.lora_rank is not None:
+            known.pop("encoder_lr", None)
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)
         return replace(self, **known)

@@ -116,6 +116,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         compute_metrics=metrics,
         normalizer=processors.normalizer,
         generation={"generation_config": generation},
+        encoder_lr=options.encoder_lr,
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
@@ -198,6 +199,7 @@ def trainer_arguments(
         per_device_eval_batch_size=options.eval_batch_size,
         learning_rate=options.lr,
         weight_decay=options.weight_decay,
+        lr_scheduler_type=options.lr_scheduler_type,
         warmup_steps=warmup,  # below 1 it is a share
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         use_cpu=device == "cpu",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, VisionEncoderDecoderModel
 
 from toolkit.cache.schema import Cache
@@ -35,6 +36,8 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
         model = build_captioner(made["encoder"], made["decoder"], made["preset"], vocabulary, tokens, options.seed)
         if made["preset"] and options.trains_no_encoder:
             say(f"note: the encoder of preset {made['preset']} has random weights, and keeps them if it is frozen")
+    if options.decoder_dropout is not None:
+        set_dropout(model.decoder, options.decoder_dropout)
     if options.trains_no_encoder:
         freeze_encoder(model.encoder, options.unfreeze_last or 0)
     if options.lora_rank is not None:
@@ -42,6 +45,19 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
             _check_words(made, cache.manifest["labels"]["vocab_size"])
         model = add_lora(model, options.lora_rank, options.lora_targets, options.init_from is not None)
     return model.train()
+
+
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+def set_dropout(decoder: Any, share: float) -> None:
+    """The same dropout everywhere in a decoder, and in its config under the names that it has there."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+    for name in DROPOUTS:
+        if hasattr(decoder.config, name):
+            setattr(decoder.config, name, share)
 
 
 def finished_model(name: str, tokens: SpecialTokens) -> Any:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.captioning.generate import decode, is_supported, release
 from toolkit.errors import RunError
-from toolkit.models.lora import is_adapted, load_adapter_weights
+from toolkit.models.lora import is_adapted, load_adapter_weights, plain_model
 from toolkit.models.precision import PixelNormalizer
 from toolkit.runtime.ending import allowing
 from toolkit.runtime.progress import say
@@ -39,6 +39,7 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     Args:
         sorted_together: how many batches `LengthGroupedSampler` sorts at a time.
+        encoder_lr: peak learning rate of the encoder's weights; None for that of all others.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class CaptionTrainer(Seq2SeqTrainer):
         normalizer: PixelNormalizer,
         generation: dict[str, Any],
         sorted_together: int = LengthGroupedSampler.WINDOW,
+        encoder_lr: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.encoder_lr = encoder_lr
         super().__init__(*args, **kwargs)
         # Trainer deletes older checkpoints before the new one is whole, and the last one at the end.
         self.checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
@@ -100,6 +103,19 @@ class CaptionTrainer(Seq2SeqTrainer):
         elif inputs["pixel_values"].dtype == torch.uint8:
             inputs["pixel_values"] = self.normalizer(inputs["pixel_values"])
         return inputs
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's, with groups of their own for the encoder's weights if they have a rate of their own."""
+        if self.optimizer is not None or self.encoder_lr is None:
+            return super().create_optimizer(*args, **kwargs)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        encoder = {id(weight) for weight in plain_model(self.model).encoder.parameters()}
+        for group in list(optimizer.param_groups):
+            theirs = [weight for weight in group["params"] if id(weight) in encoder]
+            if theirs:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in encoder]
+                optimizer.add_param_group({**group, "params": theirs, "lr": self.encoder_lr})
+        return optimizer
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
