@@ -2,17 +2,19 @@
 
     python scripts/bench_train.py                                   # ViT-B/16 + GPT-2 sizes, random weights, 2 CPU cores
     python scripts/bench_train.py --device cuda --batch-size 64 --steps 40
+    python scripts/bench_train.py --ways notebook,full-fp32,full-bf16,frozen-fp32,frozen-bf16
     python scripts/bench_train.py --size tiny --rounds 1            # does it run?
     python scripts/bench_train.py --padding                         # how much of a batch is padding, by counting
 
-Five captions an image, of the lengths that Flickr8k's have (13.6 tokens on average, EOS included), fp32 on a CPU and the
-toolkit's own choice on a GPU. Each way is a process of its own; rounds of all ways take turns, so that whatever else the
+Five captions an image, of the lengths that Flickr8k's have (13.6 tokens on average, EOS included), the notebook's way in
+fp32 on a CPU, and the toolkit's in what --precision auto is there. Each way is a process of its own; rounds of all ways take turns, so that whatever else the
 machine does falls on each; figures are medians over rounds.
 
 - notebook: scripts/notebook_baseline.py: a row per caption, the JPEG decoded each time, 8 captions a step padded to 50,
   stock Seq2SeqTrainer.
 - full: `toolkit finetune`; 8 images a step with all their captions.
 - frozen: the same with `--freeze-encoder --cache-features`.
+- full-fp32, full-bf16, frozen-fp32, frozen-bf16: with this `--precision`; without a name it is auto.
 
 The first step is not timed. "of the limit": FLOPs of a step by count (torch.utils.flop_counter), padding included, over
 its time, as a share of the rate of a large matrix product on the same device and in the same precision; on a GPU that is
@@ -32,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +224,14 @@ def matmul_rate(size: str) -> float:
     """FLOP/s of a product of matrices as large as the model's, in the precision that it is trained in."""
     import torch
 
-    from toolkit.models.precision import pick_dtype
+    from toolkit.models.precision import DTYPES, resolve_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=pick_dtype("auto", device)) for _ in range(2))
+    a, b = (
+        torch.randn(n, n, device=device, dtype=DTYPES[resolve_precision("auto", device, training=True)])
+        for _ in range(2)
+    )
     best = float("inf")
     for _ in range(8):
         started = time.perf_counter()
@@ -242,12 +248,12 @@ def run(way: str, folder: Path, arguments: argparse.Namespace) -> dict[str, floa
     import torch
 
     rate = matmul_rate(arguments.size)
-    if way == "notebook":
+    name, _, precision = way.partition("-")
+    if name == "notebook":
         figures = notebook(folder, arguments)
     else:
-        figures = toolkit(
-            folder, arguments, **({"freeze_encoder": True, "cache_features": True} if way == "frozen" else {})
-        )
+        cached = {"freeze_encoder": True, "cache_features": True} if name == "frozen" else {}
+        figures = toolkit(folder, arguments, precision=precision or "auto", **cached)
     rate = max(rate, matmul_rate(arguments.size))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
@@ -265,6 +271,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each way in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--neighbours", type=int, default=0, help="processes that keep a core busy each meanwhile")
     parser.add_argument("--padding", action="store_true", help="count padding, and nothing else")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the one way of a child process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -281,8 +288,10 @@ def main() -> None:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     ways = arguments.ways.split(",")
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         make_data(Path(folder), arguments.images, arguments.size)
+        for _ in range(arguments.neighbours):
+            stack.callback(subprocess.Popen([sys.executable, "-c", "while True: pass"]).kill)
         for _ in range(arguments.rounds):
             for way in ways:
                 command = [sys.executable, __file__, *sys.argv[1:], "--run", way, "--folder", folder]

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")  # --precision auto means the same on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that a second thread only gets in the way
 
 

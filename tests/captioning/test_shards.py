@@ -101,7 +101,7 @@ def test_another_model_on_a_node(tmp_path: Path, model_dir: Path) -> None:
     function = ShardCaptioner(tmp_path, options, Fingerprint("2:other weights", ""), 1)
     with pytest.raises(
         RunError,
-        match=r"--model .*: a node of the cluster has other weights, another precision \(torch.float32 there\)",
+        match=r"--model .*: a node of the cluster has other weights, another precision \(fp32 there\)",
     ):
         function({"shard": 0})
     assert not list(tmp_path.glob("*.jsonl"))

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.errors import InputError
+from toolkit.models import precision
 from toolkit.models.freezing import freeze_encoder
 from toolkit.models.loading import build_captioner
 from toolkit.models.lora import add_lora, plain_model
-from toolkit.models.precision import pick_dtype
+from toolkit.models.precision import pick_device, resolve_precision
 from toolkit.options import FinetuneOptions
 from toolkit.records import SpecialTokens
+from toolkit.training import run_folder
 from toolkit.training.setup import trainer_arguments
 
 TOKENS = SpecialTokens(0, 0, 0)
@@ -113,15 +115,79 @@ def test_compiled_for_real(
     assert difference(compiled, plain[0]) < 1e-2
 
 
-def test_what_auto_means(three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
+def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
-        assert pick_dtype("auto", cuda) is (torch.bfloat16 if has else torch.float32)
-    assert pick_dtype("auto", torch.device("cpu")) is torch.float32
-    options = FinetuneOptions(output_dir=tmp_path, gradient_checkpointing=True).resolved(None)
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda has=has: has)
+        assert resolve_precision("auto", cuda) == resolve_precision("auto", cuda, True) == ("bf16" if has else "fp32")
+        assert resolve_precision("auto", cpu) == "fp32"
+        assert resolve_precision("auto", cpu, training=True) == ("bf16" if has else "fp32")
+    assert resolve_precision("int8", cpu) == "int8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "has"),
+    [
+        ("fpu avx512f avx512_bf16", None, True),
+        ("fpu avx512f avx512_bf16", "ALL", True),
+        ("fpu avx512f avx512_bf16", "avx512_core_bf16", True),
+        ("fpu avx512f avx512_bf16", "AVX512_CORE_VNNI", False),
+        ("fpu avx512f avx512_bf16", "avx2", False),
+        ("fpu avx512f avx512_vnni", None, False),
+        ("fpu amx_tile amx_bf16", None, True),
+        ("fp asimd bf16", None, True),
+        ("fp asimd", None, False),
+    ],
+)
+def test_bf16_in_hardware(monkeypatch: pytest.MonkeyPatch, flags: str, limit: str | None, has: bool) -> None:
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if limit else ():
+        with monkeypatch.context() as within:
+            within.setenv(variable, limit or "")
+            assert precision.cpu_has_bf16() is has
+    if limit is None:
+        assert precision.cpu_has_bf16() is has
+
+
+def test_training_arguments(three_updates: Callable[..., None], tmp_path: Path) -> None:
+    options = FinetuneOptions(output_dir=tmp_path, gradient_checkpointing=True, precision="fp32").resolved(None)
     arguments = trainer_arguments(options, tmp_path, 4, torch.nn.Linear(1, 1))
     assert (arguments.optim, arguments.activation_checkpointing) == ("adamw_torch_fused", True)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--precision fp16: training needs a GPU; use auto"):
             run(three_updates, tmp_path / "fp16", precision="fp16")
+
+
+def test_a_run_keeps_its_precision(
+    three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto stood for when a run began holds until its end, on whatever machine it goes on."""
+    monkeypatch.setattr(run_folder, "resolve_precision", lambda *_, training=False: "bf16")
+    begun, _ = run(three_updates, tmp_path / "model")
+    file = tmp_path / "model" / "options.json"
+    assert json.loads(file.read_text())["precision"] == "bf16"
+    assert "| computed in | bf16 (auto: there is hardware for it) |" in (tmp_path / "model" / "README.md").read_text()
+    explicit, _ = run(three_updates, tmp_path / "explicit", precision="bf16")
+    assert difference(begun, explicit) == 0
+    monkeypatch.setattr(run_folder, "resolve_precision", lambda *_, training=False: "fp32")
+    three_updates(tmp_path / "model", max_steps=6)
+    kept = json.loads(file.read_text())
+    assert (kept["precision"], kept["options"]["precision"]) == ("bf16", "auto")
+
+
+def test_an_older_run_goes_on_in_fp32(
+    three_updates: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that wrote no precision down took fp32 on a CPU, whatever it has."""
+    three_updates(tmp_path / "model")
+    file = tmp_path / "model" / "options.json"
+    written = json.loads(file.read_text())
+    del written["precision"]
+    file.write_text(json.dumps(written))
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    identity = run_folder.read_run(tmp_path / "model")
+    assert identity is not None
+    assert identity.computes_in == resolve_precision("auto", pick_device("auto"))

@@ -20,7 +20,8 @@ from torch import nn
 from toolkit.captioning.generate import decode, settled
 from toolkit.data.images import read_image
 from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
-from toolkit.errors import ImageError, InputError, RunError
+from toolkit.errors import ImageError, InputError, ModelError, RunError
+from toolkit.models.freezing import hash_weights
 from toolkit.models.loading import (
     CAPTIONERS,
     OURS,
@@ -29,11 +30,12 @@ from toolkit.models.loading import (
     load_tokenizer,
     silence_transformers,
 )
-from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
+from toolkit.models.packed import PRECISIONS, pack_linears, why_not_int8
+from toolkit.models.precision import DTYPES, PixelNormalizer, cpu_has_bf16, pick_device, resolve_precision
 from toolkit.models.special_tokens import settle_generation
 from toolkit.options import GenerationOptions
 from toolkit.records import CaptionResult
-from toolkit.runtime.hashing import hash_hex
+from toolkit.runtime.hashing import Hasher, hash_hex
 from toolkit.runtime.progress import say
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -62,6 +64,8 @@ class Captioner:
     Attributes:
         model: one of `CAPTIONERS`.
         transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
+        precision: "fp32", "bf16", "fp16" or "int8".
+        loaded: the hash of the weights as they were loaded, where packing has rounded them since.
     """
 
     model: Any
@@ -69,6 +73,12 @@ class Captioner:
     image_processor: Any
     transform: PixelTransform | ProcessorTransform
     normalizer: nn.Module
+    precision: str = "fp32"
+    loaded: Hasher | None = None
+
+    def hash_weights(self) -> Hasher:
+        """A running hash of the weights as they were loaded."""
+        return self.loaded.copy() if self.loaded is not None else hash_weights(self.model.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -226,5 +236,32 @@ def load_captioner(name: str | Path = "model", device: str = "auto", precision: 
         settle_generation(model)
     normalizer = PixelNormalizer(transform) if isinstance(transform, PixelTransform) else nn.Identity()
     where = pick_device(device)
-    model.to(device=where, dtype=pick_dtype(precision, where)).eval()
-    return Captioner(model, tokenizer, processor, transform, normalizer.to(where))
+    precision = resolve_precision(precision, where)
+    loaded = None
+    if where.type == "cpu" and precision in PRECISIONS and model.config.model_type == OURS:
+        reason = why_not_int8() if precision == "int8" else None
+        if reason:
+            raise ModelError(f"--precision int8: {reason}; use bf16 or fp32.")
+        if precision == "bf16" and not cpu_has_bf16():
+            say("--precision bf16: this processor has no bf16 arithmetic and emulates it, slower than fp32")
+        loaded = hash_weights(model.state_dict())
+        pack_linears(model, precision)
+    elif precision == "int8":
+        raise ModelError(
+            f"--precision int8: only for a VisionEncoderDecoderModel on a CPU, not {model.config.model_type} on {where}; use bf16."
+        )
+    else:
+        model.to(device=where, dtype=DTYPES[precision])
+    return Captioner(model.eval(), tokenizer, processor, transform, normalizer.to(where), precision, loaded)
+
+
+def faster_precision(captioner: Captioner) -> str | None:
+    """What to say where this processor has faster arithmetic than what the captioner uses; None where it has none."""
+    if captioner.precision != "fp32" or captioner.device.type != "cpu" or captioner.model.config.model_type != OURS:
+        return None
+    if not cpu_has_bf16():
+        return None
+    return (
+        "captioning in fp32, which gives the same captions on every machine; --precision bf16 and --precision int8 are "
+        "faster on this processor (`toolkit inspect MODEL --precision int8` says how much, and which captions change)"
+    )

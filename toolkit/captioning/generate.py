@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
+from toolkit.models.packed import packing
 from toolkit.models.special_tokens import generation_config
 from toolkit.models.twins import forget_twins, turn
 from toolkit.options import GenerationOptions
@@ -111,7 +112,10 @@ def decode(
         with turn(model):
             twin = prepared(model)
             if features is None:
-                features = twin.encoder(pixel_values=pixels).last_hidden_state
+                assert pixels is not None
+                # In int8 two images at a time: what lies between the layers stays in the processor's cache.
+                parts = pixels.split(2 if packing(twin.encoder).startswith("int8") else len(pixels))
+                features = torch.cat([twin.encoder(pixel_values=part).last_hidden_state for part in parts])
             return _engine(twin, config, len(features)).run(features, seeds)
 
 

@@ -25,7 +25,7 @@ from toolkit.data.images import PASSING, read_image
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError
-from toolkit.models.freezing import hash_weights
+from toolkit.models.packed import packing
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.fields import to_json
 from toolkit.records import CaptionResult
@@ -124,20 +124,20 @@ FORMER_OPTIONS = (
 def model_fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
     """All that decides a caption besides the image: weights and architecture, precision, tokenizer, image processor, the
     settings of decoding with what the model's own add to them, the seed of --sample, and the version of decoding."""
-    weights = hash_weights(captioner.model.state_dict())
-    dtype = str(captioner.model.dtype)
+    weights = captioner.hash_weights()
+    precision = packing(captioner.model) or str(captioner.model.dtype)
     given = {name: value for name, value in to_json(options).items() if name in FORMER_OPTIONS}
     parts = {
         "weights": weights.hex(),
         "architecture": _plain(captioner.model.config.to_diff_dict()),
-        "precision": dtype,
+        "precision": precision,
         "tokenizer": _tokenizer(captioner.tokenizer),
         "image_processor": _processor(captioner),
         "decoding": _plain(settled(captioner.model, options).to_diff_dict()),
         "seed": options.seed if options.sample else None,
     }
     now = f"{DECODING_VERSION}:{hash_hex(json.dumps(parts, sort_keys=True, default=str))}"
-    weights.update(json.dumps([FORMER_VERSION, given, dtype], sort_keys=True))
+    weights.update(json.dumps([FORMER_VERSION, given, precision], sort_keys=True))
     return Fingerprint(now, weights.hex())
 
 

@@ -58,7 +58,7 @@ class ShardCaptioner:
         if model_fingerprint(captioner, self.options.generation) != self.fingerprint:
             raise RunError(
                 f"--model {self.options.model}: a node of the cluster has other weights, another precision "
-                f"({captioner.model.dtype} there) or another version of toolkit than the machine where the command runs; set "
+                f"({captioner.precision} there) or another version of toolkit than the machine where the command runs; set "
                 "--precision, and use a model folder that all nodes share."
             )
         return captioner

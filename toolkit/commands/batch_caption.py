@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.cache.uploads import Outbox
 from toolkit.captioning.attention import Attention
-from toolkit.captioning.captioner import Captioner, load_captioner
+from toolkit.captioning.captioner import Captioner, faster_precision, load_captioner
 from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
@@ -151,7 +151,11 @@ class _Run:
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
             say(describe_settings(self.captioner.model, options.generation))
+            faster = faster_precision(self.captioner) if options.precision == "auto" else None
+            if faster:
+                say(faster)
         if options.engine != "local" and todo:
+            options = replace(options, precision=self.captioner.precision)  # decided here, once for all nodes
             new, self.lost = caption_in_shards(options, todo, journal, shards)
             return new
         new = 0

@@ -12,7 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from toolkit.cache.schema import Cache, open_cache
 from toolkit.cache.uploads import fetch_cache
 from toolkit.errors import InputError, RunError
-from toolkit.models.precision import pick_device
+from toolkit.models.precision import describe_precision, pick_device
 from toolkit.options import FinetuneOptions
 from toolkit.records import Summary
 from toolkit.reports.finished_run import save_evaluation, save_trained
@@ -60,6 +60,9 @@ def _finetune(options: FinetuneOptions) -> Summary:
             values = {name: value for name, value in (plan.summary or {}).items() if name != "files"}
             summary = Summary(f"{options.output_dir}: finished already, nothing to do.", values)
         else:
+            if plan.task != "evaluate":
+                say(f"training in {describe_precision(options.precision, plan.precision)}")
+            options = replace(options, precision=plan.precision)
             summary = _carry_out(prepare(options, cache, identity, plan))
     return replace(summary, said_elsewhere=rank() > 0)
 

@@ -55,6 +55,10 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         options = replace(options, path=living)
         path = living
     annotated = options.format != "auto" or not path.is_dir()
+    if options.precision is not None and not (path / "config.json").is_file():
+        raise InputError(
+            f"--precision {options.precision}: only applies to a model, which {path} is not; leave it out."
+        )
     if not annotated and (path / MANIFEST).is_file():
         Columns.of(options).refuse(f"{path} is a cache, whose columns are known")
         check_unused(
@@ -70,9 +74,14 @@ def _inspect(options: InspectOptions, page: Output | None) -> Summary:
         return _summary(page, values, sheet, exit_code=3 if lost else 0)
     kind = "model" if model else "run"
     Columns.of(options).refuse(f"only applies to images with captions, but {path} is a {kind}")
-    names = ("sheet", "split", "decoder", "images", "near_duplicates", "num_workers")
+    names: tuple[str, ...] = ("sheet", "split", "decoder", "near_duplicates", "num_workers")
+    names += () if options.precision is not None else ("images",)
     check_unused(options, names, f"only applies to images with captions, but {path} is a {kind}; leave it out")
     values = {"kind": kind, "path": f"{path}", **(model_facts(path) if model else {})}
+    if options.precision is not None:
+        from toolkit.reports.facts.precisions import precision_facts  # imports torch
+
+        values["precision"] = precision_facts(path, options.precision, options.images)
     values |= {"run": run_facts(path) if run else None, "bytes": bytes_below(path)}
     return _summary(None, values, None)
 

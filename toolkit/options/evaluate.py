@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.options.fields import (
-    PRECISIONS,
+    CAPTION_PRECISIONS,
     Options,
     check,
     check_at_least,
@@ -85,14 +85,14 @@ class EvaluateOptions(Options):
         GenerationOptions(), BEAM_SEARCH, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
     )
     device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
-    precision: str = option("auto", "With --model: auto, fp32, bf16 or fp16.")
+    precision: str = option("auto", "With --model: auto, fp32, bf16, fp16 or int8, as in batch-caption.")
 
     def validate(self) -> None:
         check_split_map(self)
         check_choice("split", self.split, ("train", "validation", "test", "all"))
         check_choice("missing", self.missing, ("skip", "empty"))
         check_choice("format", self.format, FORMATS)
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check_at_least(self, 1, "resamples", "batch_size")
         check_seed(self)
         check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,

@@ -13,6 +13,7 @@ from toolkit.errors import InputError, UnusedOption
 
 ENGINES = ("local", "ray")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CAPTION_PRECISIONS = (*PRECISIONS, "int8")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:

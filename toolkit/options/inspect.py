@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.options.fields import (
+    CAPTION_PRECISIONS,
     Options,
     check,
     check_at_least,
@@ -60,12 +61,18 @@ class InspectOptions(Options):
         None, "Also write a page with a sample of images and captions: one HTML file.", output=True
     )
     overwrite: bool = option(False, "Let --sheet replace a file that inspect did not write.", flag=True)
+    precision: str | None = option(
+        None,
+        "For a model: caption a sample in fp32 and in this precision, bf16, fp16 or int8, and compare. The sample is of "
+        "--images, else of the validation images that the model was chosen by.",
+    )
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
 
     def validate(self) -> None:
         check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_at_least(self, 1, "num_workers")
+        check_choice("precision", self.precision or "bf16", CAPTION_PRECISIONS[2:])
         check_choice("split", self.split or "train", ("train", "validation", "test"))
         near = self.near_duplicates
         check(near in ("on", "off") or (near.isdigit() and int(near) <= 16), "near_duplicates", near,

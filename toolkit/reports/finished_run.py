@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.models.loading import save_captioner
 from toolkit.models.lora import is_adapted, merged, save_base
+from toolkit.models.precision import describe_precision
 from toolkit.records import Summary
 from toolkit.reports.model_card import write_model_card
 from toolkit.reports.training_report import write_training_report
@@ -62,7 +63,8 @@ def _finish(run: TrainingRun, write: Callable[[Path], None], values: RunSummary,
         write(unfinished)
         card = {"options": run.identity.options, "manifest": run.cache.manifest, "summary": values}
         samples = log.samples(run.cache)
-        write_model_card(unfinished / "README.md", **card, samples=samples)
+        precision = describe_precision(run.identity.options["precision"], plan.precision)
+        write_model_card(unfinished / "README.md", **card, precision=precision, samples=samples)
         write_training_report(unfinished / "report.html", **card, rows=log.rows(), samples=samples)
         names = sorted(path.name for path in unfinished.iterdir())
         for name in names:

@@ -26,6 +26,11 @@ class Hasher:
             while part := file.read(1 << 20):
                 self.update(part)
 
+    def copy(self) -> Hasher:
+        other = Hasher()
+        other._digest = self._digest.copy()
+        return other
+
     def hex(self) -> str:
         return self._digest.hexdigest()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.cache.schema import MANIFEST, Cache
 from toolkit.errors import OutputError
+from toolkit.models.precision import pick_device, resolve_precision
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.options.generation import BEAM_SEARCH
@@ -52,12 +53,14 @@ class Plan:
             "extend" a finished run by more epochs or steps; "evaluate" a finished run with other generation options.
         place: the folder of the finished model, links resolved.
         fresh: what is in `partial` is deleted first.
+        precision: what the run computes in; of a run that goes on, what it began with.
         summary: of the finished run.
         extended: how long the run was before it was extended, each time.
     """
 
     task: str
     place: Path
+    precision: str
     fresh: bool = False
     summary: RunSummary | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
@@ -75,6 +78,7 @@ class RunIdentity:
     Attributes:
         cache: the fingerprint of the rows of each split.
         ranks: how many processes train.
+        precision: what `--precision auto` stood for when the run began; None of runs before it was written down.
         extended: as in `Plan`.
         preparing: the folder still lacks what it takes from the finished run.
     """
@@ -82,13 +86,20 @@ class RunIdentity:
     options: dict[str, Any]
     cache: dict[str, str]
     ranks: int = 1
+    precision: str | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
     preparing: bool = False
 
     def write(self, folder: Path) -> None:
         unusual = {name: value for name in ("extended", "preparing") if (value := getattr(self, name))}
-        values = {"options": self.options, "cache": self.cache, "ranks": self.ranks, **unusual}
+        values = {"options": self.options, "cache": self.cache, "ranks": self.ranks, "precision": self.precision}
+        values |= unusual
         write_json(folder / STARTED, values)
+
+    @property
+    def computes_in(self) -> str:
+        """Runs before it was written down took fp32 on every CPU."""
+        return self.precision or resolve_precision(self.options["precision"], pick_device("auto"))
 
     def differences(self, now: RunIdentity) -> dict[str, str]:
         """What differs, by name: how to say it. An option that is newer than the run had its default."""
@@ -105,10 +116,12 @@ class RunIdentity:
 
 def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> RunIdentity:
     names = ("train", "validation")
+    small = bool(cache.manifest["options"]["preset"])  # its products are too small to gain: bf16 is slower there
     return RunIdentity(
         {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
         {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
         ranks,
+        resolve_precision(options.precision, pick_device("auto"), training=not small),
     )
 
 
@@ -140,7 +153,7 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     before = read_run(place)
     if before is None and unfinished is None and place.is_dir() and not _is_empty(place):
         raise OutputError(f"--output-dir {out}: holds files that no run wrote; name another folder.")
-    plan = Plan("train", place)
+    plan = Plan("train", place, identity.computes_in)
     if before is not None and not (place / FINISHED).is_file():  # begun by a toolkit that trained in the folder itself
         unfinished = unfinished or before
     elif before is not None and not options.overwrite:
@@ -156,7 +169,8 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     if plan.task == "evaluate":  # which is soon done again
         return replace(plan, fresh=True)
     fresh = bool(changed) or not options.resume or (options.overwrite and bool(unfinished.extended))
-    return Plan("train", place, fresh=fresh, extended=[] if fresh else unfinished.extended)
+    precision = (identity if fresh else unfinished).computes_in
+    return Plan("train", place, precision, fresh=fresh, extended=[] if fresh else unfinished.extended)
 
 
 def _after(before: RunIdentity, options: FinetuneOptions, identity: RunIdentity, place: Path) -> Plan:
@@ -171,13 +185,14 @@ def _after(before: RunIdentity, options: FinetuneOptions, identity: RunIdentity,
     changed = before.differences(identity)
     if changed.keys() <= set(EVALUATION):
         _check_files(out, place)
-        return Plan("evaluate" if changed else "nothing", place, summary=summary, extended=before.extended)
+        task = "evaluate" if changed else "nothing"
+        return Plan(task, place, before.computes_in, summary=summary, extended=before.extended)
     steps, epochs = options.max_steps, options.epochs
     longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
     if changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
         was = {name: before.options.get(name) for name in ("epochs", "max_steps")}
         extended = [*before.extended, {**was, "steps": summary.get("steps")}]
-        return Plan("extend", place, summary=summary, extended=extended)
+        return Plan("extend", place, before.computes_in, summary=summary, extended=extended)
     raise _other_settings(out, changed, "holds a run")
 
 
@@ -256,7 +271,7 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
         elif unfinished and read_run(partial) in (None, read_run(place)):
             move_unfinished(place, partial)
         partial.mkdir(parents=True, exist_ok=True)
-        identity = replace(identity, extended=plan.extended)
+        identity = replace(identity, extended=plan.extended, precision=plan.precision)
         if plan.task in ("extend", "evaluate"):
             replace(identity, preparing=True).write(partial)
             carry(place, partial, checkpoint)

@@ -16,7 +16,7 @@ from toolkit.errors import ModelError
 from toolkit.evaluation.spacing import Spacing
 from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
 from toolkit.models.lora import plain_model
-from toolkit.models.precision import PixelNormalizer, pick_device, pick_dtype
+from toolkit.models.precision import DTYPES, PixelNormalizer, pick_device
 from toolkit.models.special_tokens import first_position, generation_config
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
@@ -156,7 +156,7 @@ def _data_sets(
     train_set, eval_set = CaptionDataset(cache["train"], *drawn), CaptionDataset(cache["validation"])
     if not options.cache_features:
         return train_set, eval_set
-    splits, dtype = ("validation",) if again else ("train", "validation"), pick_dtype(options.precision, device)
+    splits, dtype = ("validation",) if again else ("train", "validation"), DTYPES[options.precision]
     encoder, normalizer = model.encoder.to(device), normalizer.to(device)
     features = encode_splits(cache, splits, encoder, normalizer, options.feature_precision, dtype)
     if not again:
@@ -189,7 +189,7 @@ def trainer_arguments(
 ) -> Seq2SeqTrainingArguments:
     """Our options in Trainer's words."""
     device = pick_device("auto").type
-    dtype = pick_dtype(options.precision, torch.device(device))
+    dtype = DTYPES[options.precision]
     warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
     return Seq2SeqTrainingArguments(
         output_dir=str(folder / CHECKPOINTS),

@@ -129,7 +129,18 @@ def _model(values: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("best checkpoint", f"step {summary['best_step']}: {_named(summary['validation'])}"))
     if values["options"]:
         rows.append(("options", _named(values["options"])))
-    return rows
+    return [*rows, *(_compared(values["precision"]) if "precision" in values else [])]
+
+
+def _compared(found: dict[str, Any]) -> list[tuple[str, str]]:
+    text = f"{found['equal']} of {found['images']} captions are those of fp32"
+    if found["score_differences"]:
+        text += "; their scores differ by {:.2g} on average, at most {:.2g}".format(*found["score_differences"])
+    rows = [
+        (f"in {found['precision']}", text),
+        ("", f"{found['times_faster']:.2f} times as fast, from pixels to captions"),
+    ]
+    return [*rows, *(("differing", f"{a}  |  {b}") for a, b in found["examples"])]
 
 
 def _run(run: dict[str, Any]) -> list[tuple[str, str]]:
