@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def main() -> None:
         if arguments.images is None:
             make_images(folder, PHOTOS, arguments.number, (500, 375))
             arguments.images = folder / "Images"
-        paths = [image.path for image in find_images([arguments.images])[: arguments.number]]
+        paths = [image.path for image in islice(find_images([arguments.images]), arguments.number)]
         longest = GenerationOptions().max_length if arguments.model else 21
         options = GenerationOptions(num_beams=4, no_repeat_ngram_size=3, max_length=longest)
         if arguments.memory:

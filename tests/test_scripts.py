@@ -131,3 +131,26 @@ def test_bench_caption() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "tokens as stock generate's: 8 of 8 images" in done.stdout
     assert done.stdout.count(" / ") == 7  # ratios
+
+
+@pytest.mark.slow
+def test_what_proves_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [SCRIPTS / "prove_gpu.sh", tmp_path / "out", "--cpu"],
+        capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert done.returncode == 0, report
+    assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| ")][1:5] == ["passed"] * 4
+
+
+@pytest.mark.slow
+def test_bench_precision() -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "bench_precision.py", "--size", "tiny", "--rounds", "1", "--number", "4"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| ")] == [
+        "| seconds", "| ---", "| encoder", "| decoding", "| files to captions", "| MB of memory", "| ---", "| largest",
+        "| at the end",
+    ]  # fmt: skip

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
@@ -83,7 +84,7 @@ def _timed(way: Batches, pixels: Sequence[np.ndarray]) -> tuple[list[Decoded], f
 def _pixels_below(folder: Path, captioner: Captioner) -> list[np.ndarray]:
     """Of up to `SAMPLE` images below a folder, at even distances; those that can't be read are left out."""
     pixels, found = [], find_images([folder])
-    for image in found[:: -(-len(found) // SAMPLE)]:
+    for image in islice(found, 0, None, -(-len(found) // SAMPLE)):
         with suppress(ImageError):
             pixels.append(captioner.transform(read_image(image.read().data)))
     if not pixels:
