@@ -174,13 +174,15 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> FoundIma
     Raises:
         InputError: a path does not exist, or no image is found under it.
     """
-    found, places = FoundImages(), Shelf()  # by absolute path an image named twice is one image
+    found, places = FoundImages(), Shelf()
+    repeats = len(paths) > 1 or any(glob.has_magic(str(given)) for given in paths)  # known by its absolute path
     for given in paths:
         empty = True
         for image in _find(given, recursive):
             empty, before = False, len(places)
-            places.setdefault(os.path.abspath(os.path.join(image.root, image.name)), None)
-            if len(places) > before:
+            if repeats:
+                places.setdefault(os.path.abspath(os.path.join(image.root, image.name)), None)
+            if not repeats or len(places) > before:
                 found.add(image)
         if empty:
             raise InputError(

@@ -21,6 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from toolkit.captioning.journal import Journal
 from toolkit.data.sources import FoundImages
 from toolkit.errors import InputError, OutputError, ToolkitError
@@ -162,10 +164,11 @@ class Export:
         known = self.journal.exported(self.output.name)
         changed: dict[str, Row] = {}
         if content not in known:
-            hashes = {blob[i : i + 8] for blob in known.values() if blob for i in range(0, len(blob), 8)}
+            hashes = np.sort(np.frombuffer(b"".join(blob or b"" for blob in known.values()), ">u8").astype(np.uint64))
             for number, row in self._lines():
                 name = row.get(NAME_OF[self.format])
-                if row_hash(row) in hashes:
+                ours = np.uint64(int.from_bytes(row_hash(row), "big"))
+                if ours in hashes[hashes.searchsorted(ours) :][:1]:
                     continue
                 if not isinstance(name, str) or name in changed:
                     raise self._no_rows(number)

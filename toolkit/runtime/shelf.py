@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import RunError
 
 ENTRIES = 10_000  # held in memory, some MB of them
-CACHE = 16 * 2**10  # KB of the database
+CACHE = 4 * 2**10  # KB of the database
 CHUNK = 1000  # entries read at once
 
 
