@@ -252,6 +252,9 @@ def _code() -> int:
 
 def main() -> None:
     """The program."""
+    # Threads that wait for others sleep instead of spinning on a core that another program could use; read when torch is
+    # imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     ending.watch()
     try:
         code = _code()
