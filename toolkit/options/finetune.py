@@ -123,6 +123,8 @@ class FinetuneOptions(Options):
         f"Metric that makes a checkpoint the best: {', '.join(SCORES)} or loss. [default: cider; tiny preset: loss]",
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
+    save_steps: int | None = option(None, "Also save a checkpoint every N updates, not only after each epoch.")
+    save_minutes: float | None = option(None, "Also save a checkpoint when the last one is so many minutes old.")
     resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
     generation: GenerationOptions = nested(
         GenerationOptions(), BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text)
@@ -134,12 +136,14 @@ class FinetuneOptions(Options):
     def validate(self) -> None:
         check_seed(self)
         check_at_least(self, 1, "batch_size", "eval_batch_size", "gradient_accumulation_steps")
-        check_at_least(self, 0, "epochs", "lr", "encoder_lr", "weight_decay", "warmup_steps", "num_workers")
+        check_at_least(
+            self, 0, "save_minutes", "epochs", "lr", "encoder_lr", "weight_decay", "warmup_steps", "num_workers"
+        )
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
-        check_at_least(self, 1, "unfreeze_last", "lora_rank")
+        check_at_least(self, 1, "unfreeze_last", "lora_rank", "save_steps")
         check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))

@@ -27,6 +27,7 @@ _first: int | None = None  # the signal that ends this command
 _over = False
 _allowed = 0.0  # until when the end may take, by time.monotonic()
 _waiting = False  # whether the block of `allowing` is on
+_deferring = False  # ... of `deferring`
 
 
 def watch() -> None:
@@ -66,11 +67,32 @@ def allowing(seconds: float) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def deferring(on: bool = True) -> Iterator[None]:
+    """In the block the first signal interrupts nothing: whoever asks `told` ends it within `GRACE`. With `on` false, a
+    part of such a block in which it interrupts at once."""
+    global _deferring
+    before, _deferring = _deferring, on
+    try:
+        if not on and _first is not None:
+            raise KeyboardInterrupt
+        yield
+        if on and _first is not None:
+            raise KeyboardInterrupt
+    finally:
+        _deferring = before
+
+
+def told() -> bool:
+    """Whether a signal has come that is to end the command."""
+    return _first is not None
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _first
     if _first is None and not _over:
         _first = number
-        if not _waiting:
+        if not (_waiting or _deferring):
             raise KeyboardInterrupt
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,9 +22,10 @@ from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
 from toolkit.options.finetune import SCORES
 from toolkit.records import SpecialTokens
+from toolkit.runtime.ending import told
 from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
-from toolkit.training.distributed import writing
+from toolkit.training.distributed import broadcast_from_rank_0, writing
 
 METRICS = ("loss", *SCORES, "ended", "loops", "distinct")
 
@@ -166,3 +168,33 @@ class TrainingLog(TrainerCallback):
             }
             for i in range(min(self.SAMPLES, len(reader)))
         ]
+
+
+class Saving(TrainerCallback):
+    """Checkpoints within an epoch: every so many updates or minutes, and when a signal ends the command.
+
+    Not at an epoch's last update, after which comes its evaluation: a resumed run would leave that out.
+    """
+
+    def __init__(self, steps: int | None, minutes: float | None) -> None:
+        self.steps, self.minutes = steps, minutes
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stopping = args.world_size == 1 and told()
+        due = self.steps is not None and state.global_step % self.steps == 0
+        if (minutes := self.minutes) is not None:  # by one clock
+            due |= broadcast_from_rank_0(lambda: time.monotonic() - self.saved >= 60 * minutes)
+        if state.epoch == int(state.epoch) or state.global_step >= state.max_steps:
+            if stopping:
+                raise KeyboardInterrupt
+        elif due or stopping:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
+        if args.world_size == 1 and told():
+            raise KeyboardInterrupt

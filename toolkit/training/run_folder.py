@@ -38,7 +38,8 @@ from toolkit.training.run_files import (
 )
 
 # Options that do not change the model.
-INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit")
+INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit",
+               "save_steps", "save_minutes")  # fmt: skip
 DEFAULTS = to_json(FinetuneOptions())
 # Options that do not change the weights: with other values a finished run is only evaluated again.
 EVALUATION = (*BEAM_SEARCH, "eval_batch_size")

@@ -23,7 +23,7 @@ from toolkit.options.fields import to_json
 from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
-from toolkit.training.callbacks import CaptionMetrics, TrainingLog
+from toolkit.training.callbacks import CaptionMetrics, Saving, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
 from toolkit.training.features import FeatureDataset, encode_splits
@@ -119,6 +119,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         encoder_lr=options.encoder_lr,
         callbacks=[log],
     )
+    trainer.add_callback(Saving(options.save_steps, options.save_minutes))
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
     if options.early_stopping_patience is not None and not again:
         trainer.add_callback(Patience(options.early_stopping_patience))

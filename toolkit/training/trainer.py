@@ -22,7 +22,7 @@ from toolkit.captioning.generate import decode, is_supported, release
 from toolkit.errors import RunError
 from toolkit.models.lora import is_adapted, load_adapter_weights, plain_model
 from toolkit.models.precision import PixelNormalizer
-from toolkit.runtime.ending import allowing
+from toolkit.runtime.ending import allowing, deferring
 from toolkit.runtime.progress import say
 from toolkit.training.checkpoints import mark_whole, rotate
 from toolkit.training.collator import LengthGroupedSampler, prefetch
@@ -90,7 +90,8 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().train(*args, **kwargs)
+            with deferring(self.args.world_size == 1):  # `Saving` ends it, with a checkpoint
+                return super().train(*args, **kwargs)
         finally:
             if self._ahead is not None:  # the thread that makes batches ends with training, however that ends
                 self._ahead.close()
@@ -287,7 +288,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     # ---- where the time goes --------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self._timed("evaluation_s"):
+        with self._timed("evaluation_s"), deferring(False):
             try:
                 return super().evaluate(*args, **kwargs)
             finally:
