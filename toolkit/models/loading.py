@@ -99,8 +99,10 @@ def build_captioner(
         model = VisionEncoderDecoderModel(config=config)
     else:
         # Not from_encoder_decoder_pretrained: it crashes on every GPT-2 whose config.json lacks `is_decoder`.
+        # The encoder first: what the decoder lacks is drawn after what the encoder lacks, as ever.
+        vision = _load_encoder(encoder)
         language = new_decoder(decoder, vocab_size) if decoder in NEW_DECODERS else _load_decoder(decoder)
-        model = VisionEncoderDecoderModel(encoder=_load_encoder(encoder), decoder=language)
+        model = VisionEncoderDecoderModel(encoder=vision, decoder=language)
         if vocab_size > model.decoder.get_input_embeddings().weight.shape[0]:
             model.decoder.resize_token_embeddings(vocab_size)
             model.config.decoder.vocab_size = vocab_size
