@@ -236,12 +236,19 @@ def test_control_characters_never_reach_the_terminal(
     assert values["duplicates"]["examples"] == [[EVIL, "0.jpg"]]
 
 
-@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_waiting_threads_sleep(given: dict[str, str], found: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "given", "found"),
+    [
+        ("finetune cache --epochs 1", {}, "PASSIVE"),
+        ("finetune cache --epochs 1", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ("caption a.jpg --model .", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+    ],
+)
+def test_waiting_threads_sleep(command: str, given: dict[str, str], found: str, tmp_path: Path) -> None:
     """What OpenMP says that it found when torch was loaded."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit", "caption", "a.jpg", "--model", str(tmp_path)],
-        capture_output=True, text=True, env={**environment, **given, "OMP_DISPLAY_ENV": "TRUE"},
+        [sys.executable, "-m", "toolkit", *command.split()],
+        capture_output=True, text=True, env={**environment, **given, "OMP_DISPLAY_ENV": "TRUE"}, cwd=tmp_path,
     )  # fmt: skip
     assert f"OMP_WAIT_POLICY = '{found}'" in done.stderr

@@ -252,9 +252,10 @@ def _code() -> int:
 
 def main() -> None:
     """The program."""
-    # Threads that wait for others sleep instead of spinning on a core that another program could use; read when torch is
-    # imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.argv[1:2] == ["finetune"]:
+        # Threads that wait for others sleep instead of spinning on a core that another program could use. Not where
+        # captions are decoded, in thousands of short steps, each of which would wait for them to wake (docs/finetuning.md).
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     ending.watch()
     try:
         code = _code()

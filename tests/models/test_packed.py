@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from toolkit.captioning.captioner import load_captioner
+from toolkit.captioning import captioner as captioning
+from toolkit.captioning.captioner import faster_precision, load_captioner
 from toolkit.captioning.pipeline import model_fingerprint
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.errors import ModelError
 from toolkit.models import packed
+from toolkit.models.loading import OURS
 from toolkit.models.packed import PackedLinear, pack_linears, why_not_int8
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 
@@ -139,6 +143,22 @@ def test_what_can_not_be_had(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         ModelError, match=r"--precision int8: this processor's int8 products overflow \(it has no VNNI\); use bf16"
     ):
         load_captioner(model_dir, precision="int8")
+
+
+def test_who_is_told_of_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load_captioner(model_dir)
+    monkeypatch.setattr(captioning, "cpu_has_bf16", lambda: True)
+    assert faster_precision(plain) is None  # the tiny preset does not gain
+    for width, names in (
+        (256, "--precision bf16 is faster"),
+        (768, "--precision bf16 and --precision int8 are faster"),
+    ):
+        config = SimpleNamespace(model_type=OURS, decoder=SimpleNamespace(hidden_size=width))
+        wide = replace(plain, model=SimpleNamespace(config=config, device=torch.device("cpu")))
+        assert names in (faster_precision(wide) or "")
+        assert faster_precision(replace(wide, precision="bf16")) is None
+    monkeypatch.setattr(captioning, "cpu_has_bf16", lambda: False)
+    assert faster_precision(wide) is None
 
 
 def test_inspect_compares(model_dir: Path, pictures: Callable[[int], Path], tmp_path: Path) -> None:

@@ -256,12 +256,17 @@ def load_captioner(name: str | Path = "model", device: str = "auto", precision: 
 
 
 def faster_precision(captioner: Captioner) -> str | None:
-    """What to say where this processor has faster arithmetic than what the captioner uses; None where it has none."""
+    """What to say where this processor has faster arithmetic than what the captioner uses; None where it has none.
+
+    By width, as measured (docs/benchmarks.md): bf16 gains from 256 on, int8 is known to gain at 768 and not at 256.
+    """
     if captioner.precision != "fp32" or captioner.device.type != "cpu" or captioner.model.config.model_type != OURS:
         return None
-    if not cpu_has_bf16():
+    width = captioner.model.config.decoder.hidden_size
+    if width < 256 or not cpu_has_bf16():
         return None
+    names = "--precision bf16 is" if width < 768 else "--precision bf16 and --precision int8 are"
     return (
-        "captioning in fp32, which gives the same captions on every machine; --precision bf16 and --precision int8 are "
-        "faster on this processor (`toolkit inspect MODEL --precision int8` says how much, and which captions change)"
+        f"captioning in fp32, which gives the same captions on every machine; {names} faster on this processor (`toolkit "
+        "inspect MODEL --precision bf16` says how much, and which captions change)"
     )
