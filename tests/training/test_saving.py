@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from waiting import wait_for
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import RunError
+from toolkit.models.precision import DTYPES
 from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training.trainer import CaptionTrainer
 
@@ -39,10 +41,20 @@ def same_weights(one: FinetuneOptions, other: FinetuneOptions) -> bool:
     return tensors.keys() == others.keys() and all(tensors[name].equal(others[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("every", [{"save_steps": 3}, {"save_minutes": 0.0}])
+@pytest.mark.parametrize(
+    ("precision", "every"), [("fp32", {"save_steps": 3}), ("fp32", {"save_minutes": 0.0}), ("bf16", {"save_steps": 3})]
+)
 def test_a_run_goes_on_within_an_epoch(
-    every: dict[str, Any], options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch
+    precision: str, every: dict[str, Any], options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = replace(options, precision=precision)
+    computed, gelu = set(), torch.nn.GELU.forward
+
+    def forward(self: torch.nn.GELU, x: torch.Tensor) -> torch.Tensor:
+        computed.add(x.dtype)
+        return gelu(self, x)
+
+    monkeypatch.setattr(torch.nn.GELU, "forward", forward)
     finetune(options)
     other = replace(options, output_dir=options.output_dir.with_name("other"), **every)
     real, steps = CaptionTrainer.training_step, []
@@ -60,6 +72,7 @@ def test_a_run_goes_on_within_an_epoch(
     assert saved(other) == {6 if "save_steps" in every else 7}
     finetune(replace(other, save_steps=None, save_minutes=None))  # which say nothing of the model
     assert same_weights(options, other)
+    assert computed == {DTYPES[precision]}
 
 
 def test_a_signal_saves_a_checkpoint(options: FinetuneOptions) -> None:
