@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from toolkit.cache.schema import open_cache
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, RunError
 from toolkit.options import FinetuneOptions, GenerationOptions
+from toolkit.training.setup import length_window
 from toolkit.training.trainer import CaptionTrainer
 
 
@@ -79,7 +81,7 @@ def test_a_run_from_before_these_options_is_finished(model_dir: Path, cache_dir:
     shutil.copytree(model_dir, tmp_path / "model")
     file = tmp_path / "model" / "options.json"
     run = json.loads(file.read_text())
-    for name in ("encoder_lr", "lr_scheduler_type", "decoder_dropout"):
+    for name in ("encoder_lr", "lr_scheduler_type", "decoder_dropout", "group_by_length"):
         del run["options"][name]
     file.write_text(json.dumps(run))
     options = FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", epochs=2, batch_size=8)
@@ -107,3 +109,15 @@ def test_the_encoder_of_a_new_decoder_has_a_low_rate() -> None:
 def test_values_that_no_run_can_have(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         FinetuneOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "preset", "window"),
+    [({}, "tiny", 1), ({"group_by_length": True}, "tiny", 32), ({}, None, 32), ({"group_by_length": False}, None, 1)],
+)
+def test_who_groups_images_by_length(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], preset: str | None, window: int
+) -> None:
+    cache = open_cache(cache_dir)
+    monkeypatch.setitem(cache.manifest["options"], "preset", preset)
+    assert length_window(FinetuneOptions(**values), cache) == window

@@ -92,6 +92,9 @@ class FinetuneOptions(Options):
     captions_per_image: str | None = option(
         None, "Captions per image and epoch: all, or a number, drawn again each epoch. [default: all; tiny preset: 2]"
     )
+    group_by_length: bool | None = option(
+        None, "Put images with about as many tokens into the same batch. [default: yes; tiny preset: no]"
+    )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     init_from: str | None = option(
         None, "Start from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True

@@ -103,9 +103,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
     trainer = CaptionTrainer(
         model=model,
-        # From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short
-        # captions, and sorted batches leave fewer of the demo's captions right.
-        sorted_together=1 if _from_scratch(options, cache) else LengthGroupedSampler.WINDOW,
+        sorted_together=length_window(options, cache),
         args=arguments,
         train_dataset=train_set,
         eval_dataset=eval_set if len(eval_set) else None,
@@ -126,9 +124,16 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     return TrainingRun(options, cache, identity, plan, processors, model, use_cache, trainer, generation, log, notes)
 
 
-def _from_scratch(options: FinetuneOptions, cache: Cache) -> bool:
-    """Whether training starts from random weights."""
-    return bool(cache.manifest["options"]["preset"]) and options.init_from is None
+def length_window(options: FinetuneOptions, cache: Cache) -> int:
+    """How many batches `LengthGroupedSampler` sorts at a time.
+
+    From scratch a batch should hold all sorts of images: of drawn scenes, those with one object have the short captions,
+    and sorted batches leave fewer of the demo's captions right.
+    """
+    grouped = options.group_by_length
+    if grouped is None:
+        grouped = not cache.manifest["options"]["preset"] or options.init_from is not None
+    return LengthGroupedSampler.WINDOW if grouped else 1
 
 
 def _checked_model(
