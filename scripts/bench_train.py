@@ -4,6 +4,7 @@
     python scripts/bench_train.py --device cuda --batch-size 64 --steps 40
     python scripts/bench_train.py --ways notebook,full-fp32,full-bf16,frozen-fp32,frozen-bf16
     python scripts/bench_train.py --size tiny --rounds 1            # does it run?
+    python scripts/bench_train.py --size small --batch-size 32 --ways full,augmented    # ViT-Tiny/16 + decoder small
     python scripts/bench_train.py --padding                         # how much of a batch is padding, by counting
 
 Five captions an image, of the lengths that Flickr8k's have (13.6 tokens on average, EOS included), the notebook's way in
@@ -14,11 +15,13 @@ machine does falls on each; figures are medians over rounds.
   stock Seq2SeqTrainer.
 - full: `toolkit finetune`; 8 images a step with all their captions.
 - frozen: the same with `--freeze-encoder --cache-features`.
+- augmented: the same as full with `--augment strong --flip`.
 - full-fp32, full-bf16, frozen-fp32, frozen-bf16: with this `--precision`; without a name it is auto.
 
 The first step is not timed. "of the limit": FLOPs of a step by count (torch.utils.flop_counter), padding included, over
 its time, as a share of the rate of a large matrix product on the same device and in the same precision; on a GPU that is
-called MFU. "data": share of the time that a step waits for its batch. "CPU": the same ratio to the notebook counted in the processor
+called MFU. "data": share of the time that a step waits for its batch. "inputs": share
+of the processor time that augmenting and normalising its pixels takes. "CPU": the same ratio to the notebook counted in the processor
 time that the process got, which other processes on the machine falsify less; OMP_NUM_THREADS=1 makes it exact.
 """
 
@@ -121,6 +124,12 @@ def make_data(folder: Path, images: int, size: str) -> None:
         ViTImageProcessorPil().save_pretrained(folder / "encoder")
         GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / "decoder")
         train_tokenizer([" ".join(WORDS)] * 10).save_pretrained(folder / "decoder")
+    elif size == "small":
+        parts = {"encoder": str(folder / "encoder"), "decoder": "small", "vocab_size": 257}
+        ViTModel(ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)).save_pretrained(
+            folder / "encoder"
+        )
+        ViTImageProcessorPil().save_pretrained(folder / "encoder")
     preprocess(
         PreprocessOptions(
             annotations=folder / "captions.txt", images=folder / "Images", out=folder / "cache", num_workers=2,
@@ -136,7 +145,7 @@ class Clock:
         super().__init__(*args, **kwargs)
         self.ends: list[float] = []
         self.cpu: list[float] = []
-        self.waited = 0.0
+        self.waited = self.inputs = 0.0
         self.flops = 0
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -145,6 +154,13 @@ class Clock:
         if self.ends:
             self.waited += time.perf_counter() - started
         return batches, items
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        started = time.process_time()
+        inputs = super()._prepare_inputs(inputs)  # type: ignore[misc]
+        if self.ends:
+            self.inputs += time.process_time() - started
+        return inputs
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         import torch
@@ -166,6 +182,7 @@ class Clock:
         seconds = self.ends[-1] - self.ends[0]
         steps = len(self.ends) - 1
         return {"captions_per_s": steps * captions / seconds, "step_s": seconds / steps, "data": self.waited / seconds,
+                "inputs": self.inputs / (self.cpu[-1] - self.cpu[0]),
                 "captions_per_cpu_s": steps * captions / (self.cpu[-1] - self.cpu[0]),
                 "flops": self.flops, "captions": captions}  # fmt: skip
 
@@ -252,8 +269,12 @@ def run(way: str, folder: Path, arguments: argparse.Namespace) -> dict[str, floa
     if name == "notebook":
         figures = notebook(folder, arguments)
     else:
-        cached = {"freeze_encoder": True, "cache_features": True} if name == "frozen" else {}
-        figures = toolkit(folder, arguments, precision=precision or "auto", **cached)
+        ways: dict[str, dict[str, Any]] = {
+            "full": {},
+            "frozen": {"freeze_encoder": True, "cache_features": True},
+            "augmented": {"augment": "strong", "flip": True},
+        }
+        figures = toolkit(folder, arguments, precision=precision or "auto", **ways[name])
     rate = max(rate, matmul_rate(arguments.size))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
@@ -264,7 +285,7 @@ def run(way: str, folder: Path, arguments: argparse.Namespace) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("base", "tiny"), default="base")
+    parser.add_argument("--size", choices=("base", "small", "tiny"), default="base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8, help="images a step, of the toolkit's ways")
@@ -304,8 +325,10 @@ def main() -> None:
 
     print(f"{arguments.device}, matrix products at {max(median(w, 'rate') for w in ways) / 1e9:,.0f} GFLOP/s")
     limit = "MFU" if arguments.device == "cuda" else "of the limit"
-    print(f"| way | captions/s | times the notebook | CPU | step | GFLOP a caption | {limit} | data | peak memory |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"| way | captions/s | times the notebook | CPU | step | GFLOP a caption | {limit} | data | inputs | peak memory |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for way in ways:
 
         def times(name: str, way: str = way) -> float:
@@ -316,7 +339,7 @@ def main() -> None:
         print(
             f"| {way} | {median(way, 'captions_per_s'):.2f} | {times('captions_per_s'):.2f} | {times('captions_per_cpu_s'):.2f} "
             f"| {median(way, 'step_s'):.2f} s | {flops:.1f} | {median(way, 'of_limit'):.2f} | {median(way, 'data'):.2%} "
-            f"| {median(way, 'memory_mb'):,.0f} MB |"
+            f"| {median(way, 'inputs'):.2%} | {median(way, 'memory_mb'):,.0f} MB |"
         )
 
 

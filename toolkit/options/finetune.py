@@ -60,6 +60,7 @@ BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
+AUGMENTS = ("off", "light", "strong")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class FinetuneOptions(Options):
     )
     group_by_length: bool | None = option(
         None, "Put images with about as many tokens into the same batch. [default: yes; tiny preset: no]"
+    )
+    augment: str = option(
+        "off",
+        "Show other crops, rotations, brightness, contrast and colour of the training images in each epoch: off, light "
+        "or strong.",
+    )
+    flip: bool = option(
+        False,
+        "With --augment: also mirror half of the images, but none with a caption that says left or right (in English).",
+        flag=True,
     )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     init_from: str | None = option(
@@ -169,6 +180,10 @@ class FinetuneOptions(Options):
               "only applies with --lora-rank; add that")  # fmt: skip
         check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
               "only applies with --cache-features; add that")  # fmt: skip
+        check_choice("augment", self.augment, AUGMENTS)
+        check(self.augment == "off" or not self.cache_features, "augment", self.augment,
+              "--cache-features runs the encoder once, on the images as they are; leave one of the two out")  # fmt: skip
+        check(self.augment != "off" or not self.flip, "flip", self.flip, "only applies with --augment; add that")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be at least 0 and below 1")
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.reader import SplitReader
 from toolkit.records import SpecialTokens
+from toolkit.training.augment import Augmentation
 
 T = TypeVar("T")
 
@@ -25,15 +26,24 @@ FILLER = -1  # the index of an image without a token to learn: it fills up a bat
 class CaptionDataset(Dataset):
     """One item per image: {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}; also at `FILLER`.
 
+    With an augmentation also "augment": float32 (9,), what is to be done to the image (toolkit/training/augment.py).
+
     Args:
         captions_per_image: how many captions of an image an epoch uses; None for all. Drawn without replacement from
             a generator seeded by (seed, epoch, image): neither workers nor a resumed run change what is drawn.
     """
 
-    def __init__(self, reader: SplitReader, captions_per_image: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        reader: SplitReader,
+        captions_per_image: int | None = None,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         self.reader = reader
         self.captions_per_image = captions_per_image
         self.seed = seed
+        self.augmentation = augmentation
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,7 +55,7 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         item = self.reader[max(index, 0)]
-        return {"pixel_values": item["pixel_values"], "labels": self._drawn(index, item["labels"])}
+        return self._item(index, item["pixel_values"], self._drawn(index, item["labels"]))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """A whole batch at once, as torch's loader asks for it; pixels that are read from disk are read by several threads."""
@@ -56,7 +66,13 @@ class CaptionDataset(Dataset):
             self._drawn(index, self.reader.rows.label_rows(image)) for index, image in zip(indices, images, strict=True)
         )
         pixels = self.reader.gather(images)
-        return [{"pixel_values": p, "labels": rows} for p, rows in zip(pixels, labels, strict=True)]
+        return [self._item(i, p, rows) for i, p, rows in zip(indices, pixels, labels, strict=True)]
+
+    def _item(self, index: int, pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        item = {"pixel_values": pixels, "labels": labels}
+        if self.augmentation is not None:
+            item["augment"] = self.augmentation.draw(self.epoch, max(index, 0))
+        return item
 
     def tokens(self) -> np.ndarray:
         """Tokens of each image's captions together, or of as many as are drawn, on average: float64 (images,)."""
@@ -174,6 +190,7 @@ class CaptionCollator:
 
     Returns, for B images with at most L tokens in all their captions (L a multiple of 8, for tensor cores):
         pixel_values: uint8 (B, C, H, W); or features: (B, S, D), where items have those (toolkit/training/features.py)
+        augment: float32 (B, 9), where items have that
         labels: int64 (B, L), -100 after the last caption's EOS
         decoder_input_ids: int64 (B, L): for each caption the start token, then its labels shifted right; then pad
         decoder_position_ids: int64 (B, L), counted from `first_position` in each caption
@@ -210,9 +227,9 @@ class CaptionCollator:
             positions[row, :total] = np.arange(total) - np.repeat(starts, n)
             caption[row, :total] = np.repeat(np.arange(len(n)), n)
         seen = (caption[:, :, None] == caption[:, None, :]) & np.tri(shape[1], dtype=bool)
-        images = "features" if "features" in items[0] else "pixel_values"
+        images = [name for name in ("features", "pixel_values", "augment") if name in items[0]]
         return {
-            images: torch.from_numpy(np.stack([item[images] for item in items])),
+            **{name: torch.from_numpy(np.stack([item[name] for item in items])) for name in images},
             "labels": torch.from_numpy(labels),
             "decoder_input_ids": torch.from_numpy(inputs),
             "decoder_position_ids": torch.from_numpy(positions + self.first_position),

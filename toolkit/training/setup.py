@@ -23,6 +23,7 @@ from toolkit.options.fields import to_json
 from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
+from toolkit.training.augment import STRENGTHS, Augmentation, without_sides
 from toolkit.training.callbacks import CaptionMetrics, Saving, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
@@ -159,15 +160,30 @@ def _data_sets(
 ) -> tuple[CaptionDataset, CaptionDataset]:
     """Of training and of validation; with --cache-features, of what the encoder makes of their images."""
     drawn = (_captions(options), options.seed)
-    train_set, eval_set = CaptionDataset(cache["train"], *drawn), CaptionDataset(cache["validation"])
+    eval_set = CaptionDataset(cache["validation"])
     if not options.cache_features:
-        return train_set, eval_set
+        return CaptionDataset(cache["train"], *drawn, None if again else _augmentation(options, cache)), eval_set
+    train_set = CaptionDataset(cache["train"], *drawn)
     splits, dtype = ("validation",) if again else ("train", "validation"), DTYPES[options.precision]
     encoder, normalizer = model.encoder.to(device), normalizer.to(device)
     features = encode_splits(cache, splits, encoder, normalizer, options.feature_precision, dtype)
     if not again:
         train_set = FeatureDataset(features["train"], cache["train"], *drawn)
     return train_set, FeatureDataset(features["validation"], cache["validation"])
+
+
+def _augmentation(options: FinetuneOptions, cache: Cache) -> Augmentation | None:
+    """What --augment and --flip ask for."""
+    if options.augment == "off":
+        return None
+    mirrored = without_sides(cache["train"]) if options.flip else None
+    if mirrored is not None:
+        number, kept = len(mirrored), int((~mirrored).sum())
+        say(
+            f"--flip: {kept} of {number} training images are never mirrored, for a caption of theirs says left or right"
+        )
+    size = (cache.shape[1], cache.shape[2])
+    return Augmentation(STRENGTHS[options.augment], options.seed, size, size, mirrored)
 
 
 def _captions(options: FinetuneOptions) -> int | None:

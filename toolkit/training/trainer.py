@@ -24,6 +24,7 @@ from toolkit.models.lora import is_adapted, load_adapter_weights, plain_model
 from toolkit.models.precision import PixelNormalizer
 from toolkit.runtime.ending import allowing, deferring
 from toolkit.runtime.progress import say
+from toolkit.training.augment import augmented
 from toolkit.training.checkpoints import mark_whole, rotate
 from toolkit.training.collator import LengthGroupedSampler, prefetch
 from toolkit.training.distributed import agreeing, load_whole, whole_model, writing
@@ -97,12 +98,16 @@ class CaptionTrainer(Seq2SeqTrainer):
                 self._ahead.close()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Normalises on the device: uint8 is a quarter of the bytes to copy. Stored features replace the encoder's output."""
+        """Augments and normalises on the device: uint8 is a quarter of the bytes to copy. Stored features replace the
+        encoder's output."""
         inputs = super()._prepare_inputs(inputs)
         if "features" in inputs:
             inputs["encoder_outputs"] = (encoder_features(inputs.pop("features"), self.model.dtype),)
         elif inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = self.normalizer(inputs["pixel_values"])
+            pixels = inputs["pixel_values"]
+            if "augment" in inputs:  # only training's batches have it
+                pixels = augmented(pixels, inputs.pop("augment"), (pixels.shape[-2], pixels.shape[-1]))
+            inputs["pixel_values"] = self.normalizer(pixels)
         return inputs
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
