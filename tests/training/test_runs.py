@@ -573,6 +573,8 @@ def no_validation(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_patience_without_validation(short: FinetuneOptions, no_validation: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^--early-stopping-patience 2: .* has no validation images"):
         finetune(replace(short, cache=no_validation, early_stopping_patience=2))
+    with pytest.raises(InputError, match=r"^--eval-images 2: .* has no validation images to evaluate; leave it out"):
+        finetune(replace(short, cache=no_validation, eval_images=2))
     assert list(tmp_path.iterdir()) == []
 
 

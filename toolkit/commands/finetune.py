@@ -85,6 +85,12 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
             f"--early-stopping-patience {options.early_stopping_patience}: {options.cache} has no validation images to "
             "tell when to stop; leave it out, or preprocess with validation images."
         )
+    for name in ("eval_steps", "eval_images"):
+        if getattr(options, name) is not None and not len(cache["validation"]):
+            raise InputError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: {options.cache} has no validation images to "
+                "evaluate; leave it out, or preprocess with validation images."
+            )
     rows, longest = cache.manifest["options"]["max_length"], options.generation.max_length
     if longest < 3:
         raise InputError(f"--max-length {longest}: leaves no room for a word; 50 is usual.")
@@ -123,6 +129,7 @@ def _train(run: TrainingRun) -> Summary:
     if rank() > 0:
         set_seed((options.seed + rank()) % 2**32)  # each rank draws its own dropout
     run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run.evaluate_all()
     with agreeing():  # no rank reads the best checkpoint any more, which rank 0 is going to move
         run.model.decoder.config.use_cache = run.use_cache
     trained, seconds = run.trainer.trained_model(), time.monotonic() - started

@@ -136,8 +136,14 @@ class FinetuneOptions(Options):
         None,
         f"Metric that makes a checkpoint the best: {', '.join(SCORES)} or loss. [default: cider; tiny preset: loss]",
     )
+    eval_steps: int | None = option(
+        None, "Evaluate and save a checkpoint every N updates and at the end, instead of after each epoch."
+    )
+    eval_images: int | None = option(
+        None, "Evaluate N validation images, always the same ones, during training; all of them at the end."
+    )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
-    save_steps: int | None = option(None, "Also save a checkpoint every N updates, not only after each epoch.")
+    save_steps: int | None = option(None, "Also save a checkpoint every N updates, not only after each evaluation.")
     save_minutes: float | None = option(None, "Also save a checkpoint when the last one is so many minutes old.")
     resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
     generation: GenerationOptions = nested(
@@ -157,7 +163,7 @@ class FinetuneOptions(Options):
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
-        check_at_least(self, 1, "unfreeze_last", "lora_rank", "save_steps")
+        check_at_least(self, 1, "unfreeze_last", "lora_rank", "save_steps", "eval_steps", "eval_images")
         check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))

@@ -60,7 +60,7 @@ def write_training_report(
     path: Path, rows: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], **values: Any
 ) -> None:
     """report.html of a finetune run: curves, metrics, and captions of the same images during training."""
-    during = [row for row in rows if "generation" not in row]  # not of an evaluation after training
+    during = [row for row in rows if not {"generation", "final"} & row.keys()]  # not of an evaluation after training
     curves = [c for name, title in CURVES if (c := curve(during, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]
     warnings: list[str] = next((row["warnings"] for row in reversed(rows) if "warnings" in row), [])

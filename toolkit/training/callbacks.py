@@ -27,6 +27,7 @@ from toolkit.runtime.files import finishing
 from toolkit.runtime.progress import Progress, say
 from toolkit.training.distributed import broadcast_from_rank_0, writing
 
+SAMPLES = 8  # validation images whose captions are followed through training
 METRICS = ("loss", *SCORES, "ended", "loops", "distinct")
 
 
@@ -35,12 +36,18 @@ class CaptionMetrics:
 
     Attributes:
         captions: of the last evaluation.
+        shown: the images among these whose captions are followed through training, by their position.
     """
 
     def __init__(
-        self, references: Sequence[Sequence[str]], decode: Callable[[Any], list[str]], tokens: SpecialTokens
+        self,
+        references: Sequence[Sequence[str]],
+        decode: Callable[[Any], list[str]],
+        tokens: SpecialTokens,
+        shown: Sequence[int] = range(SAMPLES),
     ) -> None:
         self.references = {str(i): captions for i, captions in enumerate(references)}
+        self.shown = [i for i in shown if i < len(references)]
         self.decode, self.tokens = decode, tokens
         self.captions: list[str] = []
 
@@ -90,17 +97,16 @@ def warmup_warning(warmup: int, updates: int) -> str | None:
 class TrainingLog(TrainerCallback):
     """Writes training.jsonl, a row per log and per evaluation, and prints progress.
 
-    Args:
+    Attributes:
         metrics: holds the captions of the last evaluation.
-        generation: the settings of an evaluation after training, if this is one; they are written into its row.
+        marks: what is written into each row. Evaluations after training have "generation", the settings of one that
+            is done again, or "final", the step of the checkpoint that was evaluated on the whole validation split.
     """
-
-    SAMPLES = 8  # validation images whose captions are followed through training
 
     def __init__(self, path: Path, metrics: CaptionMetrics, generation: dict[str, Any] | None = None) -> None:
         self.path = path
         self.metrics = metrics
-        self.again = {} if generation is None else {"generation": generation}
+        self.marks: dict[str, Any] = {} if generation is None else {"generation": generation}
         self.progress: Progress | None = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -116,7 +122,8 @@ class TrainingLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [row for row in self.rows() if row["step"] <= state.global_step]  # later steps are done again
+        # Later steps are done again, and so is the evaluation at the end.
+        kept = [row for row in self.rows() if row["step"] <= state.global_step and "final" not in row]
         with writing(self.path, "the log"), finishing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         warning = warmup_warning(args.get_warmup_steps(state.max_steps), state.max_steps)
@@ -131,13 +138,14 @@ class TrainingLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {}), **self.again}
+        row = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **(logs or {}), **self.marks}
         if "eval_loss" in row:
             evaluated = {name: row[f"eval_{name}"] for name in METRICS}
-            row["captions"] = self.metrics.captions[: self.SAMPLES]
+            row["captions"] = [self.metrics.captions[i] for i in self.metrics.shown]
             row["warnings"] = caption_warnings(self.metrics.captions, evaluated)
             metrics = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
-            say(f'  epoch {row["epoch"]:g}: {metrics}; "{row["captions"][0]}"')
+            when = f"best checkpoint, {row['final']}" if "final" in row else f"epoch {row['epoch']:g}"
+            say(f'  {when}: {metrics}; "{row["captions"][0]}"')
             for warning in row["warnings"]:
                 say(f"  warning: {warning}")
         with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:
@@ -148,14 +156,14 @@ class TrainingLog(TrainerCallback):
             self.progress.__exit__(None, None, None)
 
     def best(self, step: int | None) -> dict[str, float]:
-        """The metrics of the evaluation at this step of training, or (None) of the last one; empty if there was none."""
+        """The metrics of the checkpoint of this step, or (None) of the last evaluation; empty if there was none."""
         rows = [row for row in self.rows() if "eval_loss" in row]
         if step is not None:
-            rows = [row for row in rows if row["step"] == step and "generation" not in row]
+            rows = [row for row in rows if row.get("final", row["step"]) == step and "generation" not in row]
         return {name: rows[-1][f"eval_{name}"] for name in METRICS} if rows else {}
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:
-        """The first validation images: pixels, references, and the captions generated at each evaluation."""
+        """The validation images that are followed: pixels, references, and the captions of each evaluation."""
         reader = cache["validation"]
         references, ids = reader.column("captions"), reader.column("image_id")
         evaluations = [row for row in self.rows() if "eval_loss" in row]
@@ -164,16 +172,16 @@ class TrainingLog(TrainerCallback):
                 "image_id": ids[i],
                 "pixels": reader[i]["pixel_values"],
                 "references": references[i],
-                "captions": [(row["epoch"], row["captions"][i]) for row in evaluations],
+                "captions": [(row["epoch"], row["captions"][position]) for row in evaluations],
             }
-            for i in range(min(self.SAMPLES, len(reader)))
+            for position, i in enumerate(self.metrics.shown)
         ]
 
 
 class Saving(TrainerCallback):
-    """Checkpoints within an epoch: every so many updates or minutes, and when a signal ends the command.
+    """Checkpoints between evaluations: every so many updates or minutes, and when a signal ends the command.
 
-    Not at an epoch's last update, after which comes its evaluation: a resumed run would leave that out.
+    Not at an update after which comes an evaluation, with a checkpoint of its own: a resumed run would leave it out.
     """
 
     def __init__(self, steps: int | None, minutes: float | None) -> None:
@@ -188,7 +196,9 @@ class Saving(TrainerCallback):
         due = self.steps is not None and state.global_step % self.steps == 0
         if (minutes := self.minutes) is not None:  # by one clock
             due |= broadcast_from_rank_0(lambda: time.monotonic() - self.saved >= 60 * minutes)
-        if state.epoch == int(state.epoch) or state.global_step >= state.max_steps:
+        by_epochs = args.save_strategy == "epoch"
+        evaluated = control.should_save or (by_epochs and state.epoch == int(state.epoch))
+        if evaluated or state.global_step >= state.max_steps:
             if stopping:
                 raise KeyboardInterrupt
         elif due or stopping:

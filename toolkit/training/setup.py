@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import Subset
 from transformers import GenerationConfig, PrinterCallback, Seq2SeqTrainingArguments, set_seed
 
 from toolkit.cache.schema import Cache
@@ -24,7 +26,7 @@ from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 from toolkit.training.augment import STRENGTHS, Augmentation, without_sides
-from toolkit.training.callbacks import CaptionMetrics, Saving, TrainingLog
+from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
 from toolkit.training.features import FeatureDataset, encode_splits
@@ -65,6 +67,7 @@ class TrainingRun:
     Attributes:
         use_cache: whether the decoder keeps keys and values when it generates; off while it is trained.
         notes: what there is to know of the metrics on validation.
+        whole: with `--eval-images` all of the validation split and its metrics, for the end; else None.
     """
 
     options: FinetuneOptions
@@ -78,6 +81,16 @@ class TrainingRun:
     generation: GenerationConfig
     log: TrainingLog
     notes: list[str]
+    whole: tuple[Any, CaptionMetrics] | None = None
+
+    def evaluate_all(self) -> None:
+        """The best checkpoint on the whole validation split, if only a sample was evaluated so far. All ranks call it."""
+        if self.whole is None:
+            return
+        images, metrics = self.whole
+        self.trainer.compute_metrics = self.log.metrics = metrics
+        self.log.marks = {"final": self.trainer.state.best_global_step}
+        self.trainer.evaluate(images)
 
 
 def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan: Plan) -> TrainingRun:
@@ -95,12 +108,19 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     if again:  # evaluation alone needs neither the minutes of compiling nor sharding
         options = replace(options, compile=False, fsdp=False)
     arguments = trainer_arguments(options, plan.partial, len(cache["validation"]), model)
-    train_set, eval_set = _data_sets(options, cache, model, processors.normalizer, arguments.device, again)
+    train_set, every = _data_sets(options, cache, model, processors.normalizer, arguments.device, again)
+    eval_set: Any = every
     # Training never reads a cache of keys and values; left on, each forward would fill one.
     use_cache, model.decoder.config.use_cache = model.decoder.config.use_cache, False
     plain_model(model).accepts_loss_kwargs = False  # the loss below does what Trainer would ask of the model
     generation = generation_config(options.generation, processors.tokens)
-    metrics = CaptionMetrics(cache["validation"].column("captions"), processors.decode, processors.tokens)
+    references = cache["validation"].column("captions")
+    sample = sampled(len(references), options)
+    followed = range(SAMPLES) if sample is None else sample[:SAMPLES]
+    metrics, whole = CaptionMetrics(references, processors.decode, processors.tokens, followed), None
+    if sample is not None and not again:
+        whole, eval_set = (every, metrics), Subset(every, sample)
+        metrics = CaptionMetrics([references[i] for i in sample], processors.decode, processors.tokens)
     log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
     trainer = CaptionTrainer(
         model=model,
@@ -122,7 +142,18 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
     if options.early_stopping_patience is not None and not again:
         trainer.add_callback(Patience(options.early_stopping_patience))
-    return TrainingRun(options, cache, identity, plan, processors, model, use_cache, trainer, generation, log, notes)
+    return TrainingRun(
+        options, cache, identity, plan, processors, model, use_cache, trainer, generation, log, notes, whole
+    )
+
+
+def sampled(images: int, options: FinetuneOptions) -> list[int] | None:
+    """The rows of the validation split that `--eval-images` evaluates, in their order; None for all. They depend on
+    `--seed` and the number of rows alone."""
+    if options.eval_images is None or options.eval_images >= images:
+        return None
+    chosen = np.random.default_rng(options.seed).choice(images, options.eval_images, replace=False)
+    return [int(i) for i in np.sort(chosen)]
 
 
 def length_window(options: FinetuneOptions, cache: Cache) -> int:
@@ -212,6 +243,7 @@ def trainer_arguments(
     """Our options in Trainer's words."""
     device = pick_device("auto").type
     dtype = DTYPES[options.precision]
+    cadence = "steps" if options.eval_steps is not None else "epoch"
     warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
     return Seq2SeqTrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -235,8 +267,10 @@ def trainer_arguments(
         fsdp_config=sharding_config(model) if options.fsdp else None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the other kind drops gradients above frozen layers
-        eval_strategy="epoch" if validation_images else "no",
-        save_strategy="epoch",
+        eval_strategy=cadence if validation_images else "no",
+        save_strategy=cadence,
+        eval_steps=options.eval_steps,
+        save_steps=options.eval_steps or 500,  # not 0
         load_best_model_at_end=bool(validation_images),
         metric_for_best_model=options.eval_metric if validation_images else None,
         greater_is_better=options.eval_metric != "loss" if validation_images else None,

@@ -117,8 +117,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
             rows.append(row)
     options = (read_json(folder / "options.json") or {}).get("options") or {}
     metric = options.get("eval_metric") or "loss"
-    # Evaluations during training; those made afterwards, with other generation settings, name these settings.
-    evaluations = [row for row in rows if row.get(f"eval_{metric}") is not None and "generation" not in row]
+    # Evaluations during training; those made afterwards say so.
+    during = [row for row in rows if not {"generation", "final"} & row.keys()]
+    evaluations = [row for row in during if row.get(f"eval_{metric}") is not None]
     sign = -1 if metric == "loss" else 1
     best = max(evaluations, key=lambda row: sign * row[f"eval_{metric}"], default=None)
     steps = [row for row in rows if "loss" in row]
