@@ -25,6 +25,7 @@ from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_
 from toolkit.training.run_files import CHECKPOINTS, is_cut
 from toolkit.training.run_folder import Plan, RunIdentity, check_place, finish_swap, holding, look, run_identity
 from toolkit.training.setup import TrainingRun, prepare
+from toolkit.training.trainer_args import check_trainer_args
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -97,6 +98,7 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
     if rows > longest:
         say(f"note: captions in the cache have up to {rows} tokens, but are generated with at most {longest}")
     _check_reporter(options.report_to)
+    check_trainer_args(options)
     if options.precision == "fp16" and pick_device("auto").type != "cuda":
         raise InputError("--precision fp16: training needs a GPU; use auto.")
     check_sharding(options, pick_device("auto"))

@@ -150,6 +150,9 @@ class FinetuneOptions(Options):
         GenerationOptions(), BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text)
     )
     report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
+    trainer_arg: tuple[str, ...] = option(
+        (), "KEY=VALUE, an argument of Trainer's that has no option of its own, as max_grad_norm=0.5. May be repeated."
+    )
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
     overwrite: bool = option(False, "Train again and replace the finished model at --output-dir.", flag=True)
 
@@ -190,6 +193,11 @@ class FinetuneOptions(Options):
         check(self.augment == "off" or not self.cache_features, "augment", self.augment,
               "--cache-features runs the encoder once, on the images as they are; leave one of the two out")  # fmt: skip
         check(self.augment != "off" or not self.flip, "flip", self.flip, "only applies with --augment; add that")
+        for given in self.trainer_arg:
+            name = given.partition("=")[0]
+            check(bool(name) and "=" in given, "trainer_arg", given, "is a name, =, and a value, as max_grad_norm=0.5")
+            twice = sum(other.partition("=")[0] == name for other in self.trainer_arg)
+            check(twice == 1, "trainer_arg", given, f"{name} is given {twice} times; give it once")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be at least 0 and below 1")
         check(self.captions_per_image in (None, "all") or (self.captions_per_image.isdigit()
               and int(self.captions_per_image) > 0), "captions_per_image", self.captions_per_image,
@@ -215,4 +223,4 @@ class FinetuneOptions(Options):
             known.pop("encoder_lr", None)
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)
-        return replace(self, **known)
+        return replace(self, **known, trainer_arg=tuple(sorted(self.trainer_arg)))  # in any order it is the same run

@@ -35,6 +35,7 @@ from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start
 from toolkit.training.selfcheck import check_training
 from toolkit.training.starting_model import finished_model, starting_model
 from toolkit.training.trainer import CaptionTrainer, Patience
+from toolkit.training.trainer_args import trainer_args
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ def trainer_arguments(
         restore_callback_states_from_checkpoint=True,  # or patience would start anew
         log_level_replica="passive",  # as it is, not back to warnings
         disable_tqdm=True,
+        **trainer_args(options.trainer_arg),
     )
 
 
