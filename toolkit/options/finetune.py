@@ -106,6 +106,9 @@ class FinetuneOptions(Options):
         "With --augment: also mirror half of the images, but none with a caption that says left or right (in English).",
         flag=True,
     )
+    ema: float | None = option(
+        None, "Average the weights over the updates with this decay, 0.999 for instance; evaluate and save the average."
+    )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
     init_from: str | None = option(
         None, "Start from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
@@ -193,6 +196,9 @@ class FinetuneOptions(Options):
         check(self.augment == "off" or not self.cache_features, "augment", self.augment,
               "--cache-features runs the encoder once, on the images as they are; leave one of the two out")  # fmt: skip
         check(self.augment != "off" or not self.flip, "flip", self.flip, "only applies with --augment; add that")
+        check(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "must be above 0 and below 1")
+        check(self.ema is None or not self.fsdp, "ema", self.ema,
+              "--fsdp leaves each process only a part of the weights; leave one of the two out")  # fmt: skip
         for given in self.trainer_arg:
             name = given.partition("=")[0]
             check(bool(name) and "=" in given, "trainer_arg", given, "is a name, =, and a value, as max_grad_norm=0.5")

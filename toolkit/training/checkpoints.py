@@ -16,13 +16,14 @@ from toolkit.runtime.hashing import file_hash
 from toolkit.runtime.swap import above, remove_empty
 
 WHOLE = "whole.json"
+AVERAGE = "average.safetensors"  # of --ema
 MODEL = (
     "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "README.md",
 )  # fmt: skip
 # What Trainer and peft write into a checkpoint. Nothing else in its folder is ever deleted.
 FILES = (
-    WHOLE, *MODEL, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json",
+    WHOLE, *MODEL, AVERAGE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json",
     "training_args.bin",
 )  # fmt: skip
 

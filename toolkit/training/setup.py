@@ -26,6 +26,7 @@ from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 from toolkit.training.augment import STRENGTHS, Augmentation, without_sides
+from toolkit.training.averaging import WeightAverage
 from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
@@ -137,6 +138,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         normalizer=processors.normalizer,
         generation={"generation_config": generation},
         encoder_lr=options.encoder_lr,
+        average=None if options.ema is None or again else WeightAverage(options.ema),
         callbacks=[log],
     )
     trainer.add_callback(Saving(options.save_steps, options.save_minutes))

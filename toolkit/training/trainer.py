@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from toolkit.models.precision import PixelNormalizer
 from toolkit.runtime.ending import allowing, deferring
 from toolkit.runtime.progress import say
 from toolkit.training.augment import augmented
+from toolkit.training.averaging import WeightAverage
 from toolkit.training.checkpoints import mark_whole, rotate
 from toolkit.training.collator import LengthGroupedSampler, prefetch
 from toolkit.training.distributed import agreeing, load_whole, whole_model, writing
@@ -41,6 +42,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     Args:
         sorted_together: how many batches `LengthGroupedSampler` sorts at a time.
         encoder_lr: peak learning rate of the encoder's weights; None for that of all others.
+        average: of the weights; it is evaluated, and what the model has after training.
     """
 
     def __init__(
@@ -50,10 +52,13 @@ class CaptionTrainer(Seq2SeqTrainer):
         generation: dict[str, Any],
         sorted_together: int = LengthGroupedSampler.WINDOW,
         encoder_lr: float | None = None,
+        average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
-        self.encoder_lr = encoder_lr
+        self.encoder_lr, self.average = encoder_lr, average
         super().__init__(*args, **kwargs)
+        if average is not None:
+            self.add_callback(average)
         # Trainer deletes older checkpoints before the new one is whole, and the last one at the end.
         self.checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
         self.sorted_together = sorted_together
@@ -92,7 +97,10 @@ class CaptionTrainer(Seq2SeqTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
             with deferring(self.args.world_size == 1):  # `Saving` ends it, with a checkpoint
-                return super().train(*args, **kwargs)
+                found = super().train(*args, **kwargs)
+                if self.average is not None and self.state.best_model_checkpoint is None:  # nothing was evaluated
+                    self.average.put_into_model()
+                return found
         finally:
             if self._ahead is not None:  # the thread that makes batches ends with training, however that ends
                 self._ahead.close()
@@ -239,6 +247,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         with allowing(SAVING), self._timed("saving_s"):
             with agreeing(), writing(out):
                 super()._save_checkpoint(model, trial)
+                if self.average is not None and self.args.should_save:
+                    self.average.write(out / f"checkpoint-{self.state.global_step}")
             with agreeing(), writing(out):  # all ranks have written what is theirs
                 if self.args.should_save:
                     mark_whole(out / f"checkpoint-{self.state.global_step}")
@@ -281,10 +291,14 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own loads with strict=False and silently leaves every encoder layer as it was."""
         self._load_strictly(model or self.model, resume_from_checkpoint)
+        if self.average is not None:
+            self.average.source = Path(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Trainer's own loads with strict=False here too."""
         self._load_strictly(self.model, self.state.best_model_checkpoint)
+        if self.average is not None:
+            self.average.put_into_model(Path(self.state.best_model_checkpoint))
 
     def trained_model(self) -> Any:
         """The model that training ended with, whole on rank 0. All ranks must call it."""
@@ -293,7 +307,8 @@ class CaptionTrainer(Seq2SeqTrainer):
     # ---- where the time goes --------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self._timed("evaluation_s"), deferring(False):
+        averaged = nullcontext() if self.average is None else self.average.swapped_in()
+        with self._timed("evaluation_s"), deferring(False), averaged:
             try:
                 return super().evaluate(*args, **kwargs)
             finally:
