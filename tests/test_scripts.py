@@ -76,6 +76,57 @@ def karpathy(folder: Path) -> None:
     (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
 
 
+def test_convert_vit_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights written as the repository has them, with query, key and value in one tensor, are found again."""
+    import numpy as np
+    import torch
+
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import convert_vit_tiny as script
+
+    rng, files = np.random.default_rng(0), {}
+
+    def write(name: str, *shape: int) -> torch.Tensor:
+        values = rng.standard_normal(shape).astype("<f4")
+        files[f"parameters/{name}.bin"] = np.array(shape, "<i4").tobytes() + values.tobytes()
+        return torch.from_numpy(values)
+
+    expected = {
+        "vit.embeddings.cls_token": write("cls_token", 1, 1, 192),
+        "vit.embeddings.position_embeddings": write("pos_embed", 1, 197, 192),
+        "vit.embeddings.patch_embeddings.projection.weight": write("patch_embed_proj_weight", 192, 3, 16, 16),
+        "vit.embeddings.patch_embeddings.projection.bias": write("patch_embed_proj_bias", 192),
+    }
+    parts = [("norm", "vit.layernorm", 192), ("head", "classifier", 1000, 192)]
+    for i in range(12):
+        place = f"vit.encoder.layer.{i}"
+        parts += [
+            (f"blocks_{i}_norm1", f"{place}.layernorm_before", 192),
+            (f"blocks_{i}_norm2", f"{place}.layernorm_after", 192),
+            (f"blocks_{i}_attn_proj", f"{place}.attention.output.dense", 192, 192),
+            (f"blocks_{i}_mlp_fc1", f"{place}.intermediate.dense", 768, 192),
+            (f"blocks_{i}_mlp_fc2", f"{place}.output.dense", 192, 768),
+        ]
+        for kind, shape in (("weight", (576, 192)), ("bias", (576,))):
+            whole = write(f"blocks_{i}_attn_qkv_{kind}", *shape)
+            for name, rows in (("query", slice(0, 192)), ("key", slice(192, 384)), ("value", slice(384, None))):
+                expected[f"{place}.attention.attention.{name}.{kind}"] = whole[rows]
+    for theirs, ours, *shape in parts:
+        expected |= {
+            f"{ours}.weight": write(f"{theirs}_weight", *shape),
+            f"{ours}.bias": write(f"{theirs}_bias", shape[0]),
+        }
+    found = script.state_dict(files)
+    assert found.keys() == expected.keys()
+    assert len(found) == 200
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(SystemExit, match=rf"^{tmp_path}: no clone that holds commit b2d262d"):
+        script.main(str(tmp_path), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="out: is there already; name a new folder"):
+        script.main(str(tmp_path), tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_flickr8k_to_the_row(tmp_path: Path) -> None:
     """The whole recipe on a dozen photographs and weights of a minute's size."""
