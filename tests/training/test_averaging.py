@@ -27,7 +27,7 @@ def options(cache_dir: Path, tmp_path: Path) -> FinetuneOptions:
         batch_size=4,
         ema=0.5,
         generation=greedy,
-        eval_images=2,
+        eval_images=1,
     )
 
 
