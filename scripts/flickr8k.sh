@@ -8,7 +8,7 @@
 #     dataset_flickr8k.json                     Karpathy's annotations; or, in its place,
 #     captions.txt or Flickr8k.token.txt, and Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt
 #
-# Everything is written to ./flickr8k (or $OUT): the cache, the model, captions.jsonl, scores.csv, evaluation.html. Run
+# Everything is written to ./flickr8k (or $OUT): the cache, the model, captions.jsonl, gallery.html, scores.csv, evaluation.html. Run
 # again, it goes on where it was stopped. The last line is the row for the README's table of results.
 #
 # ENCODER and DECODER name other weights, or folders with them where there is no network.
@@ -61,14 +61,15 @@ python=$(dirname "$(command -v toolkit)")/python
 "$python" - "$out/cache" "$images" "$out/test" <<'PYTHON'
 import sys
 from pathlib import Path
-from toolkit.cache import open_cache
+from toolkit import open_cache
 images, links = Path(sys.argv[2]).resolve(), Path(sys.argv[3])
 for path in open_cache(Path(sys.argv[1]))["test"].column("path"):
     (links / path).parent.mkdir(parents=True, exist_ok=True)
     if not (links / path).is_symlink():
         (links / path).symlink_to(images / path)
 PYTHON
-toolkit batch-caption "$out/test" --model "$out/model" --output "$out/captions.jsonl" || [ $? -eq 3 ]
+toolkit batch-caption "$out/test" --model "$out/model" --output "$out/captions.jsonl" \
+    --gallery "$out/gallery.html" || [ $? -eq 3 ]
 toolkit evaluate --hypotheses "$out/captions.jsonl" --references "$out/cache" --split test --human \
     --per-image "$out/scores.csv" --page "$out/evaluation.html" --json > "$out/scores.json"
 "$python" - "$out/scores.json" "$encoder + $decoder" <<'PYTHON'

@@ -150,6 +150,7 @@ def test_flickr8k_to_the_row(tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert row[5].split(" ")[0] == f"{100 * scores['metrics']['cider']['score']:.1f}"
     assert (tmp_path / "out" / "evaluation.html").exists()
+    assert (tmp_path / "out" / "gallery.html").exists()
     again = flickr8k(str(data), "--max-steps", "4", **weights)
     assert again.stdout.count("nothing to do") == 2
     assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
