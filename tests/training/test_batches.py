@@ -156,6 +156,8 @@ def test_captions_are_drawn_by_seed_epoch_and_image(cache_dir: Path) -> None:
 class Lengths:
     """A data set of images that have so many tokens each."""
 
+    shares = None
+
     def __init__(self, number: int) -> None:
         self.lengths = np.random.default_rng(0).lognormal(4.2, 0.3, number).astype(int)
         self.epoch = 0

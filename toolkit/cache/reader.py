@@ -112,20 +112,25 @@ class SplitReader(Sequence[dict[str, np.ndarray]]):
 
     Args:
         from_disk: reads (True) or maps (False) the pixels; None decides by the memory that is free now.
+        others: splits whose rows follow, with pixels and labels of the same shape.
     """
 
     directory: Path
     shape: tuple[int, int, int]
     from_disk: bool | None = None
+    others: tuple[Path, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the open files: a loader's worker that is spawned would get the pixels through a pipe.
-        return {"directory": self.directory, "shape": self.shape, "from_disk": self.from_disk}
+        return {name: getattr(self, name) for name in ("directory", "shape", "from_disk", "others")}
 
     @cached_property
     def paths(self) -> list[Path]:
-        state = json.loads((self.directory / "state.json").read_text())
-        return [self.directory / entry["filename"] for entry in state["_data_files"]]
+        found: list[Path] = []
+        for directory in (self.directory, *self.others):
+            state = json.loads((directory / "state.json").read_text())
+            found += [directory / entry["filename"] for entry in state["_data_files"]]
+        return found
 
     @cached_property
     def _maps(self) -> list[pa.Buffer]:

@@ -178,6 +178,10 @@ class Cache:
     def __iter__(self) -> Iterator[str]:
         return iter(SPLITS)
 
+    def fingerprint(self, split: str) -> str:
+        """Of the rows of a split, as Hugging Face's `datasets` has it."""
+        return str(json.loads((self.directory / split / "state.json").read_text())["_fingerprint"])
+
 
 def open_cache(directory: Path | str) -> Cache:
     """Opens a finished cache.

@@ -9,8 +9,7 @@ from dataclasses import replace
 from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from toolkit.cache.schema import Cache, open_cache
-from toolkit.cache.uploads import fetch_cache
+from toolkit.cache.schema import Cache
 from toolkit.errors import InputError, RunError
 from toolkit.models.precision import describe_precision, pick_device
 from toolkit.options import FinetuneOptions
@@ -22,6 +21,7 @@ from toolkit.runtime.progress import say
 from toolkit.runtime.remote import local_only
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_sharding, joined, rank, ranks
+from toolkit.training.mixture import Mixture, open_caches
 from toolkit.training.run_files import CHECKPOINTS, is_cut
 from toolkit.training.run_folder import Plan, RunIdentity, check_place, finish_swap, holding, look, run_identity
 from toolkit.training.setup import TrainingRun, prepare
@@ -40,13 +40,15 @@ def finetune(options: FinetuneOptions) -> Summary:
     with joined():
         with agreeing():
             local_only(options, "output_dir")
-            options = with_copies(options, cache=fetch_cache, init_from=fetch_model)
-        return _finetune(options)
+            options = with_copies(options, init_from=fetch_model)
+            cache = open_caches([options.cache, *options.more_caches])
+            others = [str(part.cache.directory) for part in cache.parts[1:]] if isinstance(cache, Mixture) else []
+            options = replace(options, cache=cache.directory, more_caches=tuple(others))
+        return _finetune(options, cache)
 
 
-def _finetune(options: FinetuneOptions) -> Summary:
+def _finetune(options: FinetuneOptions, cache: Cache) -> Summary:
     with agreeing():
-        cache = open_cache(options.cache)
         if options.eval_metric is not None and not len(cache["validation"]):
             say(
                 f"note: --eval-metric {options.eval_metric} has no effect, because {options.cache} has no validation images"

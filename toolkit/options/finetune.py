@@ -158,6 +158,10 @@ class FinetuneOptions(Options):
     )
     num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
     overwrite: bool = option(False, "Train again and replace the finished model at --output-dir.", flag=True)
+    more_caches: tuple[str, ...] = option(
+        (), "More caches with the same pixels and tokenizer; B:0.5 draws half of B's images each epoch, B:2 each twice.",
+        positional=True, path=True,
+    )  # fmt: skip
 
     def validate(self) -> None:
         check_seed(self)

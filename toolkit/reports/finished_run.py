@@ -15,6 +15,7 @@ from toolkit.records import Summary
 from toolkit.reports.model_card import write_model_card
 from toolkit.reports.training_report import write_training_report
 from toolkit.training.distributed import ranks, writing
+from toolkit.training.mixture import Mixture
 from toolkit.training.run_files import FINISHED, UNFINISHED, RunSummary, finish, listed
 from toolkit.training.run_folder import replace_model
 from toolkit.training.setup import TrainingRun
@@ -34,6 +35,7 @@ def save_trained(run: TrainingRun, trained: Any, seconds: float) -> Summary:
         "validation": run.log.best(state.best_global_step),
         "notes": run.notes,
     }
+    values |= _data_sets(run, state.best_global_step)
     if run.plan.extended:
         values["extended"] = run.plan.extended
 
@@ -49,8 +51,21 @@ def save_trained(run: TrainingRun, trained: Any, seconds: float) -> Summary:
 def save_evaluation(run: TrainingRun) -> Summary:
     """Other generation settings, and the metrics that the finished model has with them; its weights stay."""
     values: RunSummary = {**(run.plan.summary or {}), "validation": run.log.best(None), "notes": run.notes}
+    values |= _data_sets(run, None)
     values.pop("files", None)
     return _finish(run, run.generation.save_pretrained, values, "evaluated again, not trained.\n  on validation")
+
+
+def _data_sets(run: TrainingRun, step: int | None) -> RunSummary:
+    """Of several caches what each is to the run."""
+    if not isinstance(run.cache, Mixture):
+        return {}
+    metrics, counts = run.log.best_of_parts(step), run.cache.shares.counts
+    found = [
+        {"name": part.name, "share": part.share, "images": count, "validation": metrics.get(part.name, {})}
+        for part, count in zip(run.cache.parts, counts, strict=True)
+    ]
+    return {"data_sets": found}
 
 
 def _finish(run: TrainingRun, write: Callable[[Path], None], values: RunSummary, done: str) -> Summary:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class CaptionMetrics:
     Attributes:
         captions: of the last evaluation.
         shown: the images among these whose captions are followed through training, by their position.
+        parts: of several data sets the positions of each, by its name; one with images has metrics of its own.
     """
 
     def __init__(
@@ -45,7 +47,11 @@ class CaptionMetrics:
         decode: Callable[[Any], list[str]],
         tokens: SpecialTokens,
         shown: Sequence[int] = range(SAMPLES),
+        parts: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
+        self.parts = {
+            name: (np.array(at), prepare({str(i): references[i] for i in at})) for name, at in parts.items() if len(at)
+        }
         self.references = {str(i): captions for i, captions in enumerate(references)}
         self.shown = [i for i in shown if i < len(references)]
         self.decode, self.tokens = decode, tokens
@@ -59,11 +65,16 @@ class CaptionMetrics:
         """The `METRICS`; shares are from 0 to 1, the loss is in nats a token."""
         number = len(self.references)  # several ranks pad the last batch with images from the start
         rows = torch.as_tensor(np.asarray(prediction.predictions))[:number, 1:]
-        loss, count = np.asarray(prediction.label_ids, dtype=np.float64)[:number].sum(axis=0)
+        losses = np.asarray(prediction.label_ids, dtype=np.float64)[:number]
+        loss, count = losses.sum(axis=0)
         self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
         corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
         how = asdict(health(self.captions, caption_lengths(rows, self.tokens)[1].tolist()))
-        return {"loss": loss / count, **{name: {**corpus, **how}[name] for name in METRICS[1:]}}
+        found = {"loss": loss / count, **{name: {**corpus, **how}[name] for name in METRICS[1:]}}
+        for part, (at, references) in self.parts.items():
+            theirs, (loss, count) = references.score({str(i): self.captions[i] for i in at}), losses[at].sum(axis=0)
+            found |= {f"{part}/loss": loss / count, **{f"{part}/{name}": theirs.corpus[name] for name in SCORES}}
+        return found
 
 
 def caption_warnings(captions: Sequence[str], metrics: dict[str, float]) -> list[str]:
@@ -146,6 +157,9 @@ class TrainingLog(TrainerCallback):
             metrics = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
             when = f"best checkpoint, {row['final']}" if "final" in row else f"epoch {row['epoch']:g}"
             say(f'  {when}: {metrics}; "{row["captions"][0]}"')
+            for part in self.metrics.parts:
+                scores = ", ".join(f"{name} {row[f'eval_{part}/{name}']:.3f}" for name in ("loss", *SCORES))
+                say(f"    {part}: {scores}")
             for warning in row["warnings"]:
                 say(f"  warning: {warning}")
         with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:
@@ -157,10 +171,19 @@ class TrainingLog(TrainerCallback):
 
     def best(self, step: int | None) -> dict[str, float]:
         """The metrics of the checkpoint of this step, or (None) of the last evaluation; empty if there was none."""
+        row = self._evaluation(step)
+        return {name: row[f"eval_{name}"] for name in METRICS} if row else {}
+
+    def best_of_parts(self, step: int | None) -> dict[str, dict[str, float]]:
+        """The same for each of several data sets that has validation images."""
+        row, names = self._evaluation(step) or {}, ("loss", *SCORES)
+        return {part: {name: row[f"eval_{part}/{name}"] for name in names} for part in self.metrics.parts if row}
+
+    def _evaluation(self, step: int | None) -> dict[str, Any] | None:
         rows = [row for row in self.rows() if "eval_loss" in row]
         if step is not None:
             rows = [row for row in rows if row.get("final", row["step"]) == step and "generation" not in row]
-        return {name: rows[-1][f"eval_{name}"] for name in METRICS} if rows else {}
+        return rows[-1] if rows else None
 
     def samples(self, cache: Cache) -> list[dict[str, Any]]:
         """The validation images that are followed: pixels, references, and the captions of each evaluation."""

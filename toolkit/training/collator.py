@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,31 @@ T = TypeVar("T")
 FILLER = -1  # the index of an image without a token to learn: it fills up a batch, and changes no loss or gradient
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How many images of each of several data sets an epoch uses: a share of 0.5 is half of them, drawn anew each epoch,
+    2.5 is each of them twice and half of them once more.
+
+    Args:
+        pools: the rows of each, int64, and the share.
+    """
+
+    pools: Sequence[tuple[np.ndarray, float]]
+
+    @property
+    def counts(self) -> list[int]:
+        """Images an epoch; of a data set that is not empty at least one."""
+        return [min(len(rows), 1) if share * len(rows) < 1 else round(share * len(rows)) for rows, share in self.pools]
+
+    def drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of an epoch: int64 (sum of counts,)."""
+        found = []
+        for (rows, _), count in zip(self.pools, self.counts, strict=True):
+            times, rest = divmod(count, max(len(rows), 1))
+            found += [rows] * times + ([np.sort(rng.choice(rows, rest, replace=False))] if rest else [])
+        return np.concatenate(found)
+
+
 class CaptionDataset(Dataset):
     """One item per image: {"pixel_values": uint8 (C, H, W), "labels": int32 (n, max_length)}; also at `FILLER`.
 
@@ -31,7 +57,12 @@ class CaptionDataset(Dataset):
     Args:
         captions_per_image: how many captions of an image an epoch uses; None for all. Drawn without replacement from
             a generator seeded by (seed, epoch, image): neither workers nor a resumed run change what is drawn.
+
+    Attributes:
+        shares: of the data sets in it that an epoch uses; None for every image once.
     """
+
+    shares: Shares | None = None
 
     def __init__(
         self,
@@ -92,7 +123,7 @@ class CaptionDataset(Dataset):
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Every image once an epoch; a batch holds images with about as many tokens; batches come in random order.
+    """Every image once an epoch, or as often as `dataset.shares` says; a batch holds images with about as many tokens; batches come in random order.
 
     Most batches of random images hold one with long captions, so that a third of them is padding. Here the images of 32
     random batches are sorted by length and cut into batches (docs/benchmarks.md). The order depends only on seed and
@@ -112,7 +143,8 @@ class LengthGroupedSampler(Sampler[int]):
     ) -> None:
         self.dataset, self.batch_size, self.seed, self.window = dataset, batch_size, seed, window
         self.lengths = dataset.tokens()
-        self.fillers = -len(self.lengths) % step
+        self.images = len(self.lengths) if dataset.shares is None else sum(dataset.shares.counts)
+        self.fillers = -self.images % step
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,11 +153,12 @@ class LengthGroupedSampler(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.lengths) + self.fillers
+        return self.images + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths))
+        shares = self.dataset.shares
+        order = rng.permutation(len(self.lengths) if shares is None else shares.drawn(rng))
         size = self.batch_size * self.window
         windows = [order[i : i + size] for i in range(0, len(order), size)]
         order = np.concatenate([w[np.argsort(self.lengths[w], kind="stable")] for w in windows])

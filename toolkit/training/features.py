@@ -93,10 +93,27 @@ class Features:
         return list(out)
 
 
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """Those of several splits, one after another."""
+
+    parts: list[Features]
+
+    def gather(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """As `Features.gather`."""
+        starts = np.cumsum([0, *(part.count for part in self.parts)])
+        found: list[Any] = [None] * len(indices)
+        for i, part in enumerate(self.parts):
+            mine = [k for k, index in enumerate(indices) if starts[i] <= index < starts[i + 1]]
+            for k, row in zip(mine, part.gather([int(indices[k] - starts[i]) for k in mine]), strict=True):
+                found[k] = row
+        return found
+
+
 class FeatureDataset(CaptionDataset):
     """One item per image: {"features": (S, D) as stored, "labels": int32 (n, max_length)}; no pixel is read."""
 
-    def __init__(self, features: Features, reader: SplitReader, *args: Any) -> None:
+    def __init__(self, features: Features | JoinedFeatures, reader: SplitReader, *args: Any) -> None:
         super().__init__(reader, *args)
         self.features = features
 

@@ -35,6 +35,7 @@ class RunSummary(TypedDict, total=False):
     seconds: float
     best_step: int | None
     validation: dict[str, float]  # metrics
+    data_sets: list[dict[str, Any]]  # of several caches: name, share, train images an epoch, metrics on its validation
     notes: list[str]
     extended: list[dict[str, Any]]  # how long the run was before each time that it was extended
     files: Files

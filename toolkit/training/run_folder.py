@@ -6,7 +6,6 @@ model. A finished run lists its files by content hash in finetune.json.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -38,7 +37,7 @@ from toolkit.training.run_files import (
 )
 
 # Options that do not change the model.
-INDIFFERENT = ("cache", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit",
+INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit",
                "save_steps", "save_minutes")  # fmt: skip
 DEFAULTS = to_json(FinetuneOptions())
 # Options that do not change the weights: with other values a finished run is only evaluated again.
@@ -109,7 +108,7 @@ class RunIdentity:
             name: f"--{name.replace('_', '-')} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]
         }
         if self.cache != now.cache:
-            changed["cache"] = "another cache"
+            changed["cache"] = "another cache, or other shares of several"
         if self.ranks != now.ranks:
             changed["ranks"] = f"{self.ranks} processes, now {now.ranks}"
         return changed
@@ -120,7 +119,7 @@ def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> RunIdent
     small = bool(cache.manifest["options"]["preset"])  # its products are too small to gain: bf16 is slower there
     return RunIdentity(
         {k: v for k, v in to_json(options).items() if k not in INDIFFERENT},
-        {n: json.loads((cache.directory / n / "state.json").read_text())["_fingerprint"] for n in names},
+        {n: cache.fingerprint(n) for n in names},
         ranks,
         resolve_precision(options.precision, pick_device("auto"), training=not small),
     )
@@ -217,7 +216,7 @@ def check_place(options: FinetuneOptions) -> Path:
         OutputError: no place for a model: an input, what holds one, the working folder, a cache, a home folder.
     """
     out = options.output_dir
-    check_folder("--output-dir", out, [options.cache, options.init_from])
+    check_folder("--output-dir", out, [options.cache, *map(Path, options.more_caches), options.init_from])
     place = out.resolve()
     for folder in (place, *place.parents):
         if (folder / MANIFEST).is_file() and (folder / "dataset_dict.json").is_file():

@@ -30,7 +30,8 @@ from toolkit.training.averaging import WeightAverage
 from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, TrainingLog
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
-from toolkit.training.features import FeatureDataset, encode_splits
+from toolkit.training.features import FeatureDataset, JoinedFeatures, encode_splits
+from toolkit.training.mixture import Mixture
 from toolkit.training.run_files import CHECKPOINTS, LOG
 from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start
 from toolkit.training.selfcheck import check_training
@@ -119,10 +120,12 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     references = cache["validation"].column("captions")
     sample = sampled(len(references), options)
     followed = range(SAMPLES) if sample is None else sample[:SAMPLES]
-    metrics, whole = CaptionMetrics(references, processors.decode, processors.tokens, followed), None
+    parts = cache.positions("validation") if isinstance(cache, Mixture) else {}
+    metrics, whole = CaptionMetrics(references, processors.decode, processors.tokens, followed, parts), None
     if sample is not None and not again:
         whole, eval_set = (every, metrics), Subset(every, sample)
-        metrics = CaptionMetrics([references[i] for i in sample], processors.decode, processors.tokens)
+        chosen = {name: [k for k, i in enumerate(sample) if i in rows] for name, rows in parts.items()}
+        metrics = CaptionMetrics([references[i] for i in sample], processors.decode, processors.tokens, parts=chosen)
     log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
     trainer = CaptionTrainer(
         model=model,
@@ -196,14 +199,23 @@ def _data_sets(
     drawn = (_captions(options), options.seed)
     eval_set = CaptionDataset(cache["validation"])
     if not options.cache_features:
-        return CaptionDataset(cache["train"], *drawn, None if again else _augmentation(options, cache)), eval_set
+        train_set = CaptionDataset(cache["train"], *drawn, None if again else _augmentation(options, cache))
+        return _with_shares(train_set, cache, again), eval_set
     train_set = CaptionDataset(cache["train"], *drawn)
     splits, dtype = ("validation",) if again else ("train", "validation"), DTYPES[options.precision]
     encoder, normalizer = model.encoder.to(device), normalizer.to(device)
-    features = encode_splits(cache, splits, encoder, normalizer, options.feature_precision, dtype)
+    each = [part.cache for part in cache.parts] if isinstance(cache, Mixture) else [cache]
+    made = [encode_splits(c, splits, encoder, normalizer, options.feature_precision, dtype) for c in each]
+    features = {split: JoinedFeatures([found[split] for found in made]) for split in splits}
     if not again:
         train_set = FeatureDataset(features["train"], cache["train"], *drawn)
-    return train_set, FeatureDataset(features["validation"], cache["validation"])
+    return _with_shares(train_set, cache, again), FeatureDataset(features["validation"], cache["validation"])
+
+
+def _with_shares(train_set: CaptionDataset, cache: Cache, again: bool) -> CaptionDataset:
+    if isinstance(cache, Mixture) and not again:
+        train_set.shares = cache.shares
+    return train_set
 
 
 def _augmentation(options: FinetuneOptions, cache: Cache) -> Augmentation | None:
