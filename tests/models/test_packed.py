@@ -77,6 +77,37 @@ def test_rows_do_not_depend_on_others(precision: str) -> None:
     assert torch.equal(whole[4], plain.bias if precision == "int8" else plain.bias.bfloat16().float())
 
 
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@torch.inference_mode()
+def test_attention_by_products(scaling: float | None) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 7, 16), torch.randn(2, 3, 7, 16)
+    found = packed.attention_by_products(query.bfloat16(), key.bfloat16(), value.bfloat16(), scaling)
+    exact = nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
+@needs_int8
+def test_the_encoder_in_int8_attends_by_products(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where linear layers give bf16. It is as near to fp32 as with transformers' attention."""
+    monkeypatch.setattr(packed, "cpu_has_bf16", lambda: True)
+    captioner, calls, real = load_captioner(model_dir, precision="int8"), [], packed.attention_by_products
+    monkeypatch.setattr(packed, "attention_by_products", lambda *given: calls.append(1) or real(*given))
+    encoder, pixels = captioner.model.encoder, torch.randn(2, *captioner.transform.shape)
+    with torch.inference_mode():
+        found = encoder(pixel_values=pixels).last_hidden_state
+        assert len(calls) == encoder.config.num_hidden_layers
+        for part in encoder.modules():
+            if hasattr(part, "config"):
+                part.config._attn_implementation_internal = "sdpa"
+        stock = encoder(pixel_values=pixels).last_hidden_state
+        exact = load_captioner(model_dir).model.encoder(pixel_values=pixels).last_hidden_state
+    assert len(calls) == encoder.config.num_hidden_layers
+    assert (found - exact).norm() < 1.2 * (stock - exact).norm() < 0.1 * exact.norm()
+    assert packed.cross_dtype(captioner.model.decoder) == torch.bfloat16
+
+
 @pytest.mark.parametrize("precision", BOTH)
 @torch.inference_mode()
 def test_what_is_packed(precision: str) -> None:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, Cache, EncoderDecoderCache
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from toolkit.models.packed import ROWS_TO_EXPECT
+from toolkit.models.packed import ROWS_TO_EXPECT, attention_by_products, cross_dtype
 from toolkit.models.special_tokens import first_position
 from toolkit.models.twins import twin_of
 
@@ -48,13 +48,11 @@ def shared_attention(
     """
     total, heads, _, d = query.shape
     images = key.shape[0]
-    folded = query.reshape(images, total // images, heads, d).transpose(1, 2)
-    if attention_mask is None and query.dtype is torch.bfloat16 and query.device.type == "cpu":
-        # Of a few queries, half the time that scaled_dot_product_attention takes in bf16 without AMX.
-        scores = (folded @ key.transpose(-1, -2)).float() * (d**-0.5 if scaling is None else scaling)
-        out = scores.softmax(-1).to(value.dtype) @ value
-        return out.transpose(1, 2).reshape(total, 1, heads, d), None
-    out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    folded = query.reshape(images, total // images, heads, d).transpose(1, 2).to(key.dtype)
+    if attention_mask is None and key.dtype is torch.bfloat16 and key.device.type == "cpu":
+        out = attention_by_products(folded, key, value, scaling)
+    else:
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
     return out.transpose(1, 2).reshape(total, 1, heads, d), None
 
 
@@ -92,6 +90,8 @@ class _CrossAttentionCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.steps.cross_dtype is not None:
+            key_states, value_states = key_states.to(self.steps.cross_dtype), value_states.to(self.steps.cross_dtype)
         if layer_idx == len(self.steps.cross_kv):
             shape = (self.steps.slots, *key_states.shape[1:])
             self.steps.cross_kv.append((key_states.new_empty(shape), key_states.new_empty(shape)))
@@ -133,6 +133,7 @@ class Steps:
         self.device = next(decoder.parameters()).device
         self.first = first_position(decoder)
         self.active = 0
+        self.cross_dtype = cross_dtype(decoder)
         self.cross_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.self_kv: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.mask = torch.zeros(slots, 1, rows, length * rows, dtype=torch.bool, device=self.device)
