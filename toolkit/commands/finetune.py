@@ -99,6 +99,13 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
         raise InputError(f"--max-length {longest}: leaves no room for a word; 50 is usual.")
     if rows > longest:
         say(f"note: captions in the cache have up to {rows} tokens, but are generated with at most {longest}")
+    first = options.unfreeze_after
+    if first is not None and ranks() > 1:
+        raise InputError(f"--unfreeze-after {first}: needs a single process; train in two commands, with --init-from.")
+    if first is not None and options.max_steps <= 0 and first >= (options.epochs or 0):
+        raise InputError(
+            f"--unfreeze-after {first}: --epochs {options.epochs:g} ends before the encoder is trained; use --freeze-encoder."
+        )
     _check_reporter(options.report_to)
     check_trainer_args(options)
     if options.precision == "fp16" and pick_device("auto").type != "cuda":

@@ -80,6 +80,15 @@ def freeze_encoder(encoder: nn.Module, unfreeze_last: int = 0) -> None:
     _rest(encoder)
 
 
+def unfreeze_encoder(encoder: nn.Module) -> None:
+    """Takes all of an encoder into training again, but for what its last hidden states do not depend on."""
+    encoder.requires_grad_(True)
+    freeze_unused(encoder)
+    for module in encoder.modules():
+        vars(module).pop("train", None)  # of `_rest`
+    encoder.train()
+
+
 def _rest(module: nn.Module) -> None:
     """Keeps modules without trainable weights in evaluation mode; Trainer calls `train()` at every step."""
     weights = list(module.parameters())

@@ -115,6 +115,7 @@ class FinetuneOptions(Options):
     )
     freeze_encoder: bool = option(False, "Train only the decoder.", flag=True)
     unfreeze_last: int | None = option(None, "Train only the encoder's last N layers.")
+    unfreeze_after: int | None = option(None, "Train only the decoder for the first N epochs, then the encoder too.")
     cache_features: bool = option(
         False, "Freeze the encoder and run it once per image; its features are kept in the cache.", flag=True
     )
@@ -173,7 +174,9 @@ class FinetuneOptions(Options):
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
-        check_at_least(self, 1, "unfreeze_last", "lora_rank", "save_steps", "eval_steps", "eval_images")
+        check_at_least(
+            self, 1, "unfreeze_after", "unfreeze_last", "lora_rank", "save_steps", "eval_steps", "eval_images"
+        )
         check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))
@@ -186,6 +189,9 @@ class FinetuneOptions(Options):
               f"{fixed} leaves the encoder as it is; leave one of the two out")  # fmt: skip
         check(not (frozen and self.unfreeze_last), "unfreeze_last", self.unfreeze_last,
               f"{frozen} freezes all of the encoder; leave one of the two out")  # fmt: skip
+        other = frozen or ("--unfreeze-last" if self.unfreeze_last else "--lora-rank" if self.lora_rank else None)
+        check(self.unfreeze_after is None or other is None, "unfreeze_after", self.unfreeze_after,
+              f"{other} says what is trained all along; leave one of the two out")  # fmt: skip
         check(self.lora_rank is None or self.unfreeze_last is None, "unfreeze_last", self.unfreeze_last,
               "with --lora-rank the encoder's own weights are not trained; leave one of the two out")  # fmt: skip
         check(not (frozen and self.lora_rank and self.lora_targets != "decoder"), "lora_targets", self.lora_targets,

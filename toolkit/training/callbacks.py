@@ -21,6 +21,7 @@ from toolkit.cache.schema import Cache
 from toolkit.captioning.generate import caption_lengths
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
+from toolkit.models.freezing import freeze_encoder, unfreeze_encoder
 from toolkit.options.finetune import SCORES
 from toolkit.records import SpecialTokens
 from toolkit.runtime.ending import told
@@ -199,6 +200,29 @@ class TrainingLog(TrainerCallback):
             }
             for position, i in enumerate(self.metrics.shown)
         ]
+
+
+class TwoPhases(TrainerCallback):
+    """Trains the decoder alone for the first epochs, then all weights.
+
+    The optimizer has the encoder's weights from the start. It passes over weights without a gradient: no state, no weight
+    decay; so the state of a checkpoint fits in either phase.
+
+    Args:
+        after: epochs of the first phase.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        encoder, epoch = kwargs["model"].encoder, int(state.epoch or 0)
+        if epoch < self.after:
+            freeze_encoder(encoder)
+        else:
+            unfreeze_encoder(encoder)
+        if epoch == self.after and state.epoch == epoch:
+            say(f"  the encoder is trained too from epoch {epoch + 1} on")
 
 
 class Saving(TrainerCallback):

@@ -27,7 +27,7 @@ from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 from toolkit.training.augment import STRENGTHS, Augmentation, without_sides
 from toolkit.training.averaging import WeightAverage
-from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, TrainingLog
+from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, TrainingLog, TwoPhases
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
 from toolkit.training.features import FeatureDataset, JoinedFeatures, encode_splits
@@ -145,6 +145,8 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         callbacks=[log],
     )
     trainer.add_callback(Saving(options.save_steps, options.save_minutes))
+    if options.unfreeze_after is not None and not again:
+        trainer.add_callback(TwoPhases(options.unfreeze_after))
     trainer.remove_callback(PrinterCallback)  # `log` prints for people
     if options.early_stopping_patience is not None and not again:
         trainer.add_callback(Patience(options.early_stopping_patience))
