@@ -59,6 +59,7 @@ CAPTIONS = {
     "per_image": {"min": 1, "median": 1, "max": 2},
     "words": {"min": 1, "median": 2, "max": 3},
     "tokens": {"min": 4, "median": 6, "max": 40},
+    "tokenize": "ptb",
     "vocabulary": 5,
     "frequent": [["a", 6], ["dog", 6], ["one", 1], ["runs", 1], [LONG, 1]],
 }

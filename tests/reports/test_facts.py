@@ -39,7 +39,7 @@ def test_captions() -> None:
 def test_no_captions_at_all() -> None:
     assert CaptionStats().values() == {
         "count": 0, "distinct": 0, "per_image": None, "words": None, "tokens": None, "truncated": None,
-        "vocabulary": 0, "frequent": [],
+        "tokenize": "ptb", "vocabulary": 0, "frequent": [],
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
 from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.overwrite import Output, is_page
-from toolkit.runtime.progress import Progress, printable
+from toolkit.runtime.progress import Progress, printable, say
 from toolkit.runtime.remote import local_only
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
@@ -73,6 +73,8 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     if options.against is not None:
         given.append(read_hypotheses(options.against, "--against"))
     found = judge(given, references, options)
+    if found.words.usual:
+        say(found.words.sentence or "")
     text = _text(found)
     table, page = outputs
     if table is not None:
@@ -213,6 +215,6 @@ def _text(found: Evaluation) -> str:
             f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "
             "the captions scored against those same references"
         )
-    lines += [f"{label(system.name)}: {system.health.sentence()}" for system in systems]
+    lines += [f"{label(system.name)}: {system.health.sentence(found.words.tokenizer.unit)}" for system in systems]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -10,9 +10,9 @@ from itertools import chain
 import numpy as np
 
 from toolkit.errors import InputError
-from toolkit.evaluation.ptb import ptb_tokenize
+from toolkit.evaluation.tokenizers import PTB, Tokenizer
 
-LOOP_N, LOOP_TIMES = 4, 3  # see `health`
+LOOP_TIMES = 3  # see `health`
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -40,12 +40,12 @@ class Health:
     vocabulary: int
     novel: float | None
 
-    def sentence(self) -> str:
-        """All of it in one line."""
+    def sentence(self, unit: str = "word") -> str:
+        """All of it in one line; `unit` is the tokeniser's."""
         length = self.length
         parts = [
-            f"{length['mean']:.1f} words per caption ({length['p5']:.0f} to {length['p95']:.0f} in 90 % of them)",
-            f"{self.vocabulary:,} different words",
+            f"{length['mean']:.1f} {unit}s per caption ({length['p5']:.0f} to {length['p95']:.0f} in 90 % of them)",
+            f"{self.vocabulary:,} different {unit}s",
             f"{self.distinct:.1%} distinct",
         ]
         if self.novel is not None:
@@ -59,15 +59,18 @@ def health(
     captions: Sequence[str],
     ended: Sequence[bool] | None = None,
     train_captions: Iterable[str] | None = None,
+    tokenizer: Tokenizer = PTB,
 ) -> Health:
-    """Health of captions. Words are those of `ptb_tokenize`.
+    """Health of captions.
 
-    A caption loops if some sequence of 4 words occurs at least 3 times in it (overlaps count). Twice can be meant ("a man
-    in a red shirt and a man in a red shirt"), and so can repeats of shorter sequences ("a man in").
+    A caption loops if some sequence of 4 words (8 characters of `char`) occurs at least 3 times in it (overlaps count).
+    Twice can be meant ("a man in a red shirt and a man in a red shirt"), and so can repeats of shorter sequences ("a man
+    in").
 
     Args:
         ended: per caption, whether generation ended with EOS and not at the length limit.
         train_captions: the captions that the model was trained on.
+        tokenizer: what cuts them into words.
 
     Raises:
         InputError: no captions, or `ended` has another length.
@@ -76,14 +79,14 @@ def health(
         raise InputError("captions: there are none; name a file with captions.")
     if ended is not None and len(ended) != len(captions):
         raise InputError(f"ended: {len(ended)} entries for {len(captions)} captions; one each is needed.")
-    words = [tuple(ptb_tokenize(caption)) for caption in captions]
+    words = [tuple(tokenizer.words(caption)) for caption in captions]
     lengths = np.array([len(sentence) for sentence in words])
-    seen = None if train_captions is None else {tuple(ptb_tokenize(caption)) for caption in train_captions}
+    seen = None if train_captions is None else {tuple(tokenizer.words(caption)) for caption in train_captions}
     percentiles = np.percentile(lengths, PERCENTILES)
     return Health(
         captions=len(captions),
         ended=None if ended is None else float(np.mean(np.asarray(ended, dtype=bool))),
-        loops=sum(map(_loops, words)) / len(words),
+        loops=sum(_loops(sentence, tokenizer.loop) for sentence in words) / len(words),
         distinct=len(set(words)) / len(words),
         empty=float((lengths == 0).mean()),
         length={
@@ -97,6 +100,6 @@ def health(
     )
 
 
-def _loops(words: tuple[str, ...]) -> bool:
-    grams = Counter(zip(*(words[n:] for n in range(LOOP_N)), strict=False))
+def _loops(words: tuple[str, ...], length: int) -> bool:
+    grams = Counter(zip(*(words[n:] for n in range(length)), strict=False))
     return max(grams.values(), default=0) >= LOOP_TIMES

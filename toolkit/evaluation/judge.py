@@ -25,7 +25,7 @@ from toolkit.evaluation.significance import (
     tokenized,
     words,
 )
-from toolkit.evaluation.spacing import Spacing
+from toolkit.evaluation.tokenizers import PTB, Choice, Tokenizer, choose_tokenizer
 from toolkit.options import EvaluateOptions
 from toolkit.runtime.hashing import hash_hex
 
@@ -67,6 +67,7 @@ class Evaluation:
 
     Attributes:
         ids: the scored images, in the order of the references.
+        words: what captions were cut into words by.
         differences: the second system's metrics less the first's.
         notes: sentences for the reader.
     """
@@ -74,6 +75,7 @@ class Evaluation:
     references: References
     ids: list[str]
     systems: list[System]
+    words: Choice
     differences: dict[str, Difference] | None
     human: HumanBound | None
     signature: str
@@ -103,27 +105,43 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, Source.of(options))
-    said = tokenized({i: references.captions[i] for i in ids})
-    idf = None if corpus is None else tokenized(corpus)
+    chosen = _tokenizer(options, references)
+    tokenizer = chosen.tokenizer
+    said = tokenized({i: references.captions[i] for i in ids}, tokenizer.words)
+    idf = None if corpus is None else tokenized(corpus, tokenizer.words)
     prepared = prepare(said, idf, words)
     captions = [{i: m.captions[i].caption or "" if i in m.captions else "" for i in ids} for m in matched]
     # Tokenised once, for the scores and for each round of the human bound.
-    cut = [{i: lines[0] for i, lines in tokenized({i: [c] for i, c in system.items()}).items()} for system in captions]
+    once = [tokenized({i: [c] for i, c in system.items()}, tokenizer.words) for system in captions]
+    cut = [{i: lines[0] for i, lines in system.items()} for system in once]
     scores = [prepared.score(system, options.metric_names) for system in cut]
     metrics = intervals(scores, options.resamples, options.seed)
     systems = [
-        System(h.source, h.format, m, c, s, f, health(list(c.values()), _ended(m, ids), references.train))
+        System(h.source, h.format, m, c, s, f, health(list(c.values()), _ended(m, ids), references.train, tokenizer))
         for h, m, c, s, f in zip(given, matched, captions, scores, metrics, strict=True)
     ]
     return Evaluation(
         references=references,
         ids=ids,
         systems=systems,
+        words=chosen,
         differences=compare(scores[0], scores[1], options.resamples, options.seed) if len(scores) > 1 else None,
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
-        signature=_signature(options, references, ids, systems, corpus, idf_name),
-        notes=_notes(options, references, ids, systems),
+        signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer),
+        notes=[*_notes(options, references, ids, systems), *chosen.notes()],
     )
+
+
+def _tokenizer(options: EvaluateOptions, references: References) -> Choice:
+    """Chosen by all references of the split, not only by those that captions were found for."""
+    chosen = choose_tokenizer(options.tokenize, (c for said in references.captions.values() for c in said))
+    english = [name for name in ("meteor", "spice") if name in options.metric_names]
+    if english and chosen.tokenizer is not PTB:
+        why = chosen.sentence if options.tokenize == "auto" else f"--tokenize is {chosen.tokenizer.name}"
+        raise InputError(
+            f"--metrics {english[0]}: knows only English, in words of --tokenize ptb, but {why}; leave one of the two out."
+        )
+    return chosen
 
 
 def _ended(matched: Matched, ids: Sequence[str]) -> list[bool] | None:
@@ -139,6 +157,7 @@ def _signature(
     systems: Sequence[System],
     corpus: Corpus | None,
     idf_name: str,
+    tokenizer: Tokenizer,
 ) -> str:
     """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
     metrics = ",".join(KINDS[name] for name in options.metric_names)
@@ -153,7 +172,7 @@ def _signature(
             f"toolkit:{__version__}",
             f"metrics:{metrics}",
             "as:pycocoevalcap-1.2",
-            "tok:ptb-corenlp-3.4.1",
+            f"tok:{tokenizer.signature}",
             f"idf:{idf}",
             f"split:{references.split}",
             f"images:{len(ids)}/{len(references.captions)}",
@@ -181,8 +200,6 @@ def _notes(
         notes.append(f"{left:,} images without a caption are left out (--missing empty counts them as empty captions)")
     elif any(len(system.matched.captions) < len(ids) for system in systems):
         notes.append("images without a caption count as empty captions (--missing skip leaves them out)")
-    if (note := Spacing(caption for i in ids for caption in references.captions[i]).note()) is not None:
-        notes.append(note)
     if len(ids) == 1 and options.idf == "evaluated" and any(m.startswith("cider") for m in options.metric_names):
         notes.append(
             "CIDEr of a single image is 0, because every word occurs in every image; use --idf with a larger corpus"

@@ -7,7 +7,7 @@ Metrics are fractions (CIDEr: 0 to 10), not multiplied by 100.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from toolkit.errors import InputError
 from toolkit.evaluation.java import score_with_java
 from toolkit.evaluation.ngrams import MAX_N, HypothesisGrams, Order, grams_of, intern, words_left
-from toolkit.evaluation.ptb import Tokenize, ptb_tokenize, ptb_tokenize_lines
+from toolkit.evaluation.ptb import Tokenize, ptb_tokenize
+from toolkit.evaluation.tokenizers import tokenize_lines
 from toolkit.options.evaluate import METRICS
 
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider")
@@ -86,7 +87,7 @@ class PreparedReferences:
         _check_corpus(references, "references")
         self.image_ids = sorted(references)
         self.tokenize = tokenize
-        words = _tokenize([caption for captions in references.values() for caption in captions], tokenize)
+        words = tokenize_lines([caption for captions in references.values() for caption in captions], tokenize)
         of_image = {i: [next(words) for _ in captions] for i, captions in references.items()}
         self.tokens = [sentence for i in self.image_ids for sentence in of_image[i]]
         self._per_image = np.array([len(references[i]) for i in self.image_ids], dtype=np.int64)
@@ -95,7 +96,7 @@ class PreparedReferences:
         sentences, images = self.tokens, np.repeat(np.arange(len(self.image_ids)), self._per_image)
         if idf is not None:
             _check_corpus(idf, "the IDF corpus")
-            others = _tokenize([caption for captions in idf.values() for caption in captions], tokenize)
+            others = tokenize_lines([caption for captions in idf.values() for caption in captions], tokenize)
             sentences = [*self.tokens, *others]
             of_others = np.repeat(np.arange(len(idf)), [len(captions) for captions in idf.values()])
             images = np.concatenate([images, of_others])
@@ -145,7 +146,7 @@ class PreparedReferences:
         """
         _check_metrics(metrics)
         _check_ids(hypotheses, self.image_ids)
-        of_image = dict(zip(hypotheses, _tokenize(list(hypotheses.values()), self.tokenize), strict=True))
+        of_image = dict(zip(hypotheses, tokenize_lines(list(hypotheses.values()), self.tokenize), strict=True))
         words = [of_image[i] for i in self.image_ids]
         corpus: dict[str, float] = {}
         per_image: dict[str, np.ndarray] = {}
@@ -237,11 +238,6 @@ def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
     return precision ** (1 / np.arange(1, MAX_N + 1)) * brevity[..., None]
-
-
-def _tokenize(captions: list[str], tokenize: Tokenize) -> Iterator[list[str]]:
-    """Words of all captions; by default exactly as pycocoevalcap tokenises a corpus in this order."""
-    return iter(ptb_tokenize_lines(captions)) if tokenize is ptb_tokenize else map(tokenize, captions)
 
 
 def _common(places: dict[str, int], length: int, words: list[str]) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.evaluation.metrics import BLEU_NAMES, Scores, bleu_from_counts, prepare
-from toolkit.evaluation.ptb import ptb_tokenize_lines
+from toolkit.evaluation.ptb import Tokenize, ptb_tokenize
+from toolkit.evaluation.tokenizers import tokenize_lines
 
 BLOCK = 1 << 22  # resampled images at a time: 32 MB
 LEVEL = 95  # per cent
@@ -178,9 +179,9 @@ def human_bound(
     return HumanBound(human, same, len(several), rounds)
 
 
-def tokenized(corpus: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def tokenized(corpus: Mapping[str, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, list[str]]:
     """Captions as their words with a space between, for `prepare(..., tokenize=words)`: tokenised only once."""
-    lines = iter(ptb_tokenize_lines([caption for captions in corpus.values() for caption in captions]))
+    lines = tokenize_lines([caption for captions in corpus.values() for caption in captions], tokenize)
     return {i: [" ".join(next(lines)) for _ in captions] for i, captions in corpus.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.options.fields import (
     CAPTION_PRECISIONS,
+    TOKENIZE,
     Options,
     check,
     check_at_least,
@@ -43,6 +44,10 @@ class EvaluateOptions(Options):
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
         "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."
+    )
+    tokenize: str = option(
+        "auto",
+        "What a word is: ptb (English, as COCO counts), intl (any language with spaces), char, or auto: by the references' script.",
     )
     idf: str = option(
         "evaluated",
@@ -92,6 +97,7 @@ class EvaluateOptions(Options):
         check_choice("split", self.split, ("train", "validation", "test", "all"))
         check_choice("missing", self.missing, ("skip", "empty"))
         check_choice("format", self.format, FORMATS)
+        check_choice("tokenize", self.tokenize, TOKENIZE)
         check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check_at_least(self, 1, "resamples", "batch_size")
         check_seed(self)

@@ -14,6 +14,7 @@ from toolkit.errors import InputError, UnusedOption
 ENGINES = ("local", "ray")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CAPTION_PRECISIONS = (*PRECISIONS, "int8")
+TOKENIZE = ("auto", "ptb", "intl", "char")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:

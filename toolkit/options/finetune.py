@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.options.fields import (
     PRECISIONS,
+    TOKENIZE,
     Options,
     check,
     check_at_least,
@@ -146,6 +147,10 @@ class FinetuneOptions(Options):
     eval_images: int | None = option(
         None, "Evaluate N validation images, always the same ones, during training; all of them at the end."
     )
+    tokenize: str = option(
+        "auto",
+        "What a word is in evaluation: ptb, intl, char, or auto: by the script of the validation captions, as in evaluate.",
+    )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
     save_steps: int | None = option(None, "Also save a checkpoint every N updates, not only after each evaluation.")
     save_minutes: float | None = option(None, "Also save a checkpoint when the last one is so many minutes old.")
@@ -173,6 +178,7 @@ class FinetuneOptions(Options):
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
         check_generation(self.generation)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("tokenize", self.tokenize, TOKENIZE)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
         check_at_least(
             self, 1, "unfreeze_after", "unfreeze_last", "lora_rank", "save_steps", "eval_steps", "eval_images"

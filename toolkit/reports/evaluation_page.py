@@ -9,7 +9,6 @@ import numpy as np
 
 from toolkit.errors import ImageError
 from toolkit.evaluation.judge import NAMES, Evaluation, System, label, percent
-from toolkit.evaluation.ptb import ptb_tokenize
 from toolkit.evaluation.significance import LEVEL
 from toolkit.reports.html import data_uri, write_page
 from toolkit.runtime.overwrite import Output
@@ -45,7 +44,10 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         bars=[_bar(found, name) for name in found.systems[0].metrics],
         human=found.human,
         plots=[_plot(found, name) for name in judged[:2]] + [_lengths(found)],
-        health=[(name, system.health.sentence()) for name, system in zip(names, found.systems, strict=True)],
+        health=[
+            (name, system.health.sentence(found.words.tokenizer.unit))
+            for name, system in zip(names, found.systems, strict=True)
+        ],
         sections=_sections(found, names, judged),
         notes=found.notes,
         signature=found.signature,
@@ -121,12 +123,15 @@ def _names(found: Evaluation) -> list[str]:
 
 def _lengths(found: Evaluation) -> dict[str, Any]:
     """Words of captions and of references."""
-    said = [[len(ptb_tokenize(c)) for c in system.captions.values()] for system in found.systems]
-    said.append([len(ptb_tokenize(c)) for i in found.ids for c in found.references.captions[i]])
+    tokenizer = found.words.tokenizer
+    said = [[len(tokenizer.words(c)) for c in system.captions.values()] for system in found.systems]
+    said.append([len(tokenizer.words(c)) for i in found.ids for c in found.references.captions[i]])
     top = max(max(lengths) for lengths in said) + 1
     counts = [np.bincount(lengths, minlength=top) for lengths in said]
     kinds = [*SYSTEMS[: len(found.systems)], "said"]
-    return _histogram("Words per caption", str(top - 1), counts, kinds, [*_names(found), "references"])
+    return _histogram(
+        f"{tokenizer.unit.capitalize()}s per caption", str(top - 1), counts, kinds, [*_names(found), "references"]
+    )
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

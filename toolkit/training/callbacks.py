@@ -21,6 +21,7 @@ from toolkit.cache.schema import Cache
 from toolkit.captioning.generate import caption_lengths
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
+from toolkit.evaluation.tokenizers import PTB, Tokenizer
 from toolkit.models.freezing import freeze_encoder, unfreeze_encoder
 from toolkit.options.finetune import SCORES
 from toolkit.records import SpecialTokens
@@ -47,20 +48,23 @@ class CaptionMetrics:
         references: Sequence[Sequence[str]],
         decode: Callable[[Any], list[str]],
         tokens: SpecialTokens,
+        tokenizer: Tokenizer = PTB,
         shown: Sequence[int] = range(SAMPLES),
         parts: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         self.parts = {
-            name: (np.array(at), prepare({str(i): references[i] for i in at})) for name, at in parts.items() if len(at)
+            name: (np.array(at), prepare({str(i): references[i] for i in at}, tokenize=tokenizer.words))
+            for name, at in parts.items()
+            if len(at)
         }
         self.references = {str(i): captions for i, captions in enumerate(references)}
         self.shown = [i for i in shown if i < len(references)]
-        self.decode, self.tokens = decode, tokens
+        self.decode, self.tokens, self.tokenizer = decode, tokens, tokenizer
         self.captions: list[str] = []
 
     @cached_property
     def prepared(self) -> PreparedReferences:
-        return prepare(self.references)
+        return prepare(self.references, tokenize=self.tokenizer.words)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """The `METRICS`; shares are from 0 to 1, the loss is in nats a token."""
@@ -70,7 +74,8 @@ class CaptionMetrics:
         loss, count = losses.sum(axis=0)
         self.captions = self.decode(rows.masked_fill(rows == IGNORE_INDEX, self.tokens.pad))
         corpus = self.prepared.score(dict(zip(self.references, self.captions, strict=True))).corpus
-        how = asdict(health(self.captions, caption_lengths(rows, self.tokens)[1].tolist()))
+        ended = caption_lengths(rows, self.tokens)[1].tolist()
+        how = asdict(health(self.captions, ended, tokenizer=self.tokenizer))
         found = {"loss": loss / count, **{name: {**corpus, **how}[name] for name in METRICS[1:]}}
         for part, (at, references) in self.parts.items():
             theirs, (loss, count) = references.score({str(i): self.captions[i] for i in at}), losses[at].sum(axis=0)

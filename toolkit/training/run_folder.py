@@ -14,6 +14,7 @@ from typing import Any
 
 from toolkit.cache.schema import MANIFEST, Cache
 from toolkit.errors import OutputError
+from toolkit.evaluation.tokenizers import PTB, Choice, choose_tokenizer
 from toolkit.models.precision import pick_device, resolve_precision
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
@@ -54,6 +55,7 @@ class Plan:
         place: the folder of the finished model, links resolved.
         fresh: what is in `partial` is deleted first.
         precision: what the run computes in; of a run that goes on, what it began with.
+        tokenizer: what evaluations count words by; of a run that goes on, what it began with.
         summary: of the finished run.
         extended: how long the run was before it was extended, each time.
     """
@@ -61,6 +63,7 @@ class Plan:
     task: str
     place: Path
     precision: str
+    tokenizer: str
     fresh: bool = False
     summary: RunSummary | None = None
     extended: list[dict[str, Any]] = field(default_factory=list)
@@ -79,6 +82,7 @@ class RunIdentity:
         cache: the fingerprint of the rows of each split.
         ranks: how many processes train.
         precision: what `--precision auto` stood for when the run began; None of runs before it was written down.
+        tokenizer: what `--tokenize auto` stood for when the run began; of runs before the option it is `ptb`.
         extended: as in `Plan`.
         preparing: the folder still lacks what it takes from the finished run.
     """
@@ -87,13 +91,14 @@ class RunIdentity:
     cache: dict[str, str]
     ranks: int = 1
     precision: str | None = None
+    tokenizer: str = PTB.name
     extended: list[dict[str, Any]] = field(default_factory=list)
     preparing: bool = False
 
     def write(self, folder: Path) -> None:
         unusual = {name: value for name in ("extended", "preparing") if (value := getattr(self, name))}
-        values = {"options": self.options, "cache": self.cache, "ranks": self.ranks, "precision": self.precision}
-        values |= unusual
+        names = ("options", "cache", "ranks", "precision", "tokenizer")
+        values = {name: getattr(self, name) for name in names} | unusual
         write_json(folder / STARTED, values)
 
     @property
@@ -107,6 +112,8 @@ class RunIdentity:
         changed = {
             name: f"--{name.replace('_', '-')} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]
         }
+        if self.tokenizer == now.tokenizer:  # however it was named
+            changed.pop("tokenize", None)
         if self.cache != now.cache:
             changed["cache"] = "another cache, or other shares of several"
         if self.ranks != now.ranks:
@@ -122,7 +129,13 @@ def run_identity(options: FinetuneOptions, cache: Cache, ranks: int) -> RunIdent
         {n: cache.fingerprint(n) for n in names},
         ranks,
         resolve_precision(options.precision, pick_device("auto"), training=not small),
+        tokenizer_of(options, cache).tokenizer.name,
     )
+
+
+def tokenizer_of(options: FinetuneOptions, cache: Cache) -> Choice:
+    """What validation captions are cut into words by."""
+    return choose_tokenizer(options.tokenize, (c for said in cache["validation"].column("captions") for c in said))
 
 
 def read_run(folder: Path) -> RunIdentity | None:
@@ -153,7 +166,7 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     before = read_run(place)
     if before is None and unfinished is None and place.is_dir() and not _is_empty(place):
         raise OutputError(f"--output-dir {out}: holds files that no run wrote; name another folder.")
-    plan = Plan("train", place, identity.computes_in)
+    plan = Plan("train", place, identity.computes_in, identity.tokenizer)
     if before is not None and not (place / FINISHED).is_file():  # begun by a toolkit that trained in the folder itself
         unfinished = unfinished or before
     elif before is not None and not options.overwrite:
@@ -169,8 +182,9 @@ def look(options: FinetuneOptions, identity: RunIdentity) -> Plan:
     if plan.task == "evaluate":  # which is soon done again
         return replace(plan, fresh=True)
     fresh = bool(changed) or not options.resume or (options.overwrite and bool(unfinished.extended))
-    precision = (identity if fresh else unfinished).computes_in
-    return Plan("train", place, precision, fresh=fresh, extended=[] if fresh else unfinished.extended)
+    begun = identity if fresh else unfinished
+    extended = [] if fresh else unfinished.extended
+    return Plan("train", place, begun.computes_in, begun.tokenizer, fresh=fresh, extended=extended)
 
 
 def _after(before: RunIdentity, options: FinetuneOptions, identity: RunIdentity, place: Path) -> Plan:
@@ -186,13 +200,14 @@ def _after(before: RunIdentity, options: FinetuneOptions, identity: RunIdentity,
     if changed.keys() <= set(EVALUATION):
         _check_files(out, place)
         task = "evaluate" if changed else "nothing"
-        return Plan(task, place, before.computes_in, summary=summary, extended=before.extended)
+        how = (before.computes_in, before.tokenizer)
+        return Plan(task, place, *how, summary=summary, extended=before.extended)
     steps, epochs = options.max_steps, options.epochs
     longer = steps > summary.get("steps", 0) if steps > 0 else (epochs or 0) > (summary.get("epochs") or 0)
     if changed.keys() <= {"epochs", "max_steps"} and longer and options.resume:
         was = {name: before.options.get(name) for name in ("epochs", "max_steps")}
         extended = [*before.extended, {**was, "steps": summary.get("steps")}]
-        return Plan("extend", place, before.computes_in, summary=summary, extended=extended)
+        return Plan("extend", place, before.computes_in, before.tokenizer, summary=summary, extended=extended)
     raise _other_settings(out, changed, "holds a run")
 
 
@@ -271,7 +286,7 @@ def start(plan: Plan, options: FinetuneOptions, identity: RunIdentity) -> None:
         elif unfinished and read_run(partial) in (None, read_run(place)):
             move_unfinished(place, partial)
         partial.mkdir(parents=True, exist_ok=True)
-        identity = replace(identity, extended=plan.extended, precision=plan.precision)
+        identity = replace(identity, extended=plan.extended, precision=plan.precision, tokenizer=plan.tokenizer)
         if plan.task in ("extend", "evaluate"):
             replace(identity, preparing=True).write(partial)
             carry(place, partial, checkpoint)

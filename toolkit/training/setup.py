@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import GenerationConfig, PrinterCallback, Seq2SeqTrainingArgum
 from toolkit.cache.schema import Cache
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ModelError
-from toolkit.evaluation.spacing import Spacing
+from toolkit.evaluation.tokenizers import TOKENIZERS
 from toolkit.models.loading import load_image_processor, load_tokenizer, silence_transformers
 from toolkit.models.lora import plain_model
 from toolkit.models.precision import DTYPES, PixelNormalizer, pick_device
@@ -33,7 +34,7 @@ from toolkit.training.distributed import agreeing, broadcast_from_rank_0, shardi
 from toolkit.training.features import FeatureDataset, JoinedFeatures, encode_splits
 from toolkit.training.mixture import Mixture
 from toolkit.training.run_files import CHECKPOINTS, LOG
-from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start
+from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start, tokenizer_of
 from toolkit.training.selfcheck import check_training
 from toolkit.training.starting_model import finished_model, starting_model
 from toolkit.training.trainer import CaptionTrainer, Patience
@@ -101,9 +102,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     silence_transformers()
     set_seed(options.seed)
     again = plan.task == "evaluate"
-    processors, notes = Processors.of(cache), _notes(cache)
-    for note in notes:
-        say(f"note: {note}")
+    processors, notes = Processors.of(cache), _notes(options, cache, plan)
     model, collator = _checked_model(options, cache, plan, processors)
     broadcast_from_rank_0(lambda: start(plan, options, identity))
     with agreeing():
@@ -121,11 +120,14 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
     sample = sampled(len(references), options)
     followed = range(SAMPLES) if sample is None else sample[:SAMPLES]
     parts = cache.positions("validation") if isinstance(cache, Mixture) else {}
-    metrics, whole = CaptionMetrics(references, processors.decode, processors.tokens, followed, parts), None
+    judging = partial(
+        CaptionMetrics, decode=processors.decode, tokens=processors.tokens, tokenizer=TOKENIZERS[plan.tokenizer]
+    )
+    metrics, whole = judging(references, shown=followed, parts=parts), None
     if sample is not None and not again:
         whole, eval_set = (every, metrics), Subset(every, sample)
         chosen = {name: [k for k, i in enumerate(sample) if i in rows] for name, rows in parts.items()}
-        metrics = CaptionMetrics([references[i] for i in sample], processors.decode, processors.tokens, parts=chosen)
+        metrics = judging([references[i] for i in sample], parts=chosen)
     log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
     trainer = CaptionTrainer(
         model=model,
@@ -309,7 +311,15 @@ def trainer_arguments(
     )
 
 
-def _notes(cache: Cache) -> list[str]:
-    """What there is to know of the metrics on validation."""
-    note = Spacing(caption for said in cache["validation"].column("captions") for caption in said).note()
-    return [] if note is None else [note]
+def _notes(options: FinetuneOptions, cache: Cache, plan: Plan) -> list[str]:
+    """What there is to know of the metrics on validation; said as well."""
+    if not len(cache["validation"]):
+        return []
+    chosen = tokenizer_of(options, cache)
+    if chosen.tokenizer.name != plan.tokenizer:
+        chosen = tokenizer_of(replace(options, tokenize=plan.tokenizer), cache)  # as the run began
+    if chosen.usual:
+        say(chosen.sentence or "")
+    for note in chosen.notes():
+        say(f"note: {note}")
+    return chosen.notes()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 
 from toolkit.cache.labels import CaptionEncoder
 from toolkit.cache.splits import leaks
-from toolkit.evaluation.spacing import Spacing
+from toolkit.evaluation.tokenizers import PTB, Scripts, Tokenizer
 from toolkit.records import SPLITS
 from toolkit.runtime.hashing import hash_int
 
@@ -27,6 +28,10 @@ MAX_LENGTHS = (16, 20, 24, 32, 40, 50, 64)  # for each, the number of captions t
 FREQUENT = 30  # words listed
 EXAMPLES = 100  # examples of duplicates, leaks and pairs; all of them are counted
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+MARK = regex.compile(r"[\p{P}\p{S}]+")  # what other tokenisers than PTB give beside words
+CHOOSE_BY = (
+    100_000  # captions are kept, some 12 MB, before a tokeniser is chosen by them; later ones are counted as they come
+)
 BLOCK = 2**21  # pairs of hashes compared at once: 16 MB
 
 Spread = dict[str, float]
@@ -59,27 +64,52 @@ class CaptionStats:
     word_lengths: Counter[int] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
     distinct: set[int] = field(default_factory=set)
-    spacing: Spacing = field(default_factory=Spacing)
+    scripts: Scripts = field(default_factory=Scripts)
+    waiting: list[str] | None = field(default_factory=list)  # captions until there is a tokenizer
+    tokenizer: Tokenizer = PTB
+    why: str = ""
 
     def add(self, images: Sequence[Sequence[str]]) -> None:
         """Add the captions of some images; many at once are faster."""
         captions = [caption for image in images for caption in image]
         self.per_image.update(len(image) for image in images)
         self.distinct.update(map(hash_int, captions))
-        self.spacing.add(captions)
-        for caption in captions:
-            words = WORD.findall(caption.lower())
-            self.word_lengths[len(words)] += 1
-            self.words.update(words)
+        if self.waiting is None:
+            self._count(captions)
+        else:
+            self.scripts.add(captions)
+            self.waiting += captions
+            if len(self.waiting) >= CHOOSE_BY:
+                self._count_waiting()
         if self.encoder is not None and captions:
             self.tokens.update(self.encoder.lengths(captions).tolist())
 
+    def _count_waiting(self) -> None:
+        """Chooses a tokenizer by the captions so far, and counts them."""
+        if self.waiting is not None:
+            self.tokenizer, self.why = self.scripts.choose()
+            self._count(self.waiting)
+            self.waiting = None
+
+    def _count(self, captions: Sequence[str]) -> None:
+        for caption in captions:
+            if self.tokenizer is PTB:  # whose clitics and brackets nobody would call words
+                words = WORD.findall(caption.lower())
+            else:
+                words = [word for word in self.tokenizer.words(caption) if not MARK.fullmatch(word)]
+            self.word_lengths[len(words)] += 1
+            self.words.update(words)
+
     def notes(self) -> list[str]:
-        note = self.spacing.note()
-        return [] if note is None else [note]
+        """How words were counted, if not as in English."""
+        self._count_waiting()
+        if self.tokenizer is PTB:
+            return []
+        return [f"words are counted by --tokenize {self.tokenizer.name}, because the captions {self.why}"]
 
     def values(self, max_lengths: Sequence[int] = MAX_LENGTHS) -> dict[str, Any]:
         """The statistics as in `--json`; `truncated` is per --max-length, `tokens` include the EOS."""
+        self._count_waiting()
         ranked = sorted(self.words.items(), key=lambda item: (-item[1], item[0]))
         truncated = {str(m): sum(n for length, n in self.tokens.items() if length > m) for m in max_lengths}
         return {
@@ -89,6 +119,7 @@ class CaptionStats:
             "words": spread(self.word_lengths),
             "tokens": spread(self.tokens),
             "truncated": truncated if self.encoder is not None else None,
+            "tokenize": self.tokenizer.name,
             "vocabulary": len(ranked),
             "frequent": [list(item) for item in ranked[:FREQUENT]],
         }

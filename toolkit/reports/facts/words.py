@@ -49,6 +49,7 @@ def _made_of(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     captions = values["captions"]
+    chars = captions["tokenize"] == "char"  # whose words are characters
     of = f" (only {values['split']})" if values["split"] else ""
     splits = _named(values["splits"]) if values["splits"] else "none given"
     left_out = f"; in no split {values['left_out']}" if values["left_out"] else ""
@@ -56,7 +57,7 @@ def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     per_image = f"; per image {_range(captions['per_image'])}" if captions["per_image"] else ""
     rows.append(("captions", f"{captions['count']}{of}, {captions['distinct']} distinct{per_image}"))
     if captions["count"]:
-        rows.append(("caption words", _range(captions["words"])))
+        rows.append(("in characters" if chars else "caption words", _range(captions["words"])))
     if captions["tokens"]:
         rows.append(("caption tokens", f"{_range(captions['tokens'])} (with EOS; tokenizer: {values['tokenizer']})"))
         cells = [(m, str(n)) for m, n in captions["truncated"].items()]
@@ -66,7 +67,9 @@ def _data(values: dict[str, Any]) -> list[tuple[str, str]]:
     elif captions["count"]:
         rows.append(("caption tokens", "unknown; name a tokenizer with --decoder"))
     words = ", ".join(f"{word} {n}" for word, n in captions["frequent"][:12])
-    rows.append(("words", f"{captions['vocabulary']} different: {words}" if words else "none"))
+    rows.append(
+        ("characters" if chars else "words", f"{captions['vocabulary']} different: {words}" if words else "none")
+    )
     return [*rows, *_pictures(values)]
 
 
