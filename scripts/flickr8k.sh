@@ -8,14 +8,20 @@
 #     dataset_flickr8k.json                     Karpathy's annotations; or, in its place,
 #     captions.txt or Flickr8k.token.txt, and Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt
 #
-# Everything is written to ./flickr8k (or $OUT): the cache, the model, captions.jsonl, gallery.html, scores.csv, evaluation.html. Run
-# again, it goes on where it was stopped. The last line is the row for the README's table of results.
+# Everything is written to ./flickr8k (or $OUT): the cache, the model, captions.jsonl, gallery.html, scores.csv and
+# evaluation.html. Run again, it goes on where it was stopped. The last line is the row for the README's table of results.
 #
-# ENCODER and DECODER name other weights, or folders with them where there is no network.
+# ENCODER and DECODER name other weights, or folders with them where there is no network. DECODER=small is a decoder from
+# scratch, for small machines:
 #
-# Settings: the defaults of `toolkit finetune` (AdamW, peak 5e-5, 8 images a step with all 5 captions each, the epoch
-# with the best validation CIDEr) but for --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2; the defaults of
-# `toolkit batch-caption` (4 beams, no 3-gram twice, length penalty 2). Nothing is chosen on the test split.
+#     ENCODER=vit-tiny DECODER=small sh scripts/flickr8k.sh DIR     # docs/finetuning.md says where to get vit-tiny
+#
+# Settings (docs/finetuning.md has the runs behind them); nothing is chosen on the test split:
+#     a pretrained decoder: the defaults of `toolkit finetune` (AdamW, peak 5e-5, 8 images a step with all 5 captions
+#     each, the epoch with the best validation CIDEr) but for --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2; the
+#     defaults of `toolkit batch-caption` (4 beams, no 3-gram twice, length penalty 2).
+#     DECODER=small: the decoder alone on cached features for 6 epochs, then the encoder's last 6 layers too for 4 epochs
+#     with augmentation; length penalty 1. QUICK=1 leaves out the second.
 set -eu
 
 fail() { echo "$1" >&2; exit 1; }
@@ -25,6 +31,7 @@ data=$1; shift
 out=${OUT:-flickr8k}
 encoder=${ENCODER:-google/vit-base-patch16-224}
 decoder=${DECODER:-gpt2}
+quick=${QUICK:-}
 command -v toolkit > /dev/null || fail "toolkit: not on the PATH; run \`pip install .\` in the clone, or activate .venv."
 
 [ -d "$data" ] || fail "$data: no such folder; name the one that holds Flickr8k's Images/ and dataset_flickr8k.json."
@@ -54,7 +61,20 @@ weights() {
 mkdir -p "$out"
 toolkit preprocess --annotations "$annotations" --images "$images" --out "$out/cache" \
     --encoder "$encoder" --decoder "$decoder" || [ $? -eq 3 ] || weights
-toolkit finetune "$out/cache" --output-dir "$out/model" --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2 "$@"
+penalty=2
+model=$out/model
+if [ "$decoder" = small ]; then
+    penalty=1
+    first=$out/first
+    [ -z "$quick" ] || model=$first
+    toolkit finetune "$out/cache" --output-dir "$first" --cache-features --epochs 6 --lr-scheduler-type cosine \
+        --length-penalty $penalty --eval-batch-size 64 "$@"
+    [ -n "$quick" ] || toolkit finetune "$out/cache" --init-from "$first" --output-dir "$model" --epochs 4 \
+        --batch-size 32 --lr 3e-4 --encoder-lr 1e-4 --warmup-ratio 0.03 --lr-scheduler-type cosine --unfreeze-last 6 \
+        --augment light --flip --length-penalty $penalty --eval-batch-size 64 "$@"
+else
+    toolkit finetune "$out/cache" --output-dir "$model" --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2 "$@"
+fi
 
 # The photographs of the test split alone, as links, whatever is in their names.
 python=$(dirname "$(command -v toolkit)")/python
@@ -68,8 +88,8 @@ for path in open_cache(Path(sys.argv[1]))["test"].column("path"):
     if not (links / path).is_symlink():
         (links / path).symlink_to(images / path)
 PYTHON
-toolkit batch-caption "$out/test" --model "$out/model" --output "$out/captions.jsonl" \
-    --gallery "$out/gallery.html" || [ $? -eq 3 ]
+toolkit batch-caption "$out/test" --model "$model" --output "$out/captions.jsonl" \
+    --length-penalty $penalty --gallery "$out/gallery.html" || [ $? -eq 3 ]
 toolkit evaluate --hypotheses "$out/captions.jsonl" --references "$out/cache" --split test --human \
     --per-image "$out/scores.csv" --page "$out/evaluation.html" --json > "$out/scores.json"
 "$python" - "$out/scores.json" "$encoder + $decoder" <<'PYTHON'

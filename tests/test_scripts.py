@@ -157,6 +157,25 @@ def test_flickr8k_to_the_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_flickr8k_with_a_decoder_from_scratch(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    from toolkit.models.presets import TINY_ENCODER, tiny_image_processor
+
+    data = tmp_path / "data"
+    shutil.copytree(PHOTOS, data)
+    karpathy(data)
+    ViTModel(ViTConfig(**{**TINY_ENCODER, "num_hidden_layers": 6})).save_pretrained(tmp_path / "vit")
+    tiny_image_processor().save_pretrained(tmp_path / "vit")
+    weights = {"ENCODER": str(tmp_path / "vit"), "DECODER": "small", "OUT": str(tmp_path / "out")}
+    for quick in ("1", ""):
+        done = flickr8k(str(data), "--max-steps", "2", **weights, QUICK=quick)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith(f"| {tmp_path}/vit + small | 4 | ")
+        assert (tmp_path / "out" / "model").exists() == (not quick)
+
+
+@pytest.mark.slow
 def test_bench_train() -> None:
     command = [
         sys.executable,
