@@ -19,7 +19,7 @@ from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
-from toolkit.evaluation.judge import NAMES, Evaluation, System, judge, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentences, judge, label, percent
 from toolkit.evaluation.references import References, Source, read_references
 from toolkit.evaluation.significance import LEVEL, Metric
 from toolkit.options import EvaluateOptions
@@ -164,6 +164,8 @@ def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
         "images": len(found.ids),
         "images_in_split": len(found.references.captions),
         "signature": found.signature,
+        "references_health": asdict(found.people),
+        "references_diversity": None if found.people_diversity is None else asdict(found.people_diversity),
         "against": None,
         "human": None if found.human is None else asdict(found.human),
         "notes": found.notes,
@@ -182,6 +184,7 @@ def _system_values(system: System) -> dict[str, Any]:
         "format": system.format,
         "metrics": {name: asdict(metric) for name, metric in system.metrics.items()},
         "health": asdict(system.health),
+        "diversity": None if system.diversity is None else asdict(system.diversity),
         "matching": system.matched.to_json(),
     }
 
@@ -215,6 +218,8 @@ def _text(found: Evaluation) -> str:
             f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "
             "the captions scored against those same references"
         )
-    lines += [f"{label(system.name)}: {system.health.sentence(found.words.tokenizer.unit)}" for system in systems]
+    lines += [
+        f"{name}: {sentence}" for name, sentence in health_sentences(found, [label(system.name) for system in systems])
+    ]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(map(printable, [*lines, f"signature: {found.signature}"]))

@@ -11,9 +11,12 @@ The form is detected from the file itself. In every form, a column may have any 
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ class Hypothesis:
     Attributes:
         names: how the row names its image, id before path; composed Unicode, "/" between parts.
         caption: None if the row has none.
+        captions: all of them, the best first, if the row has several.
         ended: whether generation ended with EOS; None if the row does not say.
         error: why there is no caption.
     """
@@ -44,6 +48,7 @@ class Hypothesis:
     caption: str | None
     ended: bool | None = None
     error: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def _prefix(file: Path, root: Path) -> str:
 def _text(file: Path, root: Path) -> Hypothesis:
     """`a.txt` names the image `a`, `a.jpg.txt` names `a.jpg`. Of several captions the first is the best."""
     lines = split_lines(read_text(file).strip())
-    return Hypothesis((clean_name(file.relative_to(root).as_posix()[: -len(".txt")]),), lines[0] if lines else "")
+    name = clean_name(file.relative_to(root).as_posix()[: -len(".txt")])
+    return Hypothesis((name,), lines[0] if lines else "", captions=_several(lines))
 
 
 def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
@@ -120,13 +126,13 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
 
 
 def _best(rows: Iterable[Any]) -> Iterator[Any]:
-    """The first of several consecutive entries of one image: its best caption."""
-    before = None
-    for row in rows:
-        image = row.get("image_id") if isinstance(row, dict) else None
-        if image is None or image != before:
-            yield row
-        before = image
+    """Several consecutive entries of one image as one, with the first, its best caption."""
+    for image, same in groupby(rows, lambda row: row.get("image_id") if isinstance(row, dict) else None):
+        if image is None:
+            yield from same
+        else:
+            first, *others = same
+            yield {**first, "captions": [row.get("caption") for row in (first, *others)]} if others else first
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
@@ -173,13 +179,24 @@ def _row(path: Path, row: Any, prefix: str) -> Hypothesis:
     if not all(isinstance(i, (int, str)) and not isinstance(i, bool) for i in ids) or not ids + names or not said:
         raise bad_row(path, row)
     caption = said[0][0] if isinstance(said[0], list) and said[0] else said[0]
+    several = _several(row.get("captions") if isinstance(row.get("captions"), (list, str)) else said[0])
     error = row.get("error") or None
     if not (caption is None or isinstance(caption, str)) or not (error is None or isinstance(error, str)):
         raise bad_row(path, row)
     if caption is None or (error and not caption):
         caption, error = None, error or "no caption"
     ended = {True: True, False: False, "true": True, "false": False}.get(_lower(row.get("ended")))
-    return Hypothesis(tuple(dict.fromkeys(clean_name(str(name)) for name in [*ids, *names])), caption, ended, error)
+    names = list(dict.fromkeys(clean_name(str(name)) for name in [*ids, *names]))
+    return Hypothesis(tuple(names), caption, ended, error, several)
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """All captions of a row: a list, also as JSON in the cell of a CSV file; () unless there are several."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    captions = tuple(c for c in value if isinstance(c, str)) if isinstance(value, list) else ()
+    return captions if len(captions) > 1 else ()
 
 
 def _lower(value: Any) -> Any:

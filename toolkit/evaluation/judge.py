@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toolkit import __version__
 from toolkit.errors import InputError
+from toolkit.evaluation.diversity import Diversity, diversity
 from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
@@ -50,6 +51,7 @@ class System:
 
     Attributes:
         captions: image id -> caption, for the scored images; "" for a missing one with `--missing empty`.
+        diversity: of the images' several captions; None if they have one each.
     """
 
     name: str
@@ -59,6 +61,7 @@ class System:
     scores: Scores
     metrics: dict[str, Metric]
     health: Health
+    diversity: Diversity | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Evaluation:
     Attributes:
         ids: the scored images, in the order of the references.
         words: what captions were cut into words by.
+        people: the first reference of each image, to compare lengths and vocabulary with: as many captions.
+        people_diversity: of all references of an image, if a system has several captions.
         differences: the second system's metrics less the first's.
         notes: sentences for the reader.
     """
@@ -76,6 +81,8 @@ class Evaluation:
     ids: list[str]
     systems: list[System]
     words: Choice
+    people: Health
+    people_diversity: Diversity | None
     differences: dict[str, Difference] | None
     human: HumanBound | None
     signature: str
@@ -90,16 +97,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         ToolkitError: METEOR or SPICE can't run here.
     """
     matched = [match(hypotheses, references) for hypotheses in given]
-    ids = [i for i in references.captions if options.missing == "empty" or all(i in m.captions for m in matched)]
-    if not ids:
-        raise InputError(
-            f"{given[0].source}: "
-            + (
-                f"every row for {references.name} is an error; see its column error, or use --missing empty."
-                if len(given) == 1 or not matched[0].captions
-                else f"has no image in common with {given[1].source}; name captions of the same images."
-            )
-        )
+    ids = _scored(given, matched, references, options)
     if options.human and all(len(references.captions[i]) < 2 for i in ids):
         raise InputError(f"--human: no image of {references.name} has two references; leave the option out.")
     corpus, idf_name = None, "evaluated"
@@ -116,20 +114,46 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     cut = [{i: lines[0] for i, lines in system.items()} for system in once]
     scores = [prepared.score(system, options.metric_names) for system in cut]
     metrics = intervals(scores, options.resamples, options.seed)
-    systems = [
-        System(h.source, h.format, m, c, s, f, health(list(c.values()), _ended(m, ids), references.train, tokenizer))
-        for h, m, c, s, f in zip(given, matched, captions, scores, metrics, strict=True)
+    states = [
+        health(list(c.values()), _ended(m, ids), references.train, tokenizer)
+        for m, c in zip(matched, captions, strict=True)
     ]
+    several = [{i: m.captions[i].captions for i in ids if i in m.captions} for m in matched]
+    diversities = [diversity(all_, prepared, tokenizer) for all_ in several]
+    systems = [
+        System(h.source, h.format, *found)
+        for h, *found in zip(given, matched, captions, scores, metrics, states, diversities, strict=True)
+    ]
+    judged = {i: references.captions[i] for i in ids}
     return Evaluation(
         references=references,
         ids=ids,
         systems=systems,
         words=chosen,
+        people=health([said[0] for said in judged.values()], tokenizer=tokenizer),
+        people_diversity=diversity(judged, prepared, tokenizer) if any(diversities) else None,
         differences=compare(scores[0], scores[1], options.resamples, options.seed) if len(scores) > 1 else None,
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
         signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer),
         notes=[*_notes(options, references, ids, systems), *chosen.notes()],
     )
+
+
+def _scored(
+    given: Sequence[Hypotheses], matched: Sequence[Matched], references: References, options: EvaluateOptions
+) -> list[str]:
+    """The images that are scored."""
+    ids = [i for i in references.captions if options.missing == "empty" or all(i in m.captions for m in matched)]
+    if not ids:
+        raise InputError(
+            f"{given[0].source}: "
+            + (
+                f"every row for {references.name} is an error; see its column error, or use --missing empty."
+                if len(given) == 1 or not matched[0].captions
+                else f"has no image in common with {given[1].source}; name captions of the same images."
+            )
+        )
+    return ids
 
 
 def _tokenizer(options: EvaluateOptions, references: References) -> Choice:
@@ -209,6 +233,17 @@ def _notes(
             "METEOR has no interval and no p-value, because its corpus score can't be computed from its scores per image"
         )
     return notes
+
+
+def health_sentences(found: Evaluation, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(whose captions, what there is to know of them), also of the references; `names` are the systems'."""
+    unit = found.words.tokenizer.unit
+    people = "a person (the first reference of each image)"
+    lines = [(name, system.health.sentence(unit)) for name, system in zip(names, found.systems, strict=True)]
+    lines.append((people, found.people.sentence(unit)))
+    several = [(name, system.diversity) for name, system in zip(names, found.systems, strict=True)]
+    several.append(("references", found.people_diversity))
+    return lines + [(name, state.sentence()) for name, state in several if state is not None]
 
 
 def label(path: str) -> str:

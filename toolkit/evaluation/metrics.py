@@ -180,6 +180,21 @@ class PreparedReferences:
             corpus[metric] = float(per_image[metric].mean())
         return Scores(self.image_ids, corpus, per_image, counts)
 
+    def vectors(self, words: list[list[str]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Captions as unit tf-idf vectors over the n-grams of each length, as in CIDEr.
+
+        Returns:
+            For n = 1 to 4, an entry for each n-gram of each caption, in the order of `words`: caption, n-gram, how often, value.
+        """
+        found = []
+        for order, (row, gram, count) in zip(
+            self._orders, HypothesisGrams(words, self._words, self._orders).orders, strict=True
+        ):
+            value = count * order.weight(gram)
+            norm = np.sqrt(np.bincount(row, value**2, len(words)))[row]
+            found.append((row, gram, count, np.divide(value, norm, out=np.zeros_like(norm), where=norm != 0)))
+        return found
+
     def _bleu_counts(self, hypotheses: HypothesisGrams) -> np.ndarray:
         n_images = len(self.image_ids)
         lengths = hypotheses.lengths

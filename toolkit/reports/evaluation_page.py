@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ImageError
-from toolkit.evaluation.judge import NAMES, Evaluation, System, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentences, label, percent
 from toolkit.evaluation.significance import LEVEL
 from toolkit.reports.html import data_uri, write_page
 from toolkit.runtime.overwrite import Output
@@ -44,10 +44,7 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         bars=[_bar(found, name) for name in found.systems[0].metrics],
         human=found.human,
         plots=[_plot(found, name) for name in judged[:2]] + [_lengths(found)],
-        health=[
-            (name, system.health.sentence(found.words.tokenizer.unit))
-            for name, system in zip(names, found.systems, strict=True)
-        ],
+        health=health_sentences(found, names),
         sections=_sections(found, names, judged),
         notes=found.notes,
         signature=found.signature,
