@@ -14,6 +14,14 @@ from toolkit.evaluation.tokenizers import PTB, Tokenizer
 
 LOOP_TIMES = 3  # see `health`
 PERCENTILES = (5, 25, 50, 75, 95)
+# Words that no whole English caption ends with: those of self-critical.pytorch (captioning/models/AttModel.py), and a few
+# more of their kind.
+# fmt: off
+BAD_ENDINGS = frozenset((
+    "a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "is", "are", "am",
+    "and", "or", "by", "from", "into", "its", "his", "their",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,12 @@ def health(
         vocabulary=len(set(chain.from_iterable(words))),
         novel=None if seen is None else sum(sentence not in seen for sentence in words) / len(words),
     )
+
+
+def ends_badly(caption: str) -> bool:
+    """Whether an English caption breaks off, as "a man with a" does: its last word is one of `BAD_ENDINGS`."""
+    words = PTB.words(caption)
+    return bool(words) and words[-1] in BAD_ENDINGS
 
 
 def _loops(words: tuple[str, ...], length: int) -> bool:

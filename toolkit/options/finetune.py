@@ -18,6 +18,7 @@ from toolkit.options.fields import (
     option,
 )
 from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
+from toolkit.options.objective import OBJECTIVES, check_objective
 from toolkit.options.preprocess import NEW_DECODERS
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
@@ -47,6 +48,17 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "encoder_lr": 5e-5,
         "warmup_ratio": 0.06,
         "captions_per_image": "all",
+        "eval_metric": "cider",
+    },
+    "cider": {
+        "epochs": 3.0,
+        "batch_size": 32,
+        "lr": 2e-5,
+        "warmup_ratio": 0.1,
+        "samples_per_image": 5,
+        "reward": "cider:1",
+        "xe_weight": 0.0,
+        "kl_weight": 0.0,
         "eval_metric": "cider",
     },
 }
@@ -111,6 +123,22 @@ class FinetuneOptions(Options):
         None, "Average the weights over the updates with this decay, 0.999 for instance; evaluate and save the average."
     )
     label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
+    objective: str = option(
+        "cross-entropy",
+        f"{' or '.join(OBJECTIVES)}: learn to write the training captions, or, from --init-from on, captions with a high CIDEr.",
+    )
+    samples_per_image: int | None = option(
+        None, "With --objective cider: captions drawn of each image, and compared with each other. [default: 5]"
+    )
+    reward: str | None = option(
+        None, "With --objective cider: what a drawn caption is worth, as cider:1,bleu_4:0.5. [default: cider:1]"
+    )
+    xe_weight: float | None = option(
+        None, "With --objective cider: weight of the cross-entropy of the training captions, mixed in. [default: 0]"
+    )
+    kl_weight: float | None = option(
+        None, "With --objective cider: weight of the divergence (KL) from the captioner of --init-from. [default: 0]"
+    )
     init_from: str | None = option(
         None, "Start from this captioner, a folder or hub name, instead of the cache's encoder and decoder.", path=True
     )
@@ -229,6 +257,8 @@ class FinetuneOptions(Options):
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
               "must be a share of at least 0 and below 1")  # fmt: skip
 
+        check_objective(self, type(self).output_dir)
+
     @property
     def trains_no_encoder(self) -> bool:
         """Or but its last layers."""
@@ -238,6 +268,7 @@ class FinetuneOptions(Options):
         """The same options with each `None` of `TRAINING_DEFAULTS` filled in for this preset, or this decoder."""
         preset = preset or ("new decoder" if decoder in NEW_DECODERS else None)
         preset = preset if self.init_from is None else None  # which is not from random weights any more
+        preset = "cider" if self.objective == "cider" else preset
         known = {k: v for k, v in TRAINING_DEFAULTS[preset].items() if getattr(self, k) is None}
         if self.lora_rank is not None and preset is None and self.lr is None:
             known["lr"] = LORA_LR

@@ -29,23 +29,38 @@ def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, An
 CURVES = (
     ("loss", "training loss, nats a token"),
     ("eval_loss", "validation loss, nats a token"),
+    ("reward", "reward of drawn captions"),
+    ("reward_spread", "spread of the reward within an image"),
     ("eval_cider", "validation CIDEr"),
     ("eval_bleu_4", "validation BLEU-4"),
     ("eval_rouge_l", "validation ROUGE-L"),
     ("eval_ended", "share of captions that end"),
     ("eval_distinct", "distinct captions an image"),
     ("eval_loops", "share of captions that loop"),
+    ("eval_bad_endings", "share of captions that break off"),
+    ("eval_alike", "share of the commonest caption"),
+    ("eval_words", "different words on validation"),
+    ("eval_length", "words a caption on validation"),
+    ("sample_tokens", "tokens of a drawn caption"),
+    ("sample_ended", "share of drawn captions that end"),
+    ("entropy", "entropy of the next token, nats"),
+    ("kl", "divergence from the first captioner, nats a token"),
     ("learning_rate", "learning rate"),
     ("grad_norm", "gradient norm"),
     ("images_per_s", "training images/s"),
 )
 
 
+TIMED = (
+    ("waiting for data", "data_s"), ("evaluation", "evaluation_s"), ("checkpoints", "saving_s"),
+    ("drawing captions", "sampling_s"), ("rewards", "reward_s"),  # of the objective cider
+)  # fmt: skip
+
+
 def time_split(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where the time of a run went, from the rows of training.jsonl: name, seconds, share of all, where it begins."""
     timed = [row for row in rows if "seconds" in row]
-    parts = {name: sum(row[key] for row in timed) for name, key in (
-        ("waiting for data", "data_s"), ("evaluation", "evaluation_s"), ("checkpoints", "saving_s"))}  # fmt: skip
+    parts = {name: sum(row.get(key, 0.0) for row in timed) for name, key in TIMED if any(key in row for row in timed)}
     total = sum(row["seconds"] for row in timed)
     parts = {"compute": max(total - sum(parts.values()), 0.0), **parts}
     starts = np.cumsum([0.0, *parts.values()])

@@ -244,25 +244,31 @@ class CaptionCollator:
         self.first_position = first_position
 
     def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        used = [item["labels"] != IGNORE_INDEX for item in items]
+        images = [name for name in ("features", "pixel_values", "augment") if name in items[0]]
+        batch: dict[str, torch.Tensor] = {
+            name: torch.from_numpy(np.stack([item[name] for item in items])) for name in images
+        }
+        return {**batch, **self.packed([item["labels"] for item in items])}
+
+    def packed(self, captions: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """The batch but for its images, of each one's captions, int (n, T), padded with -100."""
+        used = [rows != IGNORE_INDEX for rows in captions]
         lengths = [rows.sum(axis=1) for rows in used]
         longest = max(int(n.sum()) for n in lengths)
-        shape = (len(items), max(-(-longest // 8) * 8, 8))
+        shape = (len(captions), max(-(-longest // 8) * 8, 8))
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         inputs = np.full(shape, self.tokens.pad, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         caption = np.full(shape, -1)  # which of its image's captions a token belongs to
-        for row, (item, n) in enumerate(zip(items, lengths, strict=True)):
+        for row, (rows, n) in enumerate(zip(captions, lengths, strict=True)):
             total, starts = int(n.sum()), np.cumsum(n) - n
-            labels[row, :total] = item["labels"][used[row]]
+            labels[row, :total] = rows[used[row]]
             inputs[row, 1:total] = labels[row, : max(total - 1, 0)]
             inputs[row, starts] = self.tokens.start
             positions[row, :total] = np.arange(total) - np.repeat(starts, n)
             caption[row, :total] = np.repeat(np.arange(len(n)), n)
         seen = (caption[:, :, None] == caption[:, None, :]) & np.tri(shape[1], dtype=bool)
-        images = [name for name in ("features", "pixel_values", "augment") if name in items[0]]
         return {
-            **{name: torch.from_numpy(np.stack([item[name] for item in items])) for name in images},
             "labels": torch.from_numpy(labels),
             "decoder_input_ids": torch.from_numpy(inputs),
             "decoder_position_ids": torch.from_numpy(positions + self.first_position),

@@ -35,6 +35,7 @@ from toolkit.training.features import FeatureDataset, JoinedFeatures, encode_spl
 from toolkit.training.mixture import Mixture
 from toolkit.training.run_files import CHECKPOINTS, LOG
 from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start, tokenizer_of
+from toolkit.training.self_critical import SelfCritical, SelfCriticalTrainer, self_critical_data
 from toolkit.training.selfcheck import check_training
 from toolkit.training.starting_model import finished_model, starting_model
 from toolkit.training.trainer import CaptionTrainer, Patience
@@ -129,17 +130,20 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         chosen = {name: [k for k, i in enumerate(sample) if i in rows] for name, rows in parts.items()}
         metrics = judging([references[i] for i in sample], parts=chosen)
     log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
-    trainer = CaptionTrainer(
+    kind: Any = CaptionTrainer
+    data: dict[str, Any] = {"train_dataset": train_set, "data_collator": collator, "compute_metrics": metrics}
+    if options.objective == "cider" and not again:
+        phase = SelfCritical.of(options, cache, model, collator, metrics)
+        kind, data = partial(SelfCriticalTrainer, self_critical=phase), self_critical_data(data, log)
+    trainer = kind(
         model=model,
         sorted_together=length_window(options, cache),
         args=arguments,
-        train_dataset=train_set,
         eval_dataset=eval_set if len(eval_set) else None,
-        data_collator=collator,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: caption_loss(
             outputs.logits, labels, num_items_in_batch, options.label_smoothing
         ),
-        compute_metrics=metrics,
+        **data,
         normalizer=processors.normalizer,
         generation={"generation_config": generation},
         encoder_lr=options.encoder_lr,

@@ -38,6 +38,8 @@ def starting_model(options: FinetuneOptions, cache: Cache, tokens: SpecialTokens
             say(f"note: the encoder of preset {made['preset']} has random weights, and keeps them if it is frozen")
     if options.decoder_dropout is not None:
         set_dropout(model.decoder, options.decoder_dropout)
+    elif options.objective == "cider":  # a caption's gradient is that of the very model that it was drawn from
+        rest_dropout(model.decoder)
     if options.trains_no_encoder:
         freeze_encoder(model.encoder, options.unfreeze_last or 0)
     if options.lora_rank is not None:
@@ -52,12 +54,17 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "a
 
 def set_dropout(decoder: Any, share: float) -> None:
     """The same dropout everywhere in a decoder, and in its config under the names that it has there."""
-    for module in decoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share
+    rest_dropout(decoder, share)
     for name in DROPOUTS:
         if hasattr(decoder.config, name):
             setattr(decoder.config, name, share)
+
+
+def rest_dropout(decoder: Any, share: float = 0.0) -> None:
+    """The same dropout everywhere in a decoder as long as it is in memory; its config, which is saved, keeps its own."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
 
 
 def finished_model(name: str, tokens: SpecialTokens) -> Any:
