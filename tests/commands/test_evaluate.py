@@ -326,7 +326,7 @@ def test_numbers_for_ids(tmp_path: Path) -> None:
 def test_against_itself(small: tuple[Path, Path]) -> None:
     values = run(*small, against=small[0])
     for difference in values["against"]["differences"].values():
-        assert difference == {"score": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+        assert difference == {"score": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0}
     assert values["against"]["metrics"] == values["metrics"]
 
 

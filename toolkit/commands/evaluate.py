@@ -54,7 +54,7 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
     """`--per-image` and `--page`, checked."""
     hypotheses = DEFAULT_HYPOTHESES if options.hypotheses is None and options.model is None else options.hypotheses
     idf = None if options.idf in ("evaluated", "train") else options.idf
-    inputs = (hypotheses, options.against, options.references, options.images, idf, options.model)
+    inputs = (hypotheses, *options.against, options.references, options.images, idf, options.model)
     table, page = options.per_image, options.page
     return (
         None if table is None else Output("--per-image", table, inputs, options.overwrite),
@@ -70,8 +70,7 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
         if options.model is not None
         else read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)
     ]
-    if options.against is not None:
-        given.append(read_hypotheses(options.against, "--against"))
+    given += [read_hypotheses(path, "--against") for path in options.against]
     found = judge(given, references, options)
     if found.words.usual:
         say(found.words.sentence or "")
@@ -137,7 +136,8 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
 def write_per_image(table: Output, found: Evaluation) -> None:
     """A row per image in the order of the references, CSV or Parquet by the suffix. Also readable as hypotheses."""
     columns: dict[str, list[Any]] = {"image_id": found.ids, "image": [found.references.paths[i] for i in found.ids]}
-    for system, prefix in zip(found.systems, ("", "against_"), strict=False):
+    others = ["against_" if k == 1 else f"against_{k}_" for k in range(1, len(found.systems))]
+    for system, prefix in zip(found.systems, ("", *others), strict=True):
         place = {image_id: row for row, image_id in enumerate(system.scores.image_ids)}
         rows = [place[i] for i in found.ids]
         columns[f"{prefix}caption"] = [system.captions[i] for i in found.ids]
@@ -157,7 +157,11 @@ def write_per_image(table: Output, found: Evaluation) -> None:
 
 
 def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
-    values = {
+    others = [
+        {**_system_values(system), "differences": {name: asdict(d) for name, d in differences.items()}}
+        for system, differences in zip(found.systems[1:], found.differences, strict=True)
+    ]
+    return {
         **_system_values(found.systems[0]),
         "references": found.references.source,
         "split": found.references.split,
@@ -166,16 +170,13 @@ def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
         "signature": found.signature,
         "references_health": asdict(found.people),
         "references_diversity": None if found.people_diversity is None else asdict(found.people_diversity),
-        "against": None,
+        "against": others[0] if others else None,
+        "comparisons": others,
         "human": None if found.human is None else asdict(found.human),
         "notes": found.notes,
         "per_image": None if options.per_image is None else str(options.per_image),
         "page": None if options.page is None else str(options.page),
     }
-    if found.differences is not None:
-        differences = {name: asdict(d) for name, d in found.differences.items()}
-        values["against"] = {**_system_values(found.systems[1]), "differences": differences}
-    return values
 
 
 def _system_values(system: System) -> dict[str, Any]:
@@ -197,22 +198,25 @@ def _with_interval(metric: Metric) -> str:
 
 def _text(found: Evaluation) -> str:
     """The table; all metrics times 100."""
-    systems, human, differences = found.systems, found.human, found.differences
+    systems, human, several = found.systems, found.human, len(found.differences) > 1
     n_references = sum(len(found.references.captions[i]) for i in found.ids)
     title = f"{' and '.join(system.name for system in systems)} against {found.references.name}: {len(found.ids):,} images, "
     title += f"{n_references:,} references; metrics x 100, [{LEVEL} % interval]"
     rows = [["", *(label(system.name) for system in systems)]]
-    rows[0] += ["difference", "p"] if differences is not None else []
+    for number in range(1, len(systems)):
+        rows[0] += [f"difference {number}", f"p {number}, Holm"] if several else ["difference", "p"]
     rows[0] += ["a person", "captions, same references"] if human is not None else []
     for name in systems[0].metrics:
         row = [NAMES[name], *(_with_interval(system.metrics[name]) for system in systems)]
-        if differences is not None:
-            p = differences[name].p
+        for differences in found.differences:
+            p = differences[name].p_holm
             row += [_with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
         row += [percent(human.human[name]), percent(human.same[name])] if human is not None else []
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    if several:
+        lines.append(f"  difference: each of the others less {label(systems[0].name)}; p-values by Holm's correction")
     if human is not None:
         lines.append(
             f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "

@@ -1,4 +1,4 @@
-"""Scores one or two sets of captions: matching, metrics with intervals, comparison, health, signature."""
+"""Scores one or several sets of captions: matching, metrics with intervals, comparison, health, signature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from toolkit.evaluation.significance import (
     Difference,
     HumanBound,
     Metric,
-    compare,
+    compare_all,
     human_bound,
     intervals,
     tokenized,
@@ -73,7 +73,7 @@ class Evaluation:
         words: what captions were cut into words by.
         people: the first reference of each image, to compare lengths and vocabulary with: as many captions.
         people_diversity: of all references of an image, if a system has several captions.
-        differences: the second system's metrics less the first's.
+        differences: for each other system its metrics less the first's.
         notes: sentences for the reader.
     """
 
@@ -83,14 +83,14 @@ class Evaluation:
     words: Choice
     people: Health
     people_diversity: Diversity | None
-    differences: dict[str, Difference] | None
+    differences: list[dict[str, Difference]]
     human: HumanBound | None
     signature: str
     notes: list[str]
 
 
 def judge(given: Sequence[Hypotheses], references: References, options: EvaluateOptions) -> Evaluation:
-    """Scores one or two sets of captions on the same images.
+    """Scores one or several sets of captions on the same images.
 
     Raises:
         InputError: no caption belongs to an image of the references, or no image has a caption from each system.
@@ -132,7 +132,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         words=chosen,
         people=health([said[0] for said in judged.values()], tokenizer=tokenizer),
         people_diversity=diversity(judged, prepared, tokenizer) if any(diversities) else None,
-        differences=compare(scores[0], scores[1], options.resamples, options.seed) if len(scores) > 1 else None,
+        differences=compare_all(scores, options.resamples, options.seed),
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
         signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer),
         notes=[*_notes(options, references, ids, systems), *chosen.notes()],
@@ -150,7 +150,7 @@ def _scored(
             + (
                 f"every row for {references.name} is an error; see its column error, or use --missing empty."
                 if len(given) == 1 or not matched[0].captions
-                else f"has no image in common with {given[1].source}; name captions of the same images."
+                else f"has no image in common with {' and '.join(other.source for other in given[1:])}; name captions of the same images."
             )
         )
     return ids

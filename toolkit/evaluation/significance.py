@@ -8,7 +8,7 @@ per image, so it has no interval.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,9 +32,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Difference(Metric):
-    """The second system's metric minus the first's; `p` is the probability of such a difference by chance."""
+    """Another system's metric minus the first's; `p` is the probability of such a difference by chance, `p_holm` the same
+    corrected for how many systems are compared."""
 
     p: float | None
+    p_holm: float | None = None
 
 
 def intervals(systems: Sequence[Scores], resamples: int = 1000, seed: int = 42) -> list[dict[str, Metric]]:
@@ -64,6 +66,30 @@ def compare(one: Scores, other: Scores, resamples: int = 1000, seed: int = 42) -
         spread = drawn[1][name] - drawn[0][name] if name in drawn[0] else None
         differences[name] = Difference(other.corpus[name] - score, *_interval(spread), p_values.get(name))
     return differences
+
+
+def compare_all(systems: Sequence[Scores], resamples: int = 1000, seed: int = 42) -> list[dict[str, Difference]]:
+    """Differences of each other system from the first, as by `compare`, with Holm's corrected p-values.
+
+    For each metric, of k comparisons the smallest p-value is multiplied by k, the next by k - 1 and so on, at most 1, and none
+    is below one that was smaller (Holm 1979, "A simple sequentially rejective multiple test procedure"): the chance that any
+    of several equal systems seems different stays below the level that is read off.
+    """
+    found = [compare(systems[0], other, resamples, seed) for other in systems[1:]]
+    for name in systems[0].corpus if found else ():
+        p_values = [differences[name].p for differences in found]
+        if None not in p_values:
+            for differences, corrected in zip(found, holm([p for p in p_values if p is not None]), strict=True):
+                differences[name] = replace(differences[name], p_holm=corrected)
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the same order."""
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = corrected[i] = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+    return corrected
 
 
 def _interval(values: np.ndarray | None) -> tuple[float | None, float | None]:

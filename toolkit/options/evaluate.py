@@ -40,7 +40,11 @@ class EvaluateOptions(Options):
         "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses.",
         path=True,
     )
-    against: Path | None = option(None, "Other captions of the same images: differences, with p-values.")
+    against: tuple[Path, ...] = option(
+        (),
+        "Other captions of the same images: differences from --hypotheses, with p-values; give the option once for each.",
+        show_default=False,
+    )
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
         "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."

@@ -90,8 +90,8 @@ def _as_declared(value: Any, kind: Any, metadata: Any) -> Any:
     """Strings as paths, paths as strings, lists as tuples; `~` at the start of a path is the home folder, which a shell
     leaves alone in `--out=~/x`, quotes and variables."""
     if get_origin(kind) is tuple:
-        values = [value] if isinstance(value, (str, Path)) else value
-        return tuple(_as_declared(each, str, metadata) for each in values)
+        values = [] if value is None else [value] if isinstance(value, (str, Path)) else value
+        return tuple(_as_declared(each, get_args(kind)[0], metadata) for each in values)
     if type(value) not in (str, type(Path())):  # also a path of a class of its own: a local copy of what is at a URL
         return value
     if Path in (kind, *get_args(kind)):

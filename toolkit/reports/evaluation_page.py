@@ -15,7 +15,7 @@ from toolkit.runtime.overwrite import Output
 
 CARDS = 12  # images per section: three sections make a page of half a megabyte
 WIDTH, HEIGHT, BINS = 320, 110, 24  # of a histogram; the page stretches it to the available width
-SYSTEMS = ("one", "two")  # CSS classes
+SYSTEMS = ("one", "two", "three", "four", "five", "six")  # CSS classes; more systems take them again
 SHOWN = (
     "cider",
     "cider_d",
@@ -40,6 +40,8 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         title=f"{' and '.join(names)}, evaluated",
         facts=_facts(found),
         names=names,
+        kinds=_kinds(found),
+        key_of_systems=list(zip(_kinds(found), names, strict=True)),
         level=LEVEL,
         bars=[_bar(found, name) for name in found.systems[0].metrics],
         human=found.human,
@@ -71,7 +73,7 @@ def _bar(found: Evaluation, name: str) -> dict[str, Any]:
     def place(value: float | None) -> float | None:
         return None if value is None else round(100 * value / top, 2)
 
-    difference = found.differences[name] if found.differences is not None else None
+    differences = [each[name] for each in found.differences]
     return {
         "name": NAMES[name],
         "top": f"{100 * top:.0f}",
@@ -83,10 +85,10 @@ def _bar(found: Evaluation, name: str) -> dict[str, Any]:
         "human": None if found.human is None else percent(found.human.human[name]),
         "same": None if found.human is None else percent(found.human.same[name]),
         "human_x": None if found.human is None else place(found.human.human[name]),
-        "difference": None if difference is None else {
-            "score": f"{100 * difference.score:+.1f}", "low": percent(difference.low), "high": percent(difference.high),
-            "p": None if difference.p is None else f"{difference.p:.3f}", "interval": difference.low is not None,
-        },
+        "differences": [
+            {"score": f"{100 * d.score:+.1f}", "low": percent(d.low), "high": percent(d.high),
+             "p": None if d.p_holm is None else f"{d.p_holm:.3f}", "interval": d.low is not None} for d in differences
+        ],
     }  # fmt: skip
 
 
@@ -111,7 +113,11 @@ def _plot(found: Evaluation, name: str) -> dict[str, Any]:
     values = [system.scores.per_image[name] for system in found.systems]
     top = max(1.0, max(float(v.max()) for v in values))
     counts = [np.histogram(v, BINS, (0, top))[0] for v in values]
-    return _histogram(f"{NAMES[name]} of each image", f"{100 * top:.0f}", counts, SYSTEMS[: len(values)], _names(found))
+    return _histogram(f"{NAMES[name]} of each image", f"{100 * top:.0f}", counts, _kinds(found), _names(found))
+
+
+def _kinds(found: Evaluation) -> list[str]:
+    return [SYSTEMS[k % len(SYSTEMS)] for k in range(len(found.systems))]
 
 
 def _names(found: Evaluation) -> list[str]:
@@ -125,7 +131,7 @@ def _lengths(found: Evaluation) -> dict[str, Any]:
     said.append([len(tokenizer.words(c)) for i in found.ids for c in found.references.captions[i]])
     top = max(max(lengths) for lengths in said) + 1
     counts = [np.bincount(lengths, minlength=top) for lengths in said]
-    kinds = [*SYSTEMS[: len(found.systems)], "said"]
+    kinds = [*_kinds(found), "said"]
     return _histogram(
         f"{tokenizer.unit.capitalize()}s per caption", str(top - 1), counts, kinds, [*_names(found), "references"]
     )
@@ -135,7 +141,7 @@ def _lengths(found: Evaluation) -> dict[str, Any]:
 
 
 def _sections(found: Evaluation, names: list[str], judged: list[str]) -> list[dict[str, Any]]:
-    """Lowest, highest and most disagreeing images: those where two systems differ most, or, with one system, those that two
+    """Lowest, highest and most disagreeing images: those where systems differ most, or, with one system, those that two
     metrics rank most differently."""
     system = found.systems[0]
     place = {image_id: row for row, image_id in enumerate(system.scores.image_ids)}
@@ -152,7 +158,7 @@ def _sections(found: Evaluation, names: list[str], judged: list[str]) -> list[di
             (f"Highest {first}{whose}", order[::-1][:CARDS]),
         ]
         if len(metrics) > 1:
-            gap = np.abs(metrics[1][judged[0]] - metrics[0][judged[0]])
+            gap = np.ptp(np.stack([values[judged[0]] for values in metrics]), axis=0)
             chosen.append((f"Largest differences in {first}", np.argsort(-gap, kind="stable")[:CARDS]))
         elif len(judged) > 1:
             ranks = [np.argsort(np.argsort(metrics[0][name], kind="stable")) for name in judged[:2]]

@@ -76,10 +76,15 @@ def as_path(given: str | Path) -> Path:
 
 
 def with_copies(options: T, **fetchers: Callable[[str], Path]) -> T:
-    """Options in which a local copy stands for each URL, made by the option's fetcher."""
-    given = {name: getattr(options, name) for name in fetchers}
-    urls = {name: url_of(value) for name, value in given.items() if value is not None}
-    return replace(options, **{name: fetchers[name](url) for name, url in urls.items() if url})  # type: ignore[type-var]
+    """Options in which a local copy stands for each URL, made by the option's fetcher; a value may be a tuple of them."""
+
+    def here(name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(here(name, each) for each in value)
+        url = None if value is None else url_of(value)
+        return fetchers[name](url) if url else value
+
+    return replace(options, **{name: here(name, getattr(options, name)) for name in fetchers})  # type: ignore[type-var]
 
 
 def fetch_model(url: str) -> Copy:
