@@ -50,7 +50,8 @@ from toolkit.captioning.kv_cache import prepared
 from toolkit.models.loading import silence_transformers
 from toolkit.options import GenerationOptions
 
-OPTIONS = GenerationOptions(num_beams=4, no_repeat_ngram_size=3, length_penalty=2.0, max_length=21)
+BEAMS = 4
+OPTIONS = GenerationOptions(num_beams=BEAMS, no_repeat_ngram_size=3, length_penalty=2.0, max_length=21)
 STEPS = 20
 
 
@@ -73,9 +74,9 @@ def bare_loop(model: Any, states: torch.Tensor) -> None:
         ).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         if step == 0:
-            caches.batch_repeat_interleave(OPTIONS.num_beams)
-            tokens = tokens.repeat_interleave(OPTIONS.num_beams, 0)
-            states = states.repeat_interleave(OPTIONS.num_beams, 0)
+            caches.batch_repeat_interleave(BEAMS)
+            tokens = tokens.repeat_interleave(BEAMS, 0)
+            states = states.repeat_interleave(BEAMS, 0)
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from bench_preprocess import PHOTOS, make_images
 from notebook_baseline import build
 
 from toolkit.captioning.captioner import Captioner, load_captioner
-from toolkit.captioning.generate import decode, settled
+from toolkit.captioning.generate import decode
 from toolkit.captioning.kv_cache import prepared
 from toolkit.data.images import read_image
 from toolkit.data.sources import find_images
 from toolkit.models.loading import silence_transformers
 from toolkit.options import EvaluateOptions, GenerationOptions
+from toolkit.options.generation import TRAINED
 
 PRECISIONS = ("fp32", "bf16", "int8")
 BATCH = 8
@@ -58,7 +60,7 @@ def report_memory(model: str, precision: str, paths: list[Path], options: Genera
 
 def ways(captioner: Captioner, paths: list[Path], options: GenerationOptions) -> dict[str, Callable[[], Any]]:
     pixels = torch.from_numpy(np.stack([captioner.transform(read_image(path)) for path in paths[:BATCH]]))
-    model, config = captioner.model, settled(captioner.model, options)
+    model, config = captioner.model, captioner.settings(options).config
     normalised = captioner.normalizer(pixels)
     parts = normalised.split(2 if captioner.precision == "int8" else len(pixels))
     features = torch.cat([prepared(model).encoder(pixel_values=part).last_hidden_state for part in parts])
@@ -129,8 +131,7 @@ def main() -> None:
             make_images(folder, PHOTOS, arguments.number, (500, 375))
             arguments.images = folder / "Images"
         paths = [image.path for image in islice(find_images([arguments.images]), arguments.number)]
-        longest = GenerationOptions().max_length if arguments.model else 21
-        options = GenerationOptions(num_beams=4, no_repeat_ngram_size=3, max_length=longest)
+        options = replace(TRAINED, max_length=TRAINED.max_length if arguments.model else 21)
         if arguments.memory:
             report_memory(arguments.model, arguments.memory, paths, options)
             return

@@ -17,6 +17,8 @@ from transformers import (
     ViTConfig,
 )
 
+from toolkit.models.special_tokens import first_position
+
 
 def random_model(rng: random.Random) -> VisionEncoderDecoderModel:
     """Start, EOS and pad the same id or not; hidden sizes that differ are joined by a projection."""
@@ -58,3 +60,17 @@ def complete(model: VisionEncoderDecoderModel, config: GenerationConfig) -> Gene
     full.update(**model.generation_config.to_dict(), defaults_only=True)
     full.update(length_penalty=1.0, defaults_only=True)
     return full
+
+
+def forced_score(model: VisionEncoderDecoderModel, inputs: torch.Tensor, tokens: list[int], given: int = 1) -> float:
+    """Mean log-probability of a token row (start token first) behind the first `given`, one forward pass."""
+    row = torch.tensor([tokens])
+    first = first_position(model.decoder)
+    positions = torch.arange(first, first + len(tokens) - 1)[None]
+    for i in range(given if first else 0):  # in a prompt RoBERTa does not count padding
+        positions[0, i] -= tokens[:i].count(first - 1)
+    if first:  # as RoBERTa does it when it is given one token after another
+        positions = positions.masked_fill(row[:, :-1] == first - 1, first - 1)
+    with torch.no_grad():
+        logits = model(pixel_values=inputs[None], decoder_input_ids=row[:, :-1], decoder_position_ids=positions).logits
+    return logits.log_softmax(-1)[0].gather(1, row[0, 1:, None])[given - 1 :].mean().item()

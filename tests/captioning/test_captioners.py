@@ -35,6 +35,7 @@ OPTIONS = [
     GenerationOptions(num_beams=3, max_length=12),
     GenerationOptions(num_beams=3, max_length=12, length_penalty=0.5, num_captions=2, no_repeat_ngram_size=2),
     GenerationOptions(num_beams=1, max_length=12, no_repeat_ngram_size=0),
+    GenerationOptions(),
 ]
 
 
@@ -48,20 +49,18 @@ def paths(sample_dir: Path) -> list[Path]:
     return sorted((sample_dir / "Images").iterdir())[:5]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["beams", "penalty", "greedy"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["beams", "penalty", "greedy", "its own"])
 def test_captions_and_scores_of_other_makes(foreign: Path, paths: list[Path], options: GenerationOptions) -> None:
     found = load_captioner(foreign, "cpu").caption(paths, options, batch_size=2)
     # as the model's own page says: the processor, generate, decode
     processor = AutoProcessor.from_pretrained(foreign, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(foreign).eval()
     inputs = processor(images=[read_image(path) for path in paths], return_tensors="pt")
-    more = {} if options.num_beams == 1 else {"length_penalty": options.length_penalty}
-    n = options.num_captions
+    n, settings = options.num_captions or 1, options.given()
+    if options.max_length is not None:  # which counts the image's places in BLIP-2's generate
+        settings["max_new_tokens"] = settings.pop("max_length") - 1
     with torch.no_grad():
-        sequences = model.generate(
-            **inputs, do_sample=False, num_beams=options.num_beams, max_new_tokens=options.max_length - 1,
-            no_repeat_ngram_size=options.no_repeat_ngram_size, num_return_sequences=n, **more,
-        )  # fmt: skip
+        sequences = model.generate(**inputs, **settings)
     texts = [text.strip() for text in processor.batch_decode(sequences, skip_special_tokens=True)]
     assert [text for result in found for text in result.captions] == texts
     assert len({result.score for result in found}) == len(found)  # each picture has its own

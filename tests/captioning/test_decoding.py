@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import complete, random_model, random_settings
+from random_models import complete, forced_score, random_model, random_settings
 from transformers import GenerationConfig, VisionEncoderDecoderModel
 
 from toolkit.cache.schema import open_cache
@@ -20,7 +20,6 @@ from toolkit.captioning import kv_cache as steps
 from toolkit.captioning.beam_search import Found
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.generate import caption_lengths, decode, stock, unsupported
-from toolkit.models.special_tokens import first_position
 from toolkit.options import GenerationOptions
 from toolkit.records import SpecialTokens
 
@@ -37,21 +36,10 @@ def pixels(cache_dir: Path) -> torch.Tensor:
     return torch.stack([torch.from_numpy(reader[i]["pixel_values"].copy()) for i in range(6)])
 
 
-def forced_score(model: VisionEncoderDecoderModel, inputs: torch.Tensor, tokens: list[int]) -> float:
-    """Mean log-probability of a token row (start token first), one forward pass."""
-    row = torch.tensor([tokens])
-    first = first_position(model.decoder)
-    positions = torch.arange(first, first + len(tokens) - 1)[None]
-    if first:  # as RoBERTa does it when it is given one token after another
-        positions = positions.masked_fill(row[:, :-1] == first - 1, first - 1)
-    with torch.no_grad():
-        logits = model(pixel_values=inputs[None], decoder_input_ids=row[:, :-1], decoder_position_ids=positions).logits
-    return logits.log_softmax(-1)[0].gather(1, row[0, 1:, None]).mean().item()
-
-
 # ---- a trained captioner --------------------------------------------------------------------------------------------
 
 OPTIONS = [
+    GenerationOptions(),
     GenerationOptions(num_beams=4, max_length=24),
     GenerationOptions(num_beams=3, max_length=24, length_penalty=0.5, early_stopping="true", no_repeat_ngram_size=0),
     GenerationOptions(num_beams=1, max_length=24),
@@ -62,16 +50,10 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_captions_and_scores(captioner: Captioner, pixels: torch.Tensor, options: GenerationOptions) -> None:
     decoded = captioner.generate(pixels, options)
-    arguments = {} if options.num_beams == 1 else {
-        "length_penalty": options.length_penalty, "early_stopping": options.early_stopping == "true",
-    }  # fmt: skip
-    wanted = captioner.model.generate(
-        pixel_values=captioner.normalizer(pixels), num_beams=options.num_beams, max_length=options.max_length,
-        no_repeat_ngram_size=options.no_repeat_ngram_size, num_return_sequences=options.num_captions, do_sample=False,
-        **{"length_penalty": 1.0, "early_stopping": False, **arguments},
-    )  # fmt: skip
+    # stock generate begins with the model's own settings, too
+    wanted = captioner.model.generate(pixel_values=captioner.normalizer(pixels), **options.given())
     texts = [t.strip() for t in captioner.tokenizer.batch_decode(wanted, skip_special_tokens=True)]
-    n = options.num_captions
+    n = options.num_captions or 1
     assert [d.captions for d in decoded] == [tuple(texts[i : i + n]) for i in range(0, len(texts), n)]
     eos = captioner.model.generation_config.eos_token_id
     for i, row in enumerate(wanted.tolist()):
@@ -198,7 +180,7 @@ def asked(monkeypatch: Any, model: VisionEncoderDecoderModel, **settings: Any) -
 
 
 @pytest.mark.parametrize("settings", [
-    {"num_beams": 2, "bad_words_ids": [[3]]}, {"num_beams": 2, "do_sample": True}, {"num_beams": 20},
+    {"num_beams": 2, "suppress_tokens": [3]}, {"num_beams": 2, "do_sample": True}, {"num_beams": 20},
     {"num_beams": 1, "forced_eos_token_id": 0}, {"num_beams": 2, "renormalize_logits": True},
 ])  # fmt: skip
 def test_generate_itself_does_the_rest(settings: dict[str, Any], monkeypatch: Any) -> None:

@@ -20,8 +20,8 @@ from toolkit.options import BatchCaptionOptions, CaptionOptions
 from toolkit.options.fields import from_flat
 
 SETTINGS = (
-    "decoding with num_beams 2, max_length 12, no_repeat_ngram_size 3, length_penalty 2.0, early_stopping False; the model's "
-    "own generation_config.json has num_beams 4, max_length 50 instead"
+    "decoding with num_beams 2, max_length 12 (options); no_repeat_ngram_size 3, length_penalty 2.0, early_stopping False "
+    "(the model's generation_config.json)"
 )
 FAST = {"max_length": 12, "num_beams": 2, "device": "cpu"}
 
@@ -116,7 +116,9 @@ def test_on_the_command_line(folder: Path, model_dir: Path, captions: dict) -> N
     assert (done.stderr.splitlines(), done.returncode) == ([SETTINGS, "bad.jpg: not an image."], 3)
     before = sorted(folder.iterdir())
     done = subprocess.run([*run, "0.jpg", "--json", *flags], capture_output=True, text=True, cwd=folder)
-    assert json.loads(done.stdout) == {"images": [captions["0.jpg"]], "errors": 0}
+    said = json.loads(done.stdout)
+    assert said.pop("settings")["num_beams"] == {"value": 2, "from": "option"}
+    assert said == {"images": [captions["0.jpg"]], "errors": 0}
     assert done.stderr == SETTINGS + "\n"
     assert sorted(folder.iterdir()) == before  # writes nothing
 

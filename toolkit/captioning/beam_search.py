@@ -22,8 +22,9 @@ class Found:
     """The captions of one image, best first.
 
     Attributes:
-        tokens: without the start token, up to and including EOS.
-        scores: mean log-probability of the tokens as the model gives it, before bans and penalties.
+        tokens: without the start token, up to and including EOS; with the tokens that each caption begins with.
+        scores: mean log-probability of the tokens as the model gives it, before bans and penalties; those that each
+            caption begins with are not counted.
     """
 
     tokens: list[list[int]]
@@ -31,20 +32,58 @@ class Found:
     ended: list[bool]
 
 
-def longest(config: GenerationConfig) -> int:
-    """Tokens of the longest caption, start token included; transformers' default is 20 new ones."""
+def longest(config: GenerationConfig, prefix: int = 0) -> int:
+    """Tokens of the longest caption, start token included; transformers' default is 20 new ones.
+
+    Args:
+        prefix: tokens that each caption begins with, behind the start token.
+    """
     if config.max_new_tokens is not None:
-        return config.max_new_tokens + 1
-    return config.max_length if config.max_length is not None else 21
+        return config.max_new_tokens + 1 + prefix
+    return config.max_length if config.max_length is not None else 21 + prefix
 
 
-def process(scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-    """Repetition penalty, banned n-grams and the least length, in place, in `generate`'s order.
+class BannedSequences:
+    """The token sequences of `bad_words_ids`: the last token of each is banned behind its others.
+
+    As `NoBadWordsLogitsProcessor`; EOS alone is not banned.
+    """
+
+    def __init__(self, config: GenerationConfig, device: torch.device) -> None:
+        banned = [sequence for sequence in config.bad_words_ids or () if sequence != [config.eos_token_id]]
+        self.alone = torch.tensor(
+            [sequence[0] for sequence in banned if len(sequence) == 1], device=device, dtype=torch.int64
+        )
+        self.behind = []  # for each number of tokens before the last: those (m, tokens), and the last ones (m,)
+        for size in sorted({len(sequence) for sequence in banned} - {1}):
+            rows = torch.tensor([sequence for sequence in banned if len(sequence) == size], device=device)
+            self.behind.append((rows[:, :-1], rows[:, -1], torch.arange(1 - size, 0, device=device)))
+
+    def __call__(self, scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor) -> None:
+        """In place; shapes as `process` has them."""
+        scores.index_fill_(2, self.alone, -torch.inf)
+        for before, last, back in self.behind:
+            place = (length[:, None] + back).clamp(min=0)
+            tail = tokens.gather(2, place[:, None].expand(-1, tokens.shape[1], -1))
+            same = (tail[:, :, None] == before).all(3) & (length >= len(back))[:, None, None]
+            scores.index_add_(2, last, torch.zeros_like(same, dtype=scores.dtype).masked_fill_(same, -torch.inf))
+
+
+def process(
+    scores: torch.Tensor,
+    tokens: torch.Tensor,
+    length: torch.Tensor,
+    config: GenerationConfig,
+    banned: BannedSequences | None = None,
+    prefix: int = 0,
+) -> torch.Tensor:
+    """Repetition penalty, banned n-grams, banned sequences and the least length, in place, in `generate`'s order.
 
     Args:
         scores: float32 (n, rows, vocabulary).
         tokens: int64 (n, rows, T) with the start token first; after `length` anything.
         length: int64 (n,), tokens so far, start token included.
+        prefix: tokens that each caption begins with, which `min_new_tokens` does not count.
     """
     total = tokens.shape[2]
     place = torch.arange(total, device=tokens.device)
@@ -65,21 +104,56 @@ def process(scores: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor, co
         scores.scatter_add_(
             2, tokens[..., size - 1 :], torch.zeros_like(same, dtype=scores.dtype).masked_fill_(same, -torch.inf)
         )
-    least = max(config.min_length or 0, (config.min_new_tokens or -1) + 1)
+    if banned is not None:
+        banned(scores, tokens, length)
+    # Where both are given, generate goes by the new ones.
+    least = (config.min_length or 0) if config.min_new_tokens is None else config.min_new_tokens + 1 + prefix
     if least > 0:
         scores[..., config.eos_token_id].masked_fill_(length[:, None] < least, -torch.inf)
     return scores
 
 
-class BeamSearch:
-    """Beam search; the arithmetic of `GenerationMixin._beam_search`, image by image."""
+class _Search:
+    """What both searches have: the captions so far.
 
-    def __init__(self, config: GenerationConfig, slots: int, device: torch.device) -> None:
-        self.config, self.slots = config, slots
-        self.rows = rows = config.num_beams
-        self.limit = longest(config)
+    Attributes:
+        prefix: tokens that each caption begins with, behind the start token.
+        limit: tokens of the longest caption, start token included.
+        tokens: int64 (slots, rows, limit), the start token first.
+        length: int64 (slots,), tokens so far.
+    """
+
+    def __init__(
+        self, config: GenerationConfig, slots: int, device: torch.device, rows: int, prefix: Sequence[int]
+    ) -> None:
+        self.config, self.slots, self.rows = config, slots, rows
+        self.prefix = torch.tensor([config.decoder_start_token_id, *prefix], device=device)
+        self.limit = longest(config, len(prefix))
         self.tokens = torch.full((slots, rows, self.limit), config.pad_token_id, device=device)
         self.length = torch.ones(slots, dtype=torch.int64, device=device)
+        self.banned = BannedSequences(config, device) if config.bad_words_ids else None
+
+    @property
+    def given(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.prefix) - 1
+
+    def _begin(self, low: int, high: int) -> None:
+        self.tokens[low:high] = self.config.pad_token_id
+        self.tokens[low:high, :, : len(self.prefix)] = self.prefix
+        self.length[low:high] = len(self.prefix)
+
+    def _process(self, scores: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        here = slice(low, high)
+        return process(scores, self.tokens[here], self.length[here], self.config, self.banned, self.given)
+
+
+class BeamSearch(_Search):
+    """Beam search; the arithmetic of `GenerationMixin._beam_search`, image by image."""
+
+    def __init__(self, config: GenerationConfig, slots: int, device: torch.device, prefix: Sequence[int] = ()) -> None:
+        super().__init__(config, slots, device, config.num_beams, prefix)
+        rows = self.rows
         self.scores = torch.zeros(slots, rows, device=device)
         self.logprobs = torch.zeros(slots, rows, device=device)  # log-probability as the model gives it
         self.parents: torch.Tensor | None = torch.zeros(slots, rows, dtype=torch.int64, device=device)
@@ -93,7 +167,8 @@ class BeamSearch:
         self.finished = torch.zeros(slots, rows, dtype=torch.bool, device=device)
         # length ** penalty by new tokens, in double precision as Python has it
         penalty = 1.0 if config.length_penalty is None else config.length_penalty
-        self.divisor = torch.tensor([1.0, *(float(n) ** penalty for n in range(1, self.limit + 1))], device=device)
+        new = (max(1, n - self.given) for n in range(self.limit + 1))  # by tokens, those of the prefix left out
+        self.divisor = torch.tensor([float(n) ** penalty for n in new], device=device)
         self.farthest = self.limit - 1 if config.early_stopping == "never" and penalty > 0 else None
         self.state = [
             self.tokens, self.length, self.scores, self.logprobs, self.parents, self.last, self.improvable, self.done,
@@ -101,9 +176,7 @@ class BeamSearch:
         ]  # fmt: skip
 
     def admit(self, low: int, high: int, seeds: Sequence[int]) -> None:
-        self.tokens[low:high] = self.config.pad_token_id
-        self.tokens[low:high, :, 0] = self.config.decoder_start_token_id
-        self.length[low:high] = 1
+        self._begin(low, high)
         self.scores[low:high] = NEVER
         self.scores[low:high, 0] = 0  # the rows are still the same: only one may continue
         self.logprobs[low:high] = 0
@@ -123,7 +196,7 @@ class BeamSearch:
         config, length = self.config, self.length[here]
         scores = logits.float().log_softmax(-1).expand(-1, rows, -1).contiguous()
         model = scores.clone() if config.repetition_penalty not in (None, 1.0) else scores
-        scores = process(scores, self.tokens[here], length, config)
+        scores = self._process(scores, low, high)
         vocabulary = scores.shape[2]
 
         def of(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -179,22 +252,20 @@ class BeamSearch:
         n = self.config.num_return_sequences or 1
         lengths = self.best_length[slot, :n].tolist()
         tokens = [row[1 : 1 + m] for row, m in zip(self.best[slot, :n].tolist(), lengths, strict=True)]
-        scores = [logprobs / m for logprobs, m in zip(self.best_logprobs[slot, :n].tolist(), lengths, strict=True)]
+        logprobs = self.best_logprobs[slot, :n].tolist()
+        scores = [total / (m - self.given) for total, m in zip(logprobs, lengths, strict=True)]
         return Found(tokens, scores, [row[-1] == self.config.eos_token_id for row in tokens])
 
 
-class Sampling:
+class Sampling(_Search):
     """Greedy search, or sampling: each row continues itself.
 
     An image's random numbers come from its own seed, so its captions do not depend on the other images.
     """
 
-    def __init__(self, config: GenerationConfig, slots: int, device: torch.device) -> None:
-        self.config, self.slots = config, slots
-        self.rows = rows = config.num_return_sequences or 1
-        self.limit = longest(config)
-        self.tokens = torch.full((slots, rows, self.limit), config.pad_token_id, device=device)
-        self.length = torch.ones(slots, dtype=torch.int64, device=device)
+    def __init__(self, config: GenerationConfig, slots: int, device: torch.device, prefix: Sequence[int] = ()) -> None:
+        super().__init__(config, slots, device, config.num_return_sequences or 1, prefix)
+        rows = self.rows
         self.logprobs = torch.zeros(slots, rows, device=device)
         self.parents: torch.Tensor | None = None  # each row continues itself
         self.last = torch.zeros(slots, rows, dtype=torch.int64, device=device)
@@ -205,9 +276,7 @@ class Sampling:
         self.state = [self.tokens, self.length, self.logprobs, self.last, self.ended, self.ends, self.done, self.random]
 
     def admit(self, low: int, high: int, seeds: Sequence[int]) -> None:
-        self.tokens[low:high] = self.config.pad_token_id
-        self.tokens[low:high, :, 0] = self.config.decoder_start_token_id
-        self.length[low:high] = 1
+        self._begin(low, high)
         self.logprobs[low:high] = 0
         self.ended[low:high] = False
         self.ends[low:high] = 0
@@ -222,7 +291,7 @@ class Sampling:
         here, config, length = slice(low, high), self.config, self.length[low:high]
         raw = logits.float().expand(-1, self.rows, -1).contiguous()
         model = raw.log_softmax(-1)
-        scores = process(raw, self.tokens[here], length, config)
+        scores = self._process(raw, low, high)
         going = ~self.ended[here] & (length < self.limit)[:, None]
         place = length.clamp(max=self.limit - 1)[:, None, None].expand(-1, self.rows, 1)
         if config.do_sample:
@@ -240,7 +309,7 @@ class Sampling:
 
     def result(self, slot: int) -> Found:
         lengths = self.ends[slot].tolist()
-        rows = [row[1 : 1 + m] for row, m in zip(self.tokens[slot].tolist(), lengths, strict=True)]
+        rows = [row[1 : 1 + self.given + m] for row, m in zip(self.tokens[slot].tolist(), lengths, strict=True)]
         scores = [logprobs / m for logprobs, m in zip(self.logprobs[slot].tolist(), lengths, strict=True)]
         ended = self.ended[slot].tolist()
         order = sorted(range(len(rows)), key=lambda i: -scores[i])
@@ -273,5 +342,5 @@ def draw(probabilities: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sums, random.double() * sums[..., -1:], right=True)[..., 0]
 
 
-def search_for(config: GenerationConfig, slots: int, device: torch.device) -> Any:
-    return (BeamSearch if config.num_beams > 1 else Sampling)(config, slots, device)
+def search_for(config: GenerationConfig, slots: int, device: torch.device, prefix: Sequence[int] = ()) -> Any:
+    return (BeamSearch if config.num_beams > 1 else Sampling)(config, slots, device, prefix)

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from toolkit.captioning.generate import decode, settled
+from toolkit.captioning.generate import decode
+from toolkit.captioning.settings import Settings, settled, with_words
 from toolkit.data.images import read_image
 from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
 from toolkit.errors import ImageError, InputError, ModelError, RunError
@@ -48,7 +49,7 @@ class Decoded:
     Attributes:
         captions: `num_captions` of them, best first.
         scores: mean log-probability of each one's tokens, EOS included, in nats; 0 is certainty. As the model gives it,
-            before top-k, banned n-grams or a repetition penalty.
+            before top-k, banned n-grams or a repetition penalty; without the tokens of `start_with`.
         ended: whether each ended with EOS, or ran into `max_length`.
     """
 
@@ -88,17 +89,25 @@ class Captioner:
         """Token rows -> captions, special tokens and surrounding white space dropped."""
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
+    def settings(self, options: GenerationOptions) -> Settings:
+        """What captions are decoded with: the model's own settings, and the options that are given.
+
+        Raises:
+            InputError: an option has no effect, or can't be met, with the model's other settings.
+        """
+        return settled(self.model, self.tokenizer, options)
+
     def generate(self, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
         """One `Decoded` an image, which does not depend on the other images of the batch.
 
         Args:
             pixels: (n, C, H, W), as `transform` makes them.
         """
-        seeds = []
-        if options.sample:
+        seeds, settings = [], self.settings(options)
+        if settings.config.do_sample:
             seeds = [int(hash_hex(str(options.seed), image.numpy())[:15], 16) for image in pixels.cpu().contiguous()]
         normalised = self.normalizer(pixels.to(self.device)).to(self.model.dtype)
-        found = decode(self.model, settled(self.model, options), normalised, seeds=seeds)
+        found = decode(self.model, settings.config, normalised, seeds=seeds, prefix=settings.prefix)
         texts = iter(self.decode([row for image in found for row in image.tokens]))
         return [
             Decoded(tuple(next(texts) for _ in image.tokens), tuple(image.scores), tuple(image.ended))
@@ -113,7 +122,7 @@ class Captioner:
         Args:
             images: paths, encoded images as bytes, Pillow images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4); read by
                 the one policy of toolkit/data/images.py.
-            options: `GenerationOptions(num_beams=1)`, say; None for the defaults of batch-caption.
+            options: `GenerationOptions(num_beams=1)`, say; whatever is None in it, or None for all, is as the model's folder says.
             batch_size: images a batch.
 
         Returns:
@@ -133,7 +142,9 @@ class Captioner:
             )
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"caption(batch_size={batch_size!r}): must be a whole number of at least 1.")
-        return list(self._results(images, options or GenerationOptions(), batch_size))
+        options = with_words(options or GenerationOptions())
+        self.settings(options)  # refused before an image is read
+        return list(self._results(images, options, batch_size))
 
     def _results(self, images: Sequence[Picture], options: GenerationOptions, size: int) -> Iterator[CaptionResult]:
         source, batches = iter(enumerate(images)), Batches(self, options, size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +17,10 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
+from toolkit.captioning.settings import completed
+from toolkit.models.loading import OURS
 from toolkit.models.packed import packing
-from toolkit.models.special_tokens import generation_config
 from toolkit.models.twins import forget_twins, turn
-from toolkit.options import GenerationOptions
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
 
@@ -33,56 +32,16 @@ SETTINGS = {
     "num_beams", "num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size",
     "repetition_penalty", "min_length", "min_new_tokens", "max_length", "max_new_tokens", "do_sample", "top_k", "top_p",
     "temperature", "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version",
-    "use_cache", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+    "use_cache", "bad_words_ids", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
     "return_dict_in_generate",
 }  # fmt: skip
 _said: set[str] = set()
 
 
-def settled(model: Any, options: GenerationOptions) -> GenerationConfig:
-    """The settings that captions are decoded with: the options, completed by the model's own settings."""
-    own = model.generation_config
-    if options.sample:
-        options = replace(options, num_beams=1)
-    config = generation_config(options, SpecialTokens(own.decoder_start_token_id, own.eos_token_id, own.pad_token_id))
-    config.do_sample = options.sample
-    return _completed(model, config)
-
-
 def _completed(model: Any, config: GenerationConfig) -> GenerationConfig:
     config = copy.deepcopy(config)
     config.update(**model.generation_config.to_dict(), defaults_only=True)
-    config.update(num_beams=1, num_return_sequences=1, length_penalty=1.0, top_k=50, defaults_only=True)
-    return config
-
-
-def describe_settings(model: Any, options: GenerationOptions) -> str:
-    """One line: the settings that captions are decoded with, and where the model's own differ."""
-    used, own = settled(model, options), model.generation_config
-    names = ["num_beams", "max_length", "no_repeat_ngram_size"]
-    if used.num_beams > 1:
-        names += ["length_penalty", "early_stopping"]
-    if options.sample:
-        names += ["do_sample", "top_k", "top_p", "temperature"]
-    if used.num_return_sequences > 1:
-        names.append("num_return_sequences")
-    has = [name for name in [*names, "do_sample"] if getattr(own, name, None) is not None]
-    differing = [
-        f"{name} {getattr(own, name)}" for name in dict.fromkeys(has) if getattr(own, name) != getattr(used, name)
-    ]
-    others = {"length_penalty", "early_stopping", "top_k", "top_p", "temperature", "do_sample", "num_return_sequences"}
-    added = [
-        f"{name} {value}"
-        for name, value in own.to_diff_dict().items()
-        if name not in {*names, *others} and not name.startswith("_") and not name.endswith("_id")
-        and name != "transformers_version" and value is not None and value not in (False, 1.0)
-    ]  # fmt: skip
-    text = "decoding with " + ", ".join(f"{name} {getattr(used, name)}" for name in names)
-    if added:
-        text += f", and from the model's own generation_config.json {', '.join(added)}"
-    if differing:
-        return f"{text}; the model's own generation_config.json has {', '.join(differing)} instead"
-    return text + ("; the model's own settings are the same" if has else "; the model has no settings of its own")
+    return completed(config)
 
 
 def decode(
@@ -91,6 +50,7 @@ def decode(
     pixels: torch.Tensor | None = None,
     features: torch.Tensor | None = None,
     seeds: Sequence[int] = (),
+    prefix: Sequence[int] = (),
 ) -> list[Found]:
     """Tokens and scores of each image, given by its pixels or its encoder features.
 
@@ -99,6 +59,7 @@ def decode(
         pixels: normalised, (n, C, H, W), on the model's device.
         features: encoder features of the images, (n, S, D); only if `is_supported`.
         seeds: of each image, for sampling.
+        prefix: tokens that every caption begins with, behind the start token.
     """
     config = _completed(model, config)
     reason = unsupported(model, config)
@@ -108,7 +69,7 @@ def decode(
                 _said.add(reason)
                 say(f"Captions come from transformers' own generate, which is slower: {reason}.")
             assert pixels is not None
-            return stock(model, pixels, config, seeds)
+            return stock(model, pixels, config, seeds, prefix)
         with turn(model):
             twin = prepared(model)
             if features is None:
@@ -116,7 +77,7 @@ def decode(
                 # In int8 two images at a time: what lies between the layers stays in the processor's cache.
                 parts = pixels.split(2 if packing(twin.encoder).startswith("int8") else len(pixels))
                 features = torch.cat([twin.encoder(pixel_values=part).last_hidden_state for part in parts])
-            return _engine(twin, config, len(features)).run(features, seeds)
+            return _engine(twin, config, len(features), prefix).run(features, seeds)
 
 
 def is_supported(model: Any, config: GenerationConfig) -> bool:
@@ -155,11 +116,11 @@ def unsupported(model: Any, config: GenerationConfig) -> str | None:
 class Engine:
     """Decodes a batch of up to `slots` images; finished images leave it."""
 
-    def __init__(self, model: Any, config: GenerationConfig, slots: int) -> None:
-        self.start, self.slots = config.decoder_start_token_id, slots
+    def __init__(self, model: Any, config: GenerationConfig, slots: int, prefix: Sequence[int] = ()) -> None:
+        self.start, self.slots, self.prefix = config.decoder_start_token_id, slots, prefix
         self.project = getattr(model, "enc_to_dec_proj", nn.Identity())
-        self.limit = longest(config)
-        self.search = search_for(config, slots, model.device)
+        self.limit = longest(config, len(prefix))
+        self.search = search_for(config, slots, model.device, prefix)
         self.steps = Steps(model.decoder, slots, self.search.rows, self.limit)
         self.graph: Any = None
         self.cuda = model.device.type == "cuda"
@@ -172,12 +133,14 @@ class Engine:
         found: dict[int, Found] = {}
         images = list(range(len(features)))  # in the slots
         if images:
-            logits = self.steps.admit(self.project(features), self.start)
+            logits = self.steps.admit(self.project(features), self.start, self.prefix)
             self.search.admit(0, len(images), seeds)
-            self.search.advance(logits[:, None], 0, len(images))
-        new = 1  # tokens of each
+            self.search.advance(logits, 0, len(images))
+        first = new = 1 + len(self.prefix)  # tokens of each
         while images:
-            done = self.search.done[: len(images)].tolist() if (new - 1) % self.every == 0 else [False] * len(images)
+            done = (
+                self.search.done[: len(images)].tolist() if (new - first) % self.every == 0 else [False] * len(images)
+            )
             for slot in reversed(range(len(images))):
                 if done[slot] or new + 1 >= self.limit:
                     found[images[slot]] = self.search.result(slot)
@@ -232,14 +195,14 @@ def _capture(step: Callable[[], None], state: list[torch.Tensor]) -> Any:
 _engines: WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = WeakKeyDictionary()
 
 
-def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
+def _engine(model: Any, config: GenerationConfig, slots: int, prefix: Sequence[int]) -> Engine:
     """The engine of the last call if it fits: its memory is allocated, and on a GPU its graph captured."""
     autocast = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled(model.device.type) else None
     weights = [p.data_ptr() for p in model.decoder.parameters()]
-    key = config.to_json_string(), model.device, model.dtype, autocast, weights
+    key = config.to_json_string(), tuple(prefix), model.device, model.dtype, autocast, weights
     known, engine = _engines.pop(model, (None, None))
     if engine is None or known != key or engine.slots < slots or engine.steps.active:
-        engine = Engine(model, config, slots)
+        engine = Engine(model, config, slots, prefix)
     _engines[model] = key, engine
     return engine
 
@@ -247,17 +210,29 @@ def _engine(model: Any, config: GenerationConfig, slots: int) -> Engine:
 # ---- transformers' own ----------------------------------------------------------------------------------------------
 
 
-def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Sequence[int] = ()) -> list[Found]:
+def stock(
+    model: Any,
+    pixels: torch.Tensor,
+    config: GenerationConfig,
+    seeds: Sequence[int] = (),
+    prefix: Sequence[int] = (),
+) -> list[Found]:
     """The same from `generate`, for any model and settings."""
     if seeds and len(pixels) > 1:  # one by one, since samples would depend on the other images
         return [
-            found for i in range(len(pixels)) for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1])
+            found
+            for i in range(len(pixels))
+            for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1], prefix)
         ]
     beams = config.num_beams > 1
-    prompt = 1 + getattr(model.config, "num_query_tokens", 0)  # BLIP-2: places for the image before the start token,
-    if prompt > 1:  # which do not count as caption
+    places = getattr(model.config, "num_query_tokens", 0)  # BLIP-2: of the image before the start token, which do not
+    if places:  # count as caption
         config = copy.deepcopy(config)
-        config.update(max_length=None, max_new_tokens=config.max_new_tokens or config.max_length - 1)
+        least = max(0, (config.min_length or 0) - 1 - len(prefix))
+        config.update(
+            max_new_tokens=longest(config, len(prefix)) - 1 - len(prefix), max_length=None,
+            min_new_tokens=least if config.min_new_tokens is None else config.min_new_tokens, min_length=None,
+        )  # fmt: skip
     if seeds:
         torch.manual_seed(seeds[0])
     output = model.generate(
@@ -266,8 +241,9 @@ def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Seq
         return_dict_in_generate=True,
         output_scores=beams,
         output_logits=not beams,
+        **(_beginning(model, config, prefix, len(pixels)) if prefix else {}),
     )
-    sequences = output.sequences[:, prompt:]  # without the start token
+    sequences = output.sequences[:, places + 1 + len(prefix) :]  # what is new
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     lengths, ended = caption_lengths(sequences, eos)
     if beams:
@@ -281,10 +257,21 @@ def stock(model: Any, pixels: torch.Tensor, config: GenerationConfig, seeds: Seq
         inside = torch.arange(len(steps), device=lengths.device) < lengths[:, None]
         scores = torch.stack(steps, dim=1).masked_fill(~inside, 0).sum(1) / lengths
     n = config.num_return_sequences
-    rows = [row[:m] for row, m in zip(sequences.tolist(), lengths.tolist(), strict=True)]
+    rows = [[*prefix, *row[:m]] for row, m in zip(sequences.tolist(), lengths.tolist(), strict=True)]
     return [
         Found(rows[i : i + n], scores[i : i + n].tolist(), ended[i : i + n].tolist()) for i in range(0, len(rows), n)
     ]
+
+
+def _beginning(model: Any, config: GenerationConfig, prefix: Sequence[int], n: int) -> dict[str, torch.Tensor]:
+    """The argument by which each kind of captioner is told how its captions begin, as its own page has it: (n, T)."""
+    row = [config.decoder_start_token_id, *prefix]
+    if model.config.model_type == "blip":
+        row.append(model.config.text_config.sep_token_id)  # its generate drops the last token
+    elif model.config.model_type == "blip-2":
+        row = [model.config.image_token_index] * model.config.num_query_tokens + row
+    name = "decoder_input_ids" if model.config.model_type == OURS else "input_ids"
+    return {name: torch.tensor([row], device=model.device).repeat(n, 1)}
 
 
 def caption_lengths(sequences: torch.Tensor, eos: Sequence[int] | SpecialTokens) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ attends to. transformers' own decoder modules compute; they get another attentio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -142,14 +143,15 @@ class Steps:
         self.slot = torch.arange(slots, device=self.device)[:, None]
         self.state = [self.mask, self.position]
 
-    def admit(self, features: torch.Tensor, start: int) -> torch.Tensor:
-        """Adds images, and decodes their start token once for all rows, which are still the same.
+    def admit(self, features: torch.Tensor, start: int, prefix: Sequence[int] = ()) -> torch.Tensor:
+        """Adds images, and decodes their start token once for all rows, which are still the same; then the prefix.
 
         Args:
             features: the encoder's, (n, S, D); n at most `slots - active`.
+            prefix: tokens that each caption begins with; only where no other images are in the slots.
 
         Returns:
-            Logits of the first token, (n, vocabulary).
+            Logits of the first token after these, (n, 1, vocabulary), behind a prefix (n, rows, vocabulary).
         """
         n = features.shape[0]
         new = slice(self.active, self.active + n)
@@ -157,7 +159,7 @@ class Steps:
         self.mask[new] = False
         self.mask[new, ..., 0] = True
         self.position[new] = 0
-        return self._decode(
+        logits = self._decode(
             torch.full((n, 1), start, device=self.device),
             self.position[new, None],
             self.mask[new, :, :1, :1],
@@ -167,15 +169,24 @@ class Steps:
                 _CrossAttentionCache(self, new),
                 projected=False,
             ),
-        )
+        )[:, None]
+        for i, token in enumerate(prefix):
+            rows = torch.full((n, self.rows), token, device=self.device)
+            # In a prompt transformers does not count padding tokens as positions of RoBERTa-likes, behind it it does.
+            padding = [start, *prefix[:i]].count(self.first - 1) if self.first else 0
+            logits = self.step(rows, None, i + 2, padding)
+        return logits
 
-    def step(self, tokens: torch.Tensor, parents: torch.Tensor | None, positions: int) -> torch.Tensor:
+    def step(
+        self, tokens: torch.Tensor, parents: torch.Tensor | None, positions: int, skipped: int = 0
+    ) -> torch.Tensor:
         """Logits of the next token for each row of the first slots: (images, rows, vocabulary).
 
         Args:
             tokens: int64 (images, rows), the last token of each row.
             parents: int64 (images, rows), the row that each row continues; None if each continues itself.
             positions: no image has more tokens than this.
+            skipped: tokens so far that do not count as a position.
         """
         images, rows, used = len(tokens), self.rows, positions * self.rows
         now = slice(0, images)
@@ -188,7 +199,7 @@ class Steps:
         places = (self.slot[now] * (self.length * rows) + entries).flatten()
         return self._decode(
             tokens.reshape(-1, 1),
-            position[:, None].expand(images, rows).reshape(-1, 1),
+            (position - skipped)[:, None].expand(images, rows).reshape(-1, 1),
             mask,
             self.cross_kv[0][0],  # not read: its keys and values are cached
             _Caches(_SelfAttentionCache(self, now, places, used), _CrossAttentionCache(self, now), projected=True),

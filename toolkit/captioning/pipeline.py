@@ -18,16 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.captioning.beam_search import longest
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
-from toolkit.captioning.generate import DECODING_VERSION, settled
+from toolkit.captioning.generate import DECODING_VERSION
 from toolkit.captioning.journal import Fingerprint, Journal, State
+from toolkit.captioning.settings import Settings
 from toolkit.data.images import PASSING, read_image
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError
 from toolkit.models.packed import packing
 from toolkit.options import BatchCaptionOptions, GenerationOptions
-from toolkit.options.fields import to_json
+from toolkit.options.generation import CONTROL
 from toolkit.records import CaptionResult
 from toolkit.runtime.ahead import in_threads
 from toolkit.runtime.hashing import hash_hex
@@ -115,30 +117,52 @@ def _result(loaded: Loaded, decoded: Decoded | None) -> CaptionResult:
 # ---- what decides a caption -----------------------------------------------------------------------------------------
 
 FORMER_VERSION = "0.1.0"
-FORMER_OPTIONS = (
-    "num_beams", "max_length", "length_penalty", "no_repeat_ngram_size", "early_stopping", "sample", "top_k", "top_p",
-    "temperature", "num_captions", "seed",
-)  # fmt: skip
 
 
 def model_fingerprint(captioner: Captioner, options: GenerationOptions) -> Fingerprint:
     """All that decides a caption besides the image: weights and architecture, precision, tokenizer, image processor, the
-    settings of decoding with what the model's own add to them, the seed of --sample, and the version of decoding."""
-    weights = captioner.hash_weights()
+    settings of decoding, the seed of sampling, and the version of decoding.
+
+    Raises:
+        InputError: an option has no effect, or can't be met, with the model's other settings.
+    """
+    weights, settings = captioner.hash_weights(), captioner.settings(options)
     precision = packing(captioner.model) or str(captioner.model.dtype)
-    given = {name: value for name, value in to_json(options).items() if name in FORMER_OPTIONS}
     parts = {
         "weights": weights.hex(),
         "architecture": _plain(captioner.model.config.to_diff_dict()),
         "precision": precision,
         "tokenizer": _tokenizer(captioner.tokenizer),
         "image_processor": _processor(captioner),
-        "decoding": _plain(settled(captioner.model, options).to_diff_dict()),
-        "seed": options.seed if options.sample else None,
+        "decoding": _plain(settings.config.to_diff_dict()),
+        "seed": options.seed if settings.config.do_sample else None,
     }
+    if settings.prefix:
+        parts["prefix"] = settings.prefix
     now = f"{DECODING_VERSION}:{hash_hex(json.dumps(parts, sort_keys=True, default=str))}"
-    weights.update(json.dumps([FORMER_VERSION, given, precision], sort_keys=True))
+    weights.update(json.dumps([FORMER_VERSION, _former(settings, options), precision], sort_keys=True))
     return Fingerprint(now, weights.hex())
+
+
+def _former(settings: Settings, options: GenerationOptions) -> dict[str, Any]:
+    """The options of toolkit 0.1 that ask for the same; those that nobody could give there are added, and match none."""
+    config, searches, samples = settings.config, settings.config.num_beams > 1, settings.config.do_sample
+    stopping = {None: "false", False: "false", True: "true"}
+    new = {name: getattr(options, name) for name in CONTROL if getattr(options, name) is not None}
+    return {
+        "num_beams": 4 if samples else config.num_beams,
+        "max_length": longest(config, len(settings.prefix)),
+        "length_penalty": config.length_penalty if searches else 2.0,
+        "no_repeat_ngram_size": config.no_repeat_ngram_size or 0,
+        "early_stopping": stopping.get(config.early_stopping, "never") if searches else "false",
+        "sample": samples,
+        "top_k": config.top_k if samples else 50,
+        "top_p": config.top_p if samples else 1.0,
+        "temperature": config.temperature if samples else 1.0,
+        "num_captions": config.num_return_sequences,
+        "seed": options.seed if samples else 42,
+        **new,
+    }
 
 
 def _plain(settings: Any) -> Any:

@@ -20,9 +20,9 @@ from typing import Any
 from toolkit.cache.uploads import Outbox
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, faster_precision, load_captioner
-from toolkit.captioning.generate import describe_settings
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
+from toolkit.captioning.settings import Settings, with_words
 from toolkit.captioning.shards import caption_in_shards, gather
 from toolkit.data.sources import FoundImage, FoundImages, find_images
 from toolkit.errors import InputError, OutputError
@@ -51,6 +51,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         RunError: stopped half way; the same command goes on.
     """
     local_only(options, "gallery")
+    options = replace(options, generation=with_words(options.generation))
     options = with_copies(options, model=fetch_model)
     url, among = _url_of_output(options)
     if url is None:
@@ -103,7 +104,9 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
                     journal.close()
                     journal = export.journal = Journal(state)
                 journal.begin(fingerprint, options.existing == "overwrite")
-                return _Run(options, output, images, captioner, attention, journal, export, page).summary()
+                settings = captioner.settings(options.generation)
+                export.several = settings.config.num_return_sequences > 1
+                return _Run(options, output, images, captioner, settings, attention, journal, export, page).summary()
         finally:
             journal.close()
 
@@ -121,6 +124,7 @@ class _Run:
     output: Path
     images: FoundImages
     captioner: Captioner
+    settings: Settings
     attention: Attention | None
     journal: Journal
     export: Export
@@ -150,7 +154,7 @@ class _Run:
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
-            say(describe_settings(self.captioner.model, options.generation))
+            say(self.settings.sentence())
             faster = faster_precision(self.captioner) if options.precision == "auto" else None
             if faster:
                 say(faster)
@@ -216,6 +220,8 @@ class _Run:
             values["uncompared"] = count["uncompared"]
         if self.journal.anew:
             text += f"\n  {self.journal.anew} had a caption by toolkit 0.1 with other weights or options, and were captioned again"
+        text += f"\n  {self.settings.sentence()}"
+        values["settings"] = self.settings.to_json()
         return Summary(text, values, exit_code=3 if first is not None else 0)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from toolkit.captioning.captioner import load_captioner
-from toolkit.captioning.generate import describe_settings
+from toolkit.captioning.settings import with_words
 from toolkit.data.images import LARGEST_FILE, read_up_to
 from toolkit.options import CaptionOptions
 from toolkit.records import Summary
@@ -28,8 +28,10 @@ def caption(options: CaptionOptions) -> Summary:
     """
     options = with_copies(options, model=fetch_model)
     captioner = load_captioner(options.model, options.device, options.precision)
-    say(describe_settings(captioner.model, options.generation))
-    results = captioner.caption([_source(given) for given in options.images], options.generation)
+    generation = with_words(options.generation)
+    settings = captioner.settings(generation)
+    say(settings.sentence())
+    results = captioner.caption([_source(given) for given in options.images], generation)
     lines, rows = [], []
     for given, found in zip(options.images, results, strict=True):
         rows.append({**found.to_row(), "image": given})
@@ -39,7 +41,8 @@ def caption(options: CaptionOptions) -> Summary:
         front = f"{printable(given)}: " if len(options.images) > 1 else ""
         lines += [front + printable(text) for text in found.captions]
     bad = sum(found.error is not None for found in results)
-    return Summary("\n".join(lines), {"images": rows, "errors": bad}, exit_code=3 if bad else 0)
+    values = {"images": rows, "errors": bad, "settings": settings.to_json()}
+    return Summary("\n".join(lines), values, exit_code=3 if bad else 0)
 
 
 def _source(given: str) -> Path | bytes:

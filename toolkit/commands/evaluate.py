@@ -12,7 +12,7 @@ import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cache.uploads import fetch_source
 from toolkit.data.pixels import PixelTransform
@@ -29,6 +29,9 @@ from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.overwrite import Output, is_page
 from toolkit.runtime.progress import Progress, printable, say
 from toolkit.runtime.remote import local_only
+
+if TYPE_CHECKING:
+    from toolkit.captioning.settings import Settings
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
 
@@ -65,16 +68,19 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
     find = options.images is not None or options.page is not None
     references = read_references(Source.of(options), options.split, find)
-    given = [
-        caption_split(options.model, references, options)
-        if options.model is not None
-        else read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)
-    ]
+    settings = None
+    if options.model is not None:
+        hypotheses, settings = caption_split(options.model, references, options)
+        given = [hypotheses]
+    else:
+        given = [read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)]
     given += [read_hypotheses(path, "--against") for path in options.against]
     found = judge(given, references, options)
     if found.words.usual:
         say(found.words.sentence or "")
     text = _text(found)
+    if settings is not None:
+        text += f"\n{printable(settings.sentence())}"
     table, page = outputs
     if table is not None:
         write_per_image(table, found)
@@ -82,14 +88,16 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     if page is not None:
         write_evaluation_page(page, found)
         text += "\n" + printable(f"{page.path}: the same as a page")
-    return Summary(text, _values(found, options))
+    values = _values(found, options)
+    values["settings"] = None if settings is None else settings.to_json()
+    return Summary(text, values)
 
 
 # ---- captioning the split -------------------------------------------------------------------------------------------
 
 
-def caption_split(model: str, references: References, options: EvaluateOptions) -> Hypotheses:
-    """Captions of the pixels in the cache.
+def caption_split(model: str, references: References, options: EvaluateOptions) -> tuple[Hypotheses, Settings]:
+    """Captions of the pixels in the cache, and what they were decoded with.
 
     Raises:
         InputError: the references are no cache.
@@ -104,7 +112,9 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     import numpy as np
 
     from toolkit.captioning.captioner import Batches, load_captioner
+    from toolkit.captioning.settings import with_words
 
+    generation = with_words(options.generation)
     captioner = load_captioner(model, options.device, options.precision)
     ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
     pixels = json.loads(json.dumps(ours))  # tuples as lists
@@ -115,10 +125,10 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
             f"--model {model}: prepares images differently from {references.source} ({', '.join(differs)}); "
             "run `toolkit preprocess` with the encoder of this model."
         )
-    rows: list[Hypothesis] = []
+    settings, rows = captioner.settings(generation), list[Hypothesis]()
     readers = {split: cache[split] for split, _ in references.rows.values()}
     ids = list(references.captions)
-    batches = Batches(captioner, options.generation, options.batch_size)
+    batches = Batches(captioner, generation, options.batch_size)
     with Progress("caption", len(ids)) as progress:
         for start in range(0, len(ids), options.batch_size):
             batch = ids[start : start + options.batch_size]
@@ -127,7 +137,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
             for image_id, decoded in zip(batch, batches.generate(images), strict=True):
                 rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
             progress.update(len(batch))
-    return Hypotheses(f"{model}", "model", rows)
+    return Hypotheses(f"{model}", "model", rows), settings
 
 
 # ---- outputs --------------------------------------------------------------------------------------------------------

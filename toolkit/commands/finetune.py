@@ -94,7 +94,7 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
                 f"--{name.replace('_', '-')} {getattr(options, name)}: {options.cache} has no validation images to "
                 "evaluate; leave it out, or preprocess with validation images."
             )
-    rows, longest = cache.manifest["options"]["max_length"], options.generation.max_length
+    rows, longest = cache.manifest["options"]["max_length"], options.longest
     if longest < 3:
         raise InputError(f"--max-length {longest}: leaves no room for a word; 50 is usual.")
     if rows > longest:

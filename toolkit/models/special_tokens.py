@@ -47,22 +47,19 @@ def first_position(decoder: nn.Module) -> int:
 
 
 def generation_config(options: GenerationOptions, tokens: SpecialTokens) -> GenerationConfig:
-    """The options as transformers' own object; beam settings only where there are beams, else saving it fails."""
+    """What a model's folder is to say; beam settings only where there are beams, else saving it fails."""
     settings: dict[str, Any] = {
-        "max_length": options.max_length,
-        "num_beams": options.num_beams,
-        "no_repeat_ngram_size": options.no_repeat_ngram_size,
-        "num_return_sequences": options.num_captions,
+        "num_return_sequences": 1,
+        "early_stopping": False,
+        **options.given(),
         "decoder_start_token_id": tokens.start,
         "bos_token_id": tokens.start,
         "eos_token_id": tokens.eos,
         "pad_token_id": tokens.pad,
     }
-    if options.num_beams > 1:
-        settings["length_penalty"] = options.length_penalty
-        settings["early_stopping"] = {"false": False, "true": True, "never": "never"}[options.early_stopping]
-    if options.sample:
-        settings.update(do_sample=True, top_k=options.top_k, top_p=options.top_p, temperature=options.temperature)
+    if settings.get("num_beams", 1) == 1:
+        settings.pop("early_stopping")
+        settings.pop("length_penalty", None)
     return GenerationConfig(**settings)
 
 

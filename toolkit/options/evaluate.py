@@ -18,10 +18,11 @@ from toolkit.options.fields import (
     nested,
     option,
 )
-from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
+from toolkit.options.generation import BEAM_SEARCH, CONTROL, GenerationOptions, check_generation
 from toolkit.options.preprocess import FORMATS
 
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
+DECODING = (*BEAM_SEARCH, *CONTROL)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class EvaluateOptions(Options):
     overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
     batch_size: int = option(32, "With --model: images per batch.")
     generation: GenerationOptions = nested(
-        GenerationOptions(), BEAM_SEARCH, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
+        GenerationOptions(), DECODING, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
     )
     device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "With --model: auto, fp32, bf16, fp16 or int8, as in batch-caption.")
@@ -112,7 +113,7 @@ class EvaluateOptions(Options):
         if self.model is None:
             why = "only applies with --model; add that, or leave it out"
             check_unused(self, ("batch_size", "device", "precision"), why)
-            check_unused(self.generation, BEAM_SEARCH, why)
+            check_unused(self.generation, DECODING, why)
         else:
             check_generation(self.generation)
         check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,

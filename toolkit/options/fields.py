@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -79,6 +79,7 @@ class Options:
         hints = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
             object.__setattr__(self, f.name, _as_declared(getattr(self, f.name), hints[f.name], f.metadata))
+        _fill_nested(self)
         _check_nested(self)
         self.validate()
 
@@ -92,11 +93,23 @@ def _as_declared(value: Any, kind: Any, metadata: Any) -> Any:
     if get_origin(kind) is tuple:
         values = [] if value is None else [value] if isinstance(value, (str, Path)) else value
         return tuple(_as_declared(each, get_args(kind)[0], metadata) for each in values)
+    if isinstance(value, list):
+        return tuple(value)
     if type(value) not in (str, type(Path())):  # also a path of a class of its own: a local copy of what is at a URL
         return value
     if Path in (kind, *get_args(kind)):
         return Path(os.path.expanduser(value))
     return os.path.expanduser(os.fspath(value)) if metadata.get("path") else value
+
+
+def _fill_nested(options: Any) -> None:
+    """A None of a nested option is the command's own default, where it has one."""
+    for f in fields(options):
+        if "nested" in f.metadata:
+            held = getattr(options, f.name)
+            missing = {name: getattr(f.default, name) for name in f.metadata["nested"] if getattr(held, name) is None}
+            if any(value is not None for value in missing.values()):
+                object.__setattr__(options, f.name, replace(held, **missing))
 
 
 def _check_nested(options: Any) -> None:
@@ -145,11 +158,11 @@ def check_split_map(options: Any) -> None:
         check(twice == 1, "split_map", given, f"{name} is given {twice} times; give it once")
 
 
-def check_unused(options: Any, names: tuple[str, ...], why: str) -> None:
-    """Refuses options that would be ignored: those of `names` that differ from their default."""
+def check_unused(options: Any, names: tuple[str, ...], why: str, defaults: Any = None) -> None:
+    """Refuses options that would be ignored: those of `names` that differ from their default, or from `defaults`."""
     for f in fields(options):
         value = getattr(options, f.name)
-        if f.name in names and value != f.default:
+        if f.name in names and value != (f.default if defaults is None else getattr(defaults, f.name)):
             raise UnusedOption(f"--{f.name.replace('_', '-')} {value}: {why}.", f.name)
 
 

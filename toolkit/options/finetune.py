@@ -17,7 +17,7 @@ from toolkit.options.fields import (
     nested,
     option,
 )
-from toolkit.options.generation import BEAM_SEARCH, GenerationOptions, check_generation
+from toolkit.options.generation import BEAM_SEARCH, OWN, TRAINED, GenerationOptions, check_generation
 from toolkit.options.objective import OBJECTIVES, check_objective
 from toolkit.options.preprocess import NEW_DECODERS
 
@@ -184,7 +184,7 @@ class FinetuneOptions(Options):
     save_minutes: float | None = option(None, "Also save a checkpoint when the last one is so many minutes old.")
     resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
     generation: GenerationOptions = nested(
-        GenerationOptions(), BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text)
+        TRAINED, BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text.removesuffix(OWN))
     )
     report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
     trainer_arg: tuple[str, ...] = option(
@@ -204,7 +204,7 @@ class FinetuneOptions(Options):
             self, 0, "save_minutes", "epochs", "lr", "encoder_lr", "weight_decay", "warmup_steps", "num_workers"
         )
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
-        check_generation(self.generation)
+        check_generation(self.generation, TRAINED)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("tokenize", self.tokenize, TOKENIZE)
         check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
@@ -258,6 +258,11 @@ class FinetuneOptions(Options):
               "must be a share of at least 0 and below 1")  # fmt: skip
 
         check_objective(self, type(self).output_dir)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest caption that the model is evaluated with, start token and EOS included."""
+        return self.generation.max_length or 0  # which is never None here: see `TRAINED`
 
     @property
     def trains_no_encoder(self) -> bool:

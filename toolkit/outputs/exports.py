@@ -58,6 +58,7 @@ class Export:
     """The output of one run.
 
     Attributes:
+        several: whether the rows have several captions, which the model's folder may say; set before `write`.
         kept: names of the text files or rows that a person has changed, after `write`.
         changed: by image, the rows of the file that a person has changed, which stand in the place of ours.
 
@@ -69,6 +70,7 @@ class Export:
         self, options: BatchCaptionOptions, format: str, output: Path, images: FoundImages, journal: Journal
     ) -> None:
         self.options, self.format, self.output, self.images, self.journal = options, format, output, images, journal
+        self.several = (options.generation.num_captions or 1) > 1
         self.kept: list[str] = []
         self.changed: dict[str, Row] = {}
         self._seen: str | None = None  # hash of the file whose rows were kept
@@ -123,7 +125,6 @@ class Export:
         return True
 
     def _write_file(self, results: Iterable[CaptionResult]) -> None:
-        several = self.options.generation.num_captions > 1
         hashes = bytearray()
         with self._file.writing() as temporary:
             if self.format in NAME_OF:
@@ -131,7 +132,7 @@ class Export:
                 self.kept = sorted(self.changed)
                 write_jsonl(temporary, self._merged(results, hashes))
             else:
-                WRITERS[self.format](temporary, results, several)
+                WRITERS[self.format](temporary, results, self.several)
             # With rows of a person's the file as a whole is not what we wrote.
             content = ("kept " if self.kept else "") + content_hash(temporary)
             self.journal.export([(self.output.name, content, bytes(hashes) or None)])

@@ -22,7 +22,6 @@ from toolkit.models.lora import plain_model
 from toolkit.models.precision import DTYPES, PixelNormalizer, pick_device
 from toolkit.models.special_tokens import first_position, generation_config
 from toolkit.options import FinetuneOptions
-from toolkit.options.fields import to_json
 from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SpecialTokens
 from toolkit.runtime.progress import say
@@ -129,7 +128,7 @@ def prepare(options: FinetuneOptions, cache: Cache, identity: RunIdentity, plan:
         whole, eval_set = (every, metrics), Subset(every, sample)
         chosen = {name: [k for k, i in enumerate(sample) if i in rows] for name, rows in parts.items()}
         metrics = judging([references[i] for i in sample], parts=chosen)
-    log = TrainingLog(plan.partial / LOG, metrics, to_json(options.generation) if again else None)
+    log = TrainingLog(plan.partial / LOG, metrics, options.generation.given() if again else None)
     kind: Any = CaptionTrainer
     data: dict[str, Any] = {"train_dataset": train_set, "data_collator": collator, "compute_metrics": metrics}
     if options.objective == "cider" and not again:
@@ -255,7 +254,7 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
             f"{options.cache}: images of {height}x{width}, but the encoder wants {size}x{size}; preprocess with it."
         )
     positions = getattr(decoder, "max_position_embeddings", None) or getattr(decoder, "n_positions", None)
-    longest = max(cache.manifest["options"]["max_length"], options.generation.max_length)
+    longest = max(cache.manifest["options"]["max_length"], options.longest)
     if positions is not None and longest > positions:
         raise ModelError(f"--max-length {longest}: the decoder has {positions} positions; use a smaller one.")
 
