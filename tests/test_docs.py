@@ -93,7 +93,7 @@ def test_examples_of_the_python_page(
     for name, picture in zip(("a.jpg", "b.png"), pictures, strict=False):
         shutil.copy(picture, name)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
-    assert len(examples) == 3
+    assert len(examples) == 4
     names: dict[str, Any] = {}
     for example in examples:
         exec(compile(example.replace("epochs=5", "epochs=1"), "docs/python.md", "exec"), names)
@@ -101,3 +101,4 @@ def test_examples_of_the_python_page(
     assert names["pixels"].dtype == "uint8"
     assert names["rows"][0]["labels"].shape == (50,)
     assert names["result"].caption is not None
+    assert list(names["worst"].columns) == ["image", "caption", "cider", "score"]

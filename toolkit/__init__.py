@@ -38,12 +38,14 @@ if TYPE_CHECKING:
         PreprocessOptions,
         SampleOptions,
     )
+    from toolkit.outputs.tables import read_captions
     from toolkit.records import CaptionResult, ImageRecord, Summary
 
 _MODULES = {
     "toolkit.cache.schema": ["caption_view", "open_cache"],
     "toolkit.captioning.captioner": ["load_captioner"],
     "toolkit.errors": ["ImageError", "InputError", "ModelError", "OutputError", "RunError", "ToolkitError"],
+    "toolkit.outputs.tables": ["read_captions"],
     "toolkit.records": ["CaptionResult", "ImageRecord", "Summary"],
     **{
         f"toolkit.commands.{command}": [command]
@@ -81,6 +83,7 @@ __all__ = [
     "load_captioner",
     "open_cache",
     "preprocess",
+    "read_captions",
     "sample",
 ]
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

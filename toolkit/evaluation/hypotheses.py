@@ -106,23 +106,38 @@ def _text(file: Path, root: Path) -> Hypothesis:
 
 
 def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
-    with open_file(path) as file:
-        start = file.read(4)
-    if start == b"PAR1":
-        format, rows = "parquet", _parquet(path)
-    elif not start:
-        raise InputError(f"{path}: the file is empty; name one with captions.")
-    elif (shape := json_shape(path)) is None:
-        format, rows = "csv", _csv(path)
-    elif shape.kind == "lines":
-        format, rows = "jsonl", (row for _, row in read_json_lines(path))
-    elif shape.kind == "list":
-        format, rows = "coco", _best(row for _, _, row in read_json(path))
+    format = file_format(path)
+    rows: Iterable[Any]
+    if format == "parquet":
+        rows = _parquet(path)
+    elif format == "csv":
+        rows = csv_rows(path)
+    elif format == "jsonl":
+        rows = (row for _, row in read_json_lines(path))
     else:
-        raise InputError(f"{path}: not captions: expected a JSON list, or one JSON object per line, with {SHAPE}.")
+        rows = _best(row for _, _, row in read_json(path))
     if path.name.lower() in METADATA:
         format = "imagefolder"
     return format, (_row(path, row, prefix) for row in rows)
+
+
+def file_format(path: Path) -> str:
+    """What a file of captions is, told from its content: parquet, csv, jsonl (lines of JSON objects) or coco (a JSON list).
+
+    Raises:
+        InputError: it can't be read, is empty, or holds JSON of another shape.
+    """
+    with open_file(path) as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return "parquet"
+    if not start:
+        raise InputError(f"{path}: the file is empty; name one with captions.")
+    if (shape := json_shape(path)) is None:
+        return "csv"
+    if shape.kind == "object":
+        raise InputError(f"{path}: not captions: expected a JSON list, or one JSON object per line, with {SHAPE}.")
+    return "jsonl" if shape.kind == "lines" else "coco"
 
 
 def _best(rows: Iterable[Any]) -> Iterator[Any]:
@@ -135,7 +150,12 @@ def _best(rows: Iterable[Any]) -> Iterator[Any]:
             yield {**first, "captions": [row.get("caption") for row in (first, *others)]} if others else first
 
 
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a table with a header that names images and captions.
+
+    Raises:
+        InputError: it has no such header, or a row has more or fewer fields.
+    """
     delimiter, skip = table_delimiter(path)
     rows = read_csv(path, delimiter, skip)
     header = [name.strip() for name in next(rows, (0, []))[1]]
