@@ -26,7 +26,7 @@ from toolkit.runtime.processes import Resources
 from toolkit.runtime.progress import Progress
 from toolkit.runtime.ray_cluster import run_ray
 
-pytest.importorskip("ray", reason="needs Ray: pip install 'toolkit[ray]'")
+pytest.importorskip("ray", reason="needs Ray: pip install 'captioning-toolkit[ray]'")
 
 
 class Touch:
@@ -86,7 +86,9 @@ def test_addresses_that_mean_nothing(address: str, engine: str, words: str) -> N
 
 def test_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.options.fields.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--engine ray: Ray is not installed; pip install 'toolkit\[ray\]'"):
+    with pytest.raises(
+        InputError, match=r"--engine ray: Ray is not installed; pip install 'captioning-toolkit\[ray\]'"
+    ):
         PreprocessOptions(engine="ray")
 
 

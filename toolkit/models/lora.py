@@ -34,7 +34,9 @@ def require_peft() -> None:
         ModelError: peft is not installed.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("LoRA needs peft, which is not installed; pip install 'toolkit[lora]', or pip install peft.")
+        raise ModelError(
+            "LoRA needs peft, which is not installed; pip install 'captioning-toolkit[lora]', or pip install peft."
+        )
 
 
 def is_adapted(model: Any) -> bool:

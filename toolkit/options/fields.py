@@ -169,7 +169,7 @@ def check_unused(options: Any, names: tuple[str, ...], why: str, defaults: Any =
 def check_engine(options: Any) -> None:
     check_choice("engine", options.engine, ENGINES)
     check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
-          "Ray is not installed; pip install 'toolkit[ray]', on each node")  # fmt: skip
+          "Ray is not installed; pip install 'captioning-toolkit[ray]', on each node")  # fmt: skip
     address = options.ray_address
     check(address is None or options.engine == "ray", "ray_address", address,
           "only applies with --engine ray; add that")  # fmt: skip
