@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,26 @@ def test_what_proves_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert done.returncode == 0, report
     assert [line.split(" | ")[1] for line in report.splitlines() if line.startswith("| ")][1:5] == ["passed"] * 4
+
+
+@pytest.mark.slow
+def test_bench_scst() -> None:
+    command = [
+        sys.executable,
+        SCRIPTS / "bench_scst.py",
+        "--size",
+        "tiny",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--images",
+        "40",
+    ]
+    done = subprocess.run([*command, "--batch-size", "3", "--samples", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(re.findall(r"by at most (\S+)", done.stdout)[0]) < 1e-6
+    assert [line.split()[1] for line in done.stdout.splitlines()[3:]] == ["plain", "frozen", "cached"]
 
 
 @pytest.mark.slow
