@@ -19,9 +19,19 @@ from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
-from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentences, judge, label, percent
+from toolkit.evaluation.judge import (
+    NAMES,
+    Evaluation,
+    System,
+    group_table,
+    health_sentences,
+    judge,
+    label,
+    percent,
+    with_interval,
+)
 from toolkit.evaluation.references import References, Source, read_references
-from toolkit.evaluation.significance import LEVEL, Metric
+from toolkit.evaluation.significance import LEVEL
 from toolkit.options import EvaluateOptions
 from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
@@ -196,14 +206,14 @@ def _system_values(system: System) -> dict[str, Any]:
         "metrics": {name: asdict(metric) for name, metric in system.metrics.items()},
         "health": asdict(system.health),
         "diversity": None if system.diversity is None else asdict(system.diversity),
+        "by": None if system.groups is None else [asdict(group) for group in system.groups],
         "matching": system.matched.to_json(),
     }
 
 
-def _with_interval(metric: Metric) -> str:
-    return percent(metric.score) + (
-        f" [{percent(metric.low)}, {percent(metric.high)}]" if metric.low is not None else ""
-    )
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _text(found: Evaluation) -> str:
@@ -217,14 +227,13 @@ def _text(found: Evaluation) -> str:
         rows[0] += [f"difference {number}", f"p {number}, Holm"] if several else ["difference", "p"]
     rows[0] += ["a person", "captions, same references"] if human is not None else []
     for name in systems[0].metrics:
-        row = [NAMES[name], *(_with_interval(system.metrics[name]) for system in systems)]
+        row = [NAMES[name], *(with_interval(system.metrics[name]) for system in systems)]
         for differences in found.differences:
             p = differences[name].p_holm
-            row += [_with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
+            row += [with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
         row += [percent(human.human[name]), percent(human.same[name])] if human is not None else []
         rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    lines = [title, *_table(rows)]
     if several:
         lines.append(f"  difference: each of the others less {label(systems[0].name)}; p-values by Holm's correction")
     if human is not None:
@@ -232,6 +241,9 @@ def _text(found: Evaluation) -> str:
             f"  a person: each reference scored against the others, {human.rounds} rounds over {human.images:,} images; beside it "
             "the captions scored against those same references"
         )
+    for system in systems:
+        if system.groups is not None:
+            lines += [f"{label(system.name)} by {found.by}:", *_table(group_table(system.groups))]
     lines += [
         f"{name}: {sentence}" for name, sentence in health_sentences(found, [label(system.name) for system in systems])
     ]

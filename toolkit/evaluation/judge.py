@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit import __version__
 from toolkit.errors import InputError
 from toolkit.evaluation.diversity import Diversity, diversity
+from toolkit.evaluation.groups import Group, by_group, read_column
 from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
@@ -52,6 +53,7 @@ class System:
     Attributes:
         captions: image id -> caption, for the scored images; "" for a missing one with `--missing empty`.
         diversity: of the images' several captions; None if they have one each.
+        groups: its metrics by the values of `--by`; None without it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class System:
     metrics: dict[str, Metric]
     health: Health
     diversity: Diversity | None = None
+    groups: list[Group] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Evaluation:
         words: what captions were cut into words by.
         people: the first reference of each image, to compare lengths and vocabulary with: as many captions.
         people_diversity: of all references of an image, if a system has several captions.
+        by: the column of the systems' `groups`.
         differences: for each other system its metrics less the first's.
         notes: sentences for the reader.
     """
@@ -87,6 +91,7 @@ class Evaluation:
     human: HumanBound | None
     signature: str
     notes: list[str]
+    by: str | None = None
 
 
 def judge(given: Sequence[Hypotheses], references: References, options: EvaluateOptions) -> Evaluation:
@@ -103,6 +108,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, Source.of(options))
+    column = None if options.by is None else read_column(options.by, references, Source.of(options))
     chosen = _tokenizer(options, references)
     tokenizer = chosen.tokenizer
     said = tokenized({i: references.captions[i] for i in ids}, tokenizer.words)
@@ -120,9 +126,10 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     ]
     several = [{i: m.captions[i].captions for i in ids if i in m.captions} for m in matched]
     diversities = [diversity(all_, prepared, tokenizer) for all_ in several]
+    groups = [None if column is None else by_group(s, column, options.resamples, options.seed) for s in scores]
     systems = [
         System(h.source, h.format, *found)
-        for h, *found in zip(given, matched, captions, scores, metrics, states, diversities, strict=True)
+        for h, *found in zip(given, matched, captions, scores, metrics, states, diversities, groups, strict=True)
     ]
     judged = {i: references.captions[i] for i in ids}
     return Evaluation(
@@ -135,6 +142,7 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         differences=compare_all(scores, options.resamples, options.seed),
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
         signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer),
+        by=options.by,
         notes=[*_notes(options, references, ids, systems), *chosen.notes()],
     )
 
@@ -244,6 +252,24 @@ def health_sentences(found: Evaluation, names: Sequence[str]) -> list[tuple[str,
     several = [(name, system.diversity) for name, system in zip(names, found.systems, strict=True)]
     several.append(("references", found.people_diversity))
     return lines + [(name, state.sentence()) for name, state in several if state is not None]
+
+
+def group_table(groups: Sequence[Group], shown: int = 30) -> list[list[str]]:
+    """A header and a row for each of the largest groups, as text."""
+    names = list(groups[0].metrics)
+    rows = [["", "images", *(NAMES[name] for name in names)]]
+    for group in groups[:shown]:
+        rows.append([group.value, f"{group.images:,}", *(with_interval(group.metrics[name]) for name in names)])
+    if len(groups) > shown:
+        rest = groups[shown:]
+        rows.append([f"{len(rest):,} more", f"{sum(group.images for group in rest):,}", *("" for _ in names)])
+    return rows
+
+
+def with_interval(metric: Metric) -> str:
+    return percent(metric.score) + (
+        f" [{percent(metric.low)}, {percent(metric.high)}]" if metric.low is not None else ""
+    )
 
 
 def label(path: str) -> str:

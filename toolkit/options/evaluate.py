@@ -46,6 +46,9 @@ class EvaluateOptions(Options):
         "Other captions of the same images: differences from --hypotheses, with p-values; give the option once for each.",
         show_default=False,
     )
+    by: str | None = option(
+        None, "Also break the metrics down by this column of the annotations, also those that the cache was made from."
+    )
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
         "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ImageError
-from toolkit.evaluation.judge import NAMES, Evaluation, System, health_sentences, label, percent
+from toolkit.evaluation.judge import NAMES, Evaluation, System, group_table, health_sentences, label, percent
 from toolkit.evaluation.significance import LEVEL
 from toolkit.reports.html import data_uri, write_page
 from toolkit.runtime.overwrite import Output
@@ -47,6 +47,12 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         human=found.human,
         plots=[_plot(found, name) for name in judged[:2]] + [_lengths(found)],
         health=health_sentences(found, names),
+        by=found.by,
+        groups=[
+            (name, group_table(system.groups))
+            for name, system in zip(names, found.systems, strict=True)
+            if system.groups is not None
+        ],
         sections=_sections(found, names, judged),
         notes=found.notes,
         signature=found.signature,
