@@ -25,7 +25,7 @@ from toolkit.runtime.shelf import Shelf
 # the same inputs give the same bytes.
 CONTENT_OPTIONS = (
     "annotations", "images", "format", "encoder", "decoder", "vocab_size", "preset", "max_length", "val_fraction", "test_fraction",
-    "train_list", "val_list", "test_list", "seed",
+    "train_list", "val_list", "test_list", "seed", "limit",
     "image_column", "caption_column", "split_column", "split_map",
 )  # fmt: skip
 # Raised when the same annotations and images give other records than before (captions, names, splits): then a cache is
@@ -43,8 +43,9 @@ def content_options(options: PreprocessOptions) -> dict[str, Any]:
     """The options that decide what is in the cache, as its manifest has them."""
     encoder, decoder = models(options)
     values = {**to_json(options), "encoder": encoder, "decoder": decoder}
-    if options.vocab_size is None:  # as before there was this option
-        del values["vocab_size"]
+    for name in ("vocab_size", "limit"):
+        if values[name] is None:  # as before there was this option
+            del values[name]
     return {name: values[name] for name in CONTENT_OPTIONS if name in values}
 
 

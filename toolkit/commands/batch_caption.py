@@ -9,11 +9,13 @@ output in the sorted order of the images, one at a time.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,10 @@ from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.files import beside
 from toolkit.runtime.overwrite import Output
 from toolkit.runtime.progress import Progress, printable, say
-from toolkit.runtime.remote import local_only, url_of
+from toolkit.runtime.remote import check_dry_run, local_only, url_of
 from toolkit.runtime.swap import held
 
+SHOWN_IMAGES = 5  # of a dry run
 SUFFIX_OF = {"coco": "json"}
 
 
@@ -51,6 +54,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
         RunError: stopped half way; the same command goes on.
     """
     local_only(options, "gallery")
+    check_dry_run(options, "paths", "model", "output")
     options = replace(options, generation=with_words(options.generation))
     options = with_copies(options, model=fetch_model)
     url, among = _url_of_output(options)
@@ -84,12 +88,16 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     format = format_of(options.format, options.output)
     output = _place(options, format)
     images = find_images(options.paths, options.recursive)
+    if options.limit is not None:
+        images = FoundImages(islice(images, options.limit))
     _check_names(images)
     _check_output(output, format, [] if among_images else images)
     page = None
     if options.gallery is not None:
         inputs = [output, Path(options.model), *(image.path for image in images)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
+    if options.dry_run:
+        return _dry_run(options, format, output, images)
     with held(f"--output {output}", output, "writing it", "file"):
         state = beside(output, ".state")
         journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind
@@ -109,6 +117,43 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
                 return _Run(options, output, images, captioner, settings, attention, journal, export, page).summary()
         finally:
             journal.close()
+
+
+def _dry_run(options: BatchCaptionOptions, format: str, output: Path, images: FoundImages) -> Summary:
+    """What would be captioned; the model is loaded, for it decides whose captions are there, and nothing is written."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = beside(output, ".state")
+        copy = Path(folder, state.name)
+        for end in ("", "-journal", "-wal"):  # what a run that was killed has left counts, too
+            if Path(f"{state}{end}").exists():
+                shutil.copyfile(f"{state}{end}", f"{copy}{end}")
+        journal = Journal(copy)
+        try:
+            Export(options, format, output, images, journal)  # refuses what it would refuse
+            captioner = load_captioner(options.model, options.device, options.precision)
+            if options.attention:
+                Attention(captioner, f"--model {options.model}")
+            journal.begin(model_fingerprint(captioner, options.generation), options.existing == "overwrite")
+            todo = FoundImages(image for image in images if known_result(image, journal) is None)
+        finally:
+            journal.close()
+    settings, first = captioner.settings(options.generation), [image.name for image in islice(todo, SHOWN_IMAGES)]
+    values = {
+        "dry_run": True,
+        "output": f"{output}",
+        "format": format,
+        "images": len(images),
+        "captioned": len(images) - len(todo),
+        "new": len(todo),
+        "first": first,
+        "settings": settings.to_json(),
+    }
+    text = (
+        f"{output}: {len(images)} images, {values['captioned']} captioned already, {len(todo)} would be captioned or tried; a "
+        "dry run, nothing was written."
+    )
+    text += f"\n  first: {', '.join(map(printable, first))}" if first else ""
+    return Summary(f"{text}\n  {settings.sentence()}", values)
 
 
 @dataclass

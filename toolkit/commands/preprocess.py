@@ -13,6 +13,7 @@ import os
 import threading
 from dataclasses import replace
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.hub import check_name, positions_of
 from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.processes import Resources
-from toolkit.runtime.progress import Progress, say
-from toolkit.runtime.remote import url_of
+from toolkit.runtime.progress import Progress, printable, say
+from toolkit.runtime.remote import check_dry_run, url_of
 from toolkit.runtime.swap import clear, link
 
+SHOWN_IMAGES = 5  # of a dry run
 SHOWN_CAPTIONS, SHOWN_LENGTH = 5, 100  # of each image that is shown, and in characters
 LISTS = {"train": "train_list", "validation": "val_list", "test": "test_list"}
 
@@ -56,6 +58,7 @@ def preprocess(options: PreprocessOptions) -> Summary:
         ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
         RunError: the build stopped half way; the same command goes on from there.
     """
+    check_dry_run(options, "annotations", "images", "out", *LISTS.values())
     read = dict.fromkeys(("annotations", *LISTS.values()), fetch_annotations)
     options = with_copies(options, images=fetch_images, **read)
     url = url_of(options.out)
@@ -72,6 +75,8 @@ def _preprocess(options: PreprocessOptions) -> Summary:
     place = Path(os.path.realpath(options.out))  # a link to a folder on a larger disk stays a link
     check_folder("--out", options.out, [options.annotations, options.images])
     summary = None if interrupted(place) else _if_current(options, place)
+    if options.dry_run:
+        return _dry_run(options, up_to_date=summary is not None)
     if summary is not None and not leftovers(place):
         return summary
     with building(options.out, place) as partial:
@@ -212,9 +217,7 @@ def _label_settings(tokenizer: tuple[SpecialTokens, int], max_length: int, parti
 
 def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Staged]:
     """Reads the annotations into `partial`, shows what they are, and checks them before anything is decoded."""
-    lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
-    columns = Columns.of(options)
-    annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+    annotations = _open(options)
     if options.preset is None:
         for option, name in zip(("--encoder", "--decoder"), models(options), strict=True):
             if option == "--encoder" or options.decoder not in NEW_DECODERS:
@@ -230,6 +233,58 @@ def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Sta
     _check_rows(options, annotations, staged)
     _check_missing(options, annotations, staged)
     return annotations, staged
+
+
+def _open(options: PreprocessOptions) -> AnnotationSet:
+    lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
+    columns = Columns.of(options)
+    annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+    return replace(annotations, records=islice(annotations.records, options.limit))
+
+
+def _dry_run(options: PreprocessOptions, up_to_date: bool) -> Summary:
+    """What would be read, checked as it is before a build; nothing is written, no image is decoded, no model is fetched."""
+    annotations = _open(options)
+    source = ImageSource.of(annotations.images) if annotations.images is not None else None
+    staged, first, count = Staged(), list[ImageRecord](), 0
+    for record in annotations.records:
+        count += 1
+        first += [record] if count <= SHOWN_IMAGES else []
+        staged.captions += len(record.captions)
+        staged.splits |= {record.split} if record.split is not None else set()
+        if record.data is None and source is not None and source.state(record.path)[0] < 0:
+            staged.missing += 1
+            staged.examples += [record.path] if len(staged.examples) < 3 else []
+    staged.rows, staged.unusable = [count], annotations.notes.unusable.count
+    for note in annotations.notes.sentences():
+        say(f"  {note}")
+    for record in first:
+        _show(record, staged.own_splits)
+    _check_rows(options, annotations, staged)
+    _check_missing(options, annotations, staged)
+    settings, names, splits = content_options(options), [record.path for record in first], sorted(staged.splits)
+    values = {
+        "dry_run": True,
+        "out": f"{options.out}",
+        "up_to_date": up_to_date,
+        "format": annotations.format,
+        "images": staged.images,
+        "captions": staged.captions,
+        "missing": staged.missing,
+        "splits": splits,
+        "first": names,
+        "settings": settings,
+    }
+    told = ", ".join(f"{name} {settings[name]}" for name in ("encoder", "decoder", "max_length", "seed"))
+    return Summary(
+        f"{options.out}: {'is up to date' if up_to_date else 'would be built'}; a dry run, nothing was written.\n"
+        f"  {options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions, "
+        f"{staged.missing} missing images\n"
+        f"  first: {', '.join(map(printable, names))}\n"
+        f"  splits: {', '.join(splits) + ' of the source' if staged.own_splits else 'drawn by --seed'}\n"
+        f"  {told}",
+        values,
+    )
 
 
 def _check_positions(options: PreprocessOptions) -> None:

@@ -34,6 +34,10 @@ class BatchCaptionOptions(Options):
     recursive: bool = option(True, "Also caption the images in subfolders.")
     batch_size: str = option("auto", "Images per batch: a number, or auto.")
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
+    limit: int | None = option(None, "Caption only the first N images, in the order of their names.")
+    dry_run: bool = option(
+        False, "Say what would be done (how many images, which first, the settings), and write nothing.", flag=True
+    )
     existing: str = option("skip", "Images that have a caption already: skip them, or overwrite the captions.")
     format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
     min_score: float | None = option(None, "Mark captions with a lower score, in the column weak.")
@@ -57,7 +61,7 @@ class BatchCaptionOptions(Options):
     def validate(self) -> None:
         check_generation(self.generation)
         check_engine(self)
-        check_at_least(self, 1, "num_workers")
+        check_at_least(self, 1, "num_workers", "limit")
         check_choice("existing", self.existing, ("skip", "overwrite"))
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",

@@ -95,6 +95,10 @@ class PreprocessOptions(Options):
     seed: int = option(42, "Seed of the splits.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)
     max_rejected: float = option(0.05, "Stop without a cache if a larger share of the images and rows can't be read.")
+    limit: int | None = option(None, "Read only the first N images of the annotations.")
+    dry_run: bool = option(
+        False, "Say what would be done (how many images, which first, the settings), and write nothing.", flag=True
+    )
     overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
     engine: str = option("local", "Where the work is done: local (in processes of this machine) or ray.")
     ray_address: str | None = option(
@@ -105,7 +109,7 @@ class PreprocessOptions(Options):
         check_split_map(self)
         check_choice("format", self.format, FORMATS)
         check_seed(self)
-        check_at_least(self, 1, "num_workers")
+        check_at_least(self, 1, "num_workers", "limit")
         check_at_least(self, 2, "max_length")
         check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected")
         check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,

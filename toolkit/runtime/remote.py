@@ -72,6 +72,21 @@ def local_only(options: Any, *names: str) -> None:
             )
 
 
+def check_dry_run(options: Any, *names: str) -> None:
+    """
+    Raises:
+        InputError: with --dry-run, one of these options is a URL, and what is there would be copied to be looked at.
+    """
+    for name in names if options.dry_run else ():
+        given = getattr(options, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and (url := url_of(value)):
+                raise InputError(
+                    f"--dry-run: writes nothing, and what is at {url} would be copied here first; leave --dry-run out, or "
+                    "name something local."
+                )
+
+
 # ---- failing --------------------------------------------------------------------------------------------------------
 
 
