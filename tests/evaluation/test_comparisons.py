@@ -13,6 +13,7 @@ from toolkit.commands.evaluate import evaluate
 from toolkit.errors import InputError
 from toolkit.evaluation.significance import holm
 from toolkit.options import EvaluateOptions
+from toolkit.outputs.tables import read_captions
 
 
 def rejected(p_values: list[float], level: float) -> list[bool]:
@@ -91,6 +92,9 @@ def test_several_systems(systems: tuple[Path, list[Path]], tmp_path: Path) -> No
     with open(tmp_path / "t.csv", encoding="utf-8") as file:
         line = next(csv.DictReader(file))
     assert {"cider", "against_cider", "against_2_cider", "against_3_caption"} <= line.keys()
+    table = read_captions(tmp_path / "t.csv")
+    assert {str(table[name].dtype) for name in ("cider", "against_cider", "against_3_bleu_4")} == {"float64"}
+    assert {str(table[name].dtype) for name in ("caption", "against_caption", "against_3_caption")} == {"string"}
 
 
 def test_none_in_common(systems: tuple[Path, list[Path]], tmp_path: Path) -> None:

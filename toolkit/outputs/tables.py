@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,14 @@ from toolkit.evaluation.judge import NAMES as METRICS
 if TYPE_CHECKING:
     import pandas as pd
 
-CAPTIONS = ("caption", "against_caption")  # in which "" is a value
 DTYPES = {
-    **dict.fromkeys((*ID_KEYS, *NAME_KEYS, *CAPTIONS, "error", "signature"), "string"),
-    **dict.fromkeys(("score", *METRICS, *(f"against_{name}" for name in METRICS)), "float64"),
+    **dict.fromkeys((*ID_KEYS, *NAME_KEYS, "caption", "error", "signature"), "string"),
+    **dict.fromkeys(("score", *METRICS), "float64"),
     **dict.fromkeys(("ended", "weak"), "boolean"),
     **dict.fromkeys(("width", "height"), "Int64"),
     "captions": "object",
 }
+OTHER = re.compile(r"^against_(?:[0-9]+_)?")  # a column of another system, by evaluate --against
 # In which columns stand; others follow as they come.
 ORDER = ("image_id", "image", "caption", "captions", "score", "ended", "weak", "error", "width", "height")
 
@@ -55,6 +56,11 @@ def read_captions(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame({name: _converted(path, name, columns[name]) for name in names})
 
 
+def _plain(name: str) -> str:
+    """`cider` of `cider`, `against_cider` and `against_2_cider`: the name of a column without whose it is."""
+    return OTHER.sub("", name)
+
+
 def _columns(path: Path) -> dict[str, list[Any]]:
     """The values of the file by column, None for those that a row does not have."""
     format = file_format(path)
@@ -79,8 +85,10 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
 def _cells(row: dict[str, str]) -> dict[str, str | None]:
     """An empty cell is no value, but an empty caption where there is no error."""
-    cells: dict[str, str | None] = {name: value if value or name not in DTYPES else None for name, value in row.items()}
-    empty = {name: "" for name in CAPTIONS if name in row and not row[name] and not row.get("error")}
+    cells: dict[str, str | None] = {
+        name: value if value or _plain(name) not in DTYPES else None for name, value in row.items()
+    }
+    empty = {name: "" for name in row if _plain(name) == "caption" and not row[name] and not row.get("error")}
     return cells | empty
 
 
@@ -98,7 +106,7 @@ def _converted(path: Path, name: str, values: list[Any]) -> pd.Series:
     """
     import pandas as pd
 
-    dtype = DTYPES.get(name)
+    dtype = DTYPES.get(_plain(name))
     if dtype is None:
         return pd.Series(values)
     kind, convert = KINDS[dtype]
