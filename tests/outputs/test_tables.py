@@ -91,8 +91,12 @@ def test_metrics_of_each_image(form: str, sample_dir: Path, tmp_path: Path) -> N
         "".join(json.dumps({"image": row["image"], "caption": "a red circle"}) + "\n" for row in rows)
     )
     table = tmp_path / f"m.{form}"
-    options = EvaluateOptions(hypotheses=hypotheses, references=sample_dir, split="all", per_image=table, resamples=10)
-    summary = evaluate(options)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(hypotheses.read_text().replace("a red circle", ""))
+    others = {"against": (hypotheses, empty), "per_image": table}
+    summary = evaluate(
+        EvaluateOptions(hypotheses=hypotheses, references=sample_dir, split="all", resamples=10, **others)  # type: ignore
+    )
     frame = read_captions(table)
     if form == "parquet":
         assert plain(frame.sort_index(axis=1)) == plain(pq.read_table(table).to_pandas().sort_index(axis=1))
@@ -101,7 +105,8 @@ def test_metrics_of_each_image(form: str, sample_dir: Path, tmp_path: Path) -> N
             by_hand = list(csv.DictReader(file))
         assert [float(row["cider"]) for row in by_hand] == frame["cider"].tolist()
         assert [row["image"] for row in by_hand] == frame["image"].tolist()
-    assert frame["cider"].dtype == "float64"
+    assert {str(frame[f"{prefix}cider"].dtype) for prefix in ("", "against_", "against_2_")} == {"float64"}
+    assert set(frame["against_2_caption"]) == {""}
     assert frame["cider"].mean() == pytest.approx(summary.values["metrics"]["cider"]["score"], abs=1e-12)
 
 
