@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toolkit.data.annotations import read_annotations
 from toolkit.data.drawing import draw_sample, draw_scene
 from toolkit.data.scenes import COLOURS, INVERSE, POSITIONS, SHAPES, captions_of, combination, judge, make_scene
 from toolkit.errors import OutputError
@@ -36,6 +37,17 @@ def test_files(sample_dir: Path) -> None:
         with Image.open(sample_dir / "Images" / scene["image"]) as image:
             assert image.size == (scene["width"], scene["height"])
     assert any('"' in line for line in (sample_dir / "captions.txt").read_text().splitlines())  # quoted commas
+
+
+@pytest.mark.parametrize("images", [1, 2, 6])
+def test_a_handful_of_images_is_a_data_set(images: int, tmp_path: Path) -> None:
+    """It can be read as it stands: a split that got no image has no list, for an empty list is a mistake."""
+    draw_sample(tmp_path / "few", images=images, seed=42)
+    scenes = scenes_of(tmp_path / "few")
+    records = list(read_annotations(tmp_path / "few", tmp_path / "few" / "Images").records)
+    assert [(record.path, record.split) for record in records] == [(s["image"], s["split"]) for s in scenes]
+    assert len(records) == images
+    assert not (tmp_path / "few" / "testImages.txt").exists()
 
 
 def test_same_seed_same_bytes(sample_dir: Path, tmp_path: Path) -> None:
@@ -159,7 +171,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     draw_sample(Path("."), 3, 0)
     draw_sample(tmp_path / "deep" / "there", 3, 0)
     assert os.stat(".").st_ino == before == (tmp_path / "here").stat().st_ino
-    names = ["Images", "captions.txt", "devImages.txt", "scenes.jsonl", "testImages.txt", "trainImages.txt"]
+    names = ["Images", "captions.txt", "scenes.jsonl", "trainImages.txt"]  # all three are for training
     assert sorted(os.listdir(".")) == sorted(os.listdir(tmp_path / "deep" / "there")) == names
     assert sorted(os.listdir(tmp_path)) == ["deep", "here"]
 

@@ -76,7 +76,8 @@ def _write(directory: Path, images: int, seed: int) -> dict[str, int]:
             names[scene["split"]].append(scene["image"])
             progress.update()
     for split, name in LIST_NAMES.items():
-        (directory / name).write_text("".join(image + "\n" for image in names[split]), encoding="utf-8")
+        if names[split]:  # an empty list would be a mistake to those who read it
+            (directory / name).write_text("".join(image + "\n" for image in names[split]), encoding="utf-8")
     return {split: len(found) for split, found in names.items()}
 
 
