@@ -24,6 +24,7 @@ from transformers.models.donut.image_processing_pil_donut import DonutImageProce
 
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, load_captioner
+from toolkit.captioning.pipeline import model_fingerprint
 from toolkit.commands.batch_caption import batch_caption
 from toolkit.data.images import read_image
 from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
@@ -258,3 +259,11 @@ def test_ours_where_it_gives_the_same(foreign: Path, paths: list[Path]) -> None:
     assert exact.caption(paths, OPTIONS[0]) == captioner.caption(paths, OPTIONS[0])
     pixels = torch.from_numpy(np.stack([exact.transform(image)]))
     assert exact.generate(pixels, OPTIONS[0])[0].captions[0] == captioner.caption([image], OPTIONS[0])[0].caption
+
+
+def test_an_encoder_that_was_trained_to_classify(model_dir: Path) -> None:
+    """Its config names its classes by number."""
+    captioner = load_captioner(model_dir, "cpu")
+    before = model_fingerprint(captioner, GenerationOptions())
+    captioner.model.config.encoder.id2label = {0: "tench", 1: "goldfish"}
+    assert model_fingerprint(captioner, GenerationOptions()) != before

@@ -169,7 +169,7 @@ def _plain(settings: Any) -> Any:
     """Settings without where they come from and what wrote them."""
     if isinstance(settings, dict):
         said = ("transformers_version", "architectures", "dtype", "torch_dtype")
-        return {k: _plain(v) for k, v in settings.items() if not k.startswith("_") and k not in said}
+        return {k: _plain(v) for k, v in settings.items() if not str(k).startswith("_") and k not in said}
     return settings
 
 
