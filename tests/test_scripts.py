@@ -246,3 +246,10 @@ def test_bench_precision() -> None:
         "| seconds", "| ---", "| encoder", "| decoding", "| files to captions", "| MB of memory", "| ---", "| largest",
         "| at the end",
     ]  # fmt: skip
+
+
+def test_bench_loss() -> None:
+    command = [sys.executable, SCRIPTS / "bench_loss.py", "--images", "40", "--epochs", "1", "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| 1 | ")
