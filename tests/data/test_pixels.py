@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.data.pixels import PixelTransform
+from toolkit.data.pixels import PixelTransform, centre, same_pixels, settings_with_margin
 from toolkit.errors import ImageError, ModelError
 
 
@@ -85,6 +85,24 @@ def test_as_the_processor(name: str, size: str) -> None:
     ours = PixelNormalizer(transform)(torch.from_numpy(pixels)[None])[0]
     assert ours.dtype == torch.float32
     assert np.array_equal(ours.numpy(), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_a_margin_the_centre_is_what_the_processor_crops(name: str) -> None:
+    plain = processors()[name]
+    settings = json.loads(plain.to_json_string())
+    larger = type(plain).from_dict(settings_with_margin(settings, 14))
+    seen = PixelTransform.from_processor_config(json.loads(larger.to_json_string()))
+    assert seen.shape == PixelTransform.from_processor_config(settings).shape
+    assert same_pixels(seen, larger)
+    stored = seen.with_margin(14)
+    assert stored.shape == (3, seen.shape[1] + 14, seen.shape[2] + 14)
+    assert stored.with_margin(-14) == seen
+    assert stored.key != seen.key
+    for size in ((90, 61), (375, 500), (1, 57)):
+        image = picture(*size)
+        theirs = larger(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        assert np.array_equal(centre(stored(image), *seen.shape[1:]), theirs)
 
 
 def test_key_is_of_the_pixels_alone() -> None:

@@ -125,6 +125,7 @@ def finish(
 ) -> Manifest:
     """Checks the whole and writes what makes the shards a data set; the manifest last, by rename."""
     partial, transform = builder.directory, builder.transform
+    seen = transform.with_margin(-options.pixel_margin)  # the image processor's
     tally = Tally.of(partial, annotations.notes.unusable)
     _check_kept(options, annotations, tally)
     # Splits by content can't share a picture; those of a source can.
@@ -141,7 +142,7 @@ def finish(
         "toolkit": __version__,
         "options": content_options(options),
         "format": annotations.format,
-        "pixels": cast(PixelSettings, {"shape": transform.shape, **asdict(transform)}),
+        "pixels": cast(PixelSettings, {"shape": transform.shape, **asdict(seen)}),
         "labels": labels,
         "counts": {
             "images": tally.images,

@@ -24,7 +24,7 @@ from toolkit.runtime.shelf import Shelf
 # Options that decide what is in a cache. The others (where it goes, how many workers) leave no trace in it, so that
 # the same inputs give the same bytes.
 CONTENT_OPTIONS = (
-    "annotations", "images", "format", "encoder", "decoder", "vocab_size", "preset", "max_length", "val_fraction", "test_fraction",
+    "annotations", "images", "format", "encoder", "decoder", "vocab_size", "preset", "pixel_margin", "max_length", "val_fraction", "test_fraction",
     "train_list", "val_list", "test_list", "seed", "limit",
     "image_column", "caption_column", "split_column", "split_map",
 )  # fmt: skip
@@ -43,8 +43,8 @@ def content_options(options: PreprocessOptions) -> dict[str, Any]:
     """The options that decide what is in the cache, as its manifest has them."""
     encoder, decoder = models(options)
     values = {**to_json(options), "encoder": encoder, "decoder": decoder}
-    for name in ("vocab_size", "limit"):
-        if values[name] is None:  # as before there was this option
+    for name in ("vocab_size", "limit", "pixel_margin"):  # unused, as before there were these options
+        if not values[name]:
             del values[name]
     return {name: values[name] for name in CONTENT_OPTIONS if name in values}
 

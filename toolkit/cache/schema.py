@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import numpy as np
 
 from toolkit.cache.reader import Rows, SplitReader
+from toolkit.data.pixels import centre
 from toolkit.errors import InputError
 from toolkit.records import SPLITS, SpecialTokens
 from toolkit.runtime.copies import as_path
@@ -39,12 +40,22 @@ _FILES = re.compile(
 
 
 class PixelSettings(TypedDict):
-    """A PixelTransform (data/pixels.py) as JSON, with the shape of what it makes; here is what readers need of it."""
+    """The image processor's PixelTransform (data/pixels.py) as JSON; here is what readers need of it.
+
+    With `--pixel-margin` the shape is that of the stored pixels, and larger than the crop.
+    """
 
     shape: tuple[int, int, int]
+    crop: NotRequired[tuple[int, int] | None]
     rescale_factor: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def seen_size(pixels: PixelSettings) -> tuple[int, int]:
+    """(height, width) that the encoder takes."""
+    height, width = pixels.get("crop") or pixels["shape"][1:]
+    return height, width
 
 
 class LabelSettings(TypedDict):
@@ -166,6 +177,11 @@ class Cache:
         return (channels, height, width)
 
     @property
+    def seen(self) -> tuple[int, int]:
+        """(height, width) of the centre of the stored pixels that the encoder takes: all of them without a margin."""
+        return seen_size(self.manifest["pixels"])
+
+    @property
     def special_tokens(self) -> SpecialTokens:
         labels = self.manifest["labels"]
         return SpecialTokens(labels["start"], labels["eos"], labels["pad"])
@@ -196,7 +212,8 @@ def open_cache(directory: Path | str) -> Cache:
 class CaptionView(Sequence[dict[str, np.ndarray]]):
     """One row per caption, normalised: what a stock `Seq2SeqTrainer` with `default_data_collator` takes.
 
-    `view[i]` is {"pixel_values": float32 (C, H, W), "labels": int64 (max_length,)}. Pixels are normalised row by row
+    `view[i]` is {"pixel_values": float32 (C, H, W), "labels": int64 (max_length,)}, with the height and width that the
+    encoder takes: the centre of what is stored, where that has a margin. Pixels are normalised row by row
     here, since a stock Trainer does not do it on the device; that is why toolkit's own trainer is faster.
     """
 
@@ -204,6 +221,7 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
         self.rows = rows
         self.order = order
         self.ends = np.cumsum(rows.caption_counts()[order])
+        self.seen = seen_size(pixels)
         self.scale = np.float64(pixels["rescale_factor"])
         self.mean = np.array(pixels["mean"], dtype=np.float32).reshape(-1, 1, 1)
         self.std = np.array(pixels["std"], dtype=np.float32).reshape(-1, 1, 1)
@@ -217,7 +235,7 @@ class CaptionView(Sequence[dict[str, np.ndarray]]):
             raise IndexError(index)
         position = int(np.searchsorted(self.ends, index, side="right"))
         row = int(self.order[position])
-        pixels, labels = self.rows.pixel_row(row), self.rows.label_rows(row)
+        pixels, labels = centre(self.rows.pixel_row(row), *self.seen), self.rows.label_rows(row)
         caption = index - int(self.ends[position])  # from the end of the row's captions
         scaled = (pixels * self.scale).astype(np.float32)  # float64 product, rounded once: as the HF processors do
         return {"pixel_values": (scaled - self.mean) / self.std, "labels": labels[caption].astype(np.int64)}

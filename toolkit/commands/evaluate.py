@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cache.uploads import fetch_source
-from toolkit.data.pixels import PixelTransform
+from toolkit.data.pixels import PixelTransform, centre
 from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError, ModelError
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
@@ -143,7 +143,7 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
         for start in range(0, len(ids), options.batch_size):
             batch = ids[start : start + options.batch_size]
             cells = [references.rows[i] for i in batch]
-            images = [np.asarray(readers[split][row]["pixel_values"]) for split, row in cells]
+            images = [centre(np.asarray(readers[split][row]["pixel_values"]), *cache.seen) for split, row in cells]
             for image_id, decoded in zip(batch, batches.generate(images), strict=True):
                 rows.append(Hypothesis((image_id,), decoded.captions[0], decoded.ended[0]))
             progress.update(len(batch))

@@ -29,7 +29,12 @@ from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import ImageSource, fetch_annotations, fetch_images
 from toolkit.errors import InputError, OutputError, ToolkitError
-from toolkit.models.processors import fetch_image_processor, fetch_new_tokenizer, fetch_processors
+from toolkit.models.processors import (
+    enlarge_image_processor,
+    fetch_image_processor,
+    fetch_new_tokenizer,
+    fetch_processors,
+)
 from toolkit.options import PreprocessOptions
 from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.records import SPLITS, ImageRecord, SpecialTokens, Summary
@@ -148,7 +153,9 @@ def _build(options: PreprocessOptions, place: Path, partial: Path) -> Summary:
         threading.Thread(target=import_module, args=("datasets",), daemon=True).start()
         settings, tokenizer = _fetch_processors(options, partial)
         _check_positions(options)  # which may have been fetched just now
-        transform = PixelTransform.from_processor_config(settings)
+        if options.pixel_margin:
+            settings = enlarge_image_processor(partial, options.pixel_margin)
+        transform = PixelTransform.from_processor_config(settings).with_margin(options.pixel_margin)
     except (ToolkitError, OSError):
         if fresh:
             clear(partial, CACHE)

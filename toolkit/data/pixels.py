@@ -7,7 +7,7 @@ images/s a core against the processor's 180, bit for bit the same (tests/data/te
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -80,6 +80,16 @@ class PixelTransform:
         """(C, H, W) of what `__call__` returns."""
         height, width = self.crop or self.size  # type: ignore[misc]
         return (3, height, width)
+
+    def with_margin(self, margin: int) -> PixelTransform:
+        """The same with a larger crop of what is resized alike, or with a negative margin a smaller one.
+
+        Args:
+            margin: pixels, even, so that the exact centre of what the result makes is what this makes.
+        """
+        if not margin:
+            return self
+        return replace(self, crop=(self.shape[1] + margin, self.shape[2] + margin))
 
     @property
     def key(self) -> str:
@@ -180,6 +190,20 @@ def transform_of(processor: Any, settings: dict[str, Any], name: str) -> PixelTr
     if len(shapes) > 1 or len(next(iter(shapes))) != 3:
         raise ModelError(f"{name}: its image processor gives pixels of differing shapes for an image; name another.")
     return theirs
+
+
+def settings_with_margin(settings: dict[str, Any], margin: int) -> dict[str, Any]:
+    """An image processor's settings with `margin` pixels more to resize to, of which it crops what it gave before."""
+    _, height, width = PixelTransform.from_processor_config(settings).shape
+    size = {name: pixels + margin for name, pixels in settings["size"].items()} if settings.get("size") else None
+    crop = {"height": height, "width": width}
+    return {**settings, "size": size, "do_center_crop": True, "crop_size": crop}
+
+
+def centre(pixels: Any, height: int, width: int) -> Any:
+    """The middle of an array or a tensor (..., H, W), a view (..., height, width); a side that is shorter stays."""
+    top, left = max(0, pixels.shape[-2] - height) // 2, max(0, pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
 
 
 def stored_pixels(image: Image.Image) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 from toolkit.cache.schema import MANIFEST, Cache, open_cache
 from toolkit.data.annotations import Columns, images_beside, read_annotations
 from toolkit.data.images import read_image
+from toolkit.data.pixels import centre
 from toolkit.data.sources import ImageSource
 from toolkit.errors import InputError
 from toolkit.options import EvaluateOptions
@@ -54,7 +55,7 @@ class References:
         """
         if self.cache is not None:
             split, row = self.rows[image_id]
-            return np.array(self.cache[split][row]["pixel_values"])
+            return np.array(centre(self.cache[split][row]["pixel_values"], *self.cache.seen))
         return None if self.images is None else read_image(ImageSource.of(self.images).read(self.paths[image_id]).data)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from toolkit.data.pixels import PixelTransform
+from toolkit.data.pixels import PixelTransform, centre
 from toolkit.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,11 +20,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class PixelNormalizer(nn.Module):
     """uint8 (..., C, H, W) -> float (..., C, H, W), on whatever device it lives: the processor's rescale and normalise.
 
+    Of pixels with a margin, as `preprocess --pixel-margin` stores them, it takes the centre: what the processor crops.
+
     `x / 255` in float32 is what the processors' float64 product rounds to; multiplying by float32(1 / 255) is not.
     """
 
     def __init__(self, transform: PixelTransform) -> None:
         super().__init__()
+        self.size = transform.shape[1:]  # (height, width) that the encoder takes
         self.by_255 = abs(transform.rescale_factor * 255 - 1) < 1e-9
         self.rescale_factor = transform.rescale_factor
         self.mean: torch.Tensor
@@ -33,6 +36,7 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("std", torch.tensor(transform.std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = centre(pixels, *self.size)
         scaled = pixels.float() / 255 if self.by_255 else (pixels.double() * self.rescale_factor).float()
         return (scaled - self.mean) / self.std
 

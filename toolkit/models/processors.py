@@ -55,6 +55,20 @@ def fetch_image_processor(encoder: str, directory: Path) -> dict[str, Any]:
     return settings
 
 
+def enlarge_image_processor(directory: Path, margin: int) -> dict[str, Any]:
+    """Lets the processor in `image_processor/` resize to `margin` pixels more, and crop to the size that it gave before.
+
+    Returns:
+        Its full settings.
+
+    Raises:
+        ModelError: a processor of this kind does not crop.
+    """
+    request = {"directory": str(directory), "margin": margin}
+    settings: dict[str, Any] = _in_child("enlarge", request, "loading the image processor")["image_processor"]
+    return settings
+
+
 def fetch_new_tokenizer(directory: Path, vocab_size: int | None, by_index: bool) -> tuple[SpecialTokens, int]:
     """Writes `tokenizer/` below `directory`, trained on the train captions there (`read_train_captions`).
 
@@ -127,6 +141,26 @@ def _save(encoder: str, decoder: str | None, preset: str | None, directory: str)
     return {"image_processor": settings, **answer}
 
 
+def _enlarge(directory: str, margin: int) -> dict[str, Any]:
+    from toolkit.data.pixels import PixelTransform, same_pixels, settings_with_margin
+    from toolkit.models.loading import load_image_processor, silence_transformers
+
+    silence_transformers()
+    place = Path(directory) / "image_processor"
+    plain = load_image_processor(place)
+    processor = type(plain).from_dict(settings_with_margin(json.loads(plain.to_json_string()), margin))
+    settings = json.loads(processor.to_json_string())
+    ours = PixelTransform.from_processor_config(settings)
+    if ours.crop is None or not same_pixels(ours, processor):
+        kind = type(processor).__name__
+        raise ModelError(
+            f"--pixel-margin {margin}: {kind} does not crop what it has resized; leave the option out, or name another "
+            "--encoder."
+        )
+    processor.save_pretrained(place)
+    return {"image_processor": settings}
+
+
 def _train(directory: str, vocab_size: int | None, by_index: bool) -> dict[str, Any]:
     from toolkit.cache.staging import read_train_captions
     from toolkit.models.presets import train_tokenizer
@@ -145,7 +179,7 @@ def _save_tokenizer(tokenizer: Any, decoder: str | None, directory: str) -> dict
     return {"tokens": {**asdict(tokens), "vocab_size": len(tokenizer)}}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {"save": _save, "train": _train}
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {"save": _save, "enlarge": _enlarge, "train": _train}
 
 
 def main(request: str, parent: int) -> None:

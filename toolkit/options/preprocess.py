@@ -76,6 +76,9 @@ class PreprocessOptions(Options):
     preset: str | None = option(
         None, "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded."
     )
+    pixel_margin: int = option(
+        0, "Pixels that images are stored higher and wider than the encoder takes, for --augment to crop; even."
+    )
     max_length: int = option(50, "Longest label row in tokens, EOS included; longer captions are cut, EOS kept.")
     val_fraction: float = option(
         0.1,
@@ -111,7 +114,9 @@ class PreprocessOptions(Options):
         check_seed(self)
         check_at_least(self, 1, "num_workers", "limit")
         check_at_least(self, 2, "max_length")
-        check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected")
+        check_at_least(self, 0, "val_fraction", "test_fraction", "max_rejected", "pixel_margin")
+        check(self.pixel_margin % 2 == 0, "pixel_margin", self.pixel_margin,
+              "must be even, half of it for each side")  # fmt: skip
         check(self.val_fraction + self.test_fraction < 1, "val_fraction", self.val_fraction,
               f"with --test-fraction {self.test_fraction} nothing is left to train on")  # fmt: skip
         check(self.preset in (None, "tiny"), "preset", self.preset, "the only preset is tiny")

@@ -19,6 +19,7 @@ from transformers import EvalPrediction, TrainerCallback
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.schema import Cache
 from toolkit.captioning.generate import caption_lengths
+from toolkit.data.pixels import centre
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
 from toolkit.evaluation.tokenizers import PTB, Tokenizer
@@ -199,7 +200,7 @@ class TrainingLog(TrainerCallback):
         return [
             {
                 "image_id": ids[i],
-                "pixels": reader[i]["pixel_values"],
+                "pixels": centre(reader[i]["pixel_values"], *cache.seen),
                 "references": references[i],
                 "captions": [(row["epoch"], row["captions"][position]) for row in evaluations],
             }

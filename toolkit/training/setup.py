@@ -235,8 +235,8 @@ def _augmentation(options: FinetuneOptions, cache: Cache) -> Augmentation | None
         say(
             f"--flip: {kept} of {number} training images are never mirrored, for a caption of theirs says left or right"
         )
-    size = (cache.shape[1], cache.shape[2])
-    return Augmentation(STRENGTHS[options.augment], options.seed, size, size, mirrored)
+    stored = (cache.shape[1], cache.shape[2])
+    return Augmentation(STRENGTHS[options.augment], options.seed, stored, cache.seen, mirrored)
 
 
 def _captions(options: FinetuneOptions) -> int | None:
@@ -248,7 +248,7 @@ def _check_fit(model: Any, cache: Cache, options: FinetuneOptions) -> None:
     """Whether the model can take the cache's images and rows at all, said before an index error says it."""
     encoder, decoder = model.config.encoder, model.config.decoder
     size = getattr(encoder, "image_size", None)
-    height, width = cache.shape[1:]
+    height, width = cache.seen
     if isinstance(size, int) and (height, width) != (size, size):
         raise ModelError(
             f"{options.cache}: images of {height}x{width}, but the encoder wants {size}x{size}; preprocess with it."

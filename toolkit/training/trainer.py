@@ -114,7 +114,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         elif inputs["pixel_values"].dtype == torch.uint8:
             pixels = inputs["pixel_values"]
             if "augment" in inputs:  # only training's batches have it
-                pixels = augmented(pixels, inputs.pop("augment"), (pixels.shape[-2], pixels.shape[-1]))
+                pixels = augmented(pixels, inputs.pop("augment"), self.normalizer.size)
             inputs["pixel_values"] = self.normalizer(pixels)
         return inputs
 

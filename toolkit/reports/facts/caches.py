@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.cache.index import read_index
 from toolkit.cache.labels import IGNORE_INDEX, CaptionEncoder
 from toolkit.cache.schema import Cache
+from toolkit.data.pixels import centre
 from toolkit.errors import InputError
 from toolkit.options import InspectOptions
 from toolkit.records import SPLITS
@@ -125,7 +126,7 @@ def _sheet(
             ids = labels[labels != IGNORE_INDEX].tolist()
             text = encoder.tokenizer.decode(ids[:-1], skip_special_tokens=False)  # the last is the EOS
             captions.append({"text": text, "tokens": len(ids), "cut": length - len(ids)})
-        shown = {"thumbnail": data_uri(row["pixel_values"]), "error": None}
+        shown = {"thumbnail": data_uri(centre(row["pixel_values"], *cache.seen)), "error": None}
         return {"name": pictures.names[i], "split": split, "captions": captions, **shown}
 
     chosen = (i for i in range(len(pictures.names)) if split in (None, pictures.splits[i]))

@@ -87,7 +87,8 @@ def model_facts(folder: Path) -> dict[str, Any]:
             f"{folder}: a model of type {kind}; name the folder of a captioner (vision-encoder-decoder), or a cache."
         )
     encoder, decoder = config.get("encoder") or {}, config.get("decoder") or {}
-    size = (read_json(folder / "preprocessor_config.json") or {}).get("size") or {}
+    processor = read_json(folder / "preprocessor_config.json") or {}
+    size = (processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")) or {}
     side = encoder.get("image_size")
     image_size = [size["height"], size["width"]] if "height" in size and "width" in size else [side, side]
     generation = read_json(folder / "generation_config.json") or {}

@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.cache.schema import open_cache
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, load_captioner
 from toolkit.data.images import read_image
+from toolkit.data.pixels import centre
 from toolkit.data.sources import find_images
 from toolkit.errors import ImageError, InputError
 from toolkit.options import FinetuneOptions, GenerationOptions
@@ -100,5 +101,8 @@ def _validation_pixels(model: Path) -> list[np.ndarray]:
         raise InputError(
             f"--precision: {usual} is not the cache that {model} was trained on; name images with --images."
         )
-    rows = open_cache(usual)["validation"]
-    return [np.asarray(rows[i]["pixel_values"]) for i in range(0, len(rows), -(-len(rows) // SAMPLE))]
+    cache = open_cache(usual)
+    rows = cache["validation"]
+    return [
+        centre(np.asarray(rows[i]["pixel_values"]), *cache.seen) for i in range(0, len(rows), -(-len(rows) // SAMPLE))
+    ]
