@@ -46,6 +46,7 @@ def test_three_bare_commands(source: str, sample_dir: Path, tmp_path: Path) -> N
     trained = run("finetune", cwd=root)
     assert trained["steps"] > 0
     captioned = run("batch-caption", "Images/", cwd=root)
+    assert {setting["from"] for setting in captioned.pop("settings").values()} == {"model"}
     assert captioned == {"output": "captions.jsonl", "images": images, "new": images, "errors": 0}
     rows = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == sorted(p.name for p in (root / "Images").iterdir())
