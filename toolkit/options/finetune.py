@@ -102,7 +102,10 @@ class FinetuneOptions(Options):
         None, "The same, as a share of all updates. [default: 0; tiny preset, new decoder: 0.06]"
     )
     gradient_accumulation_steps: int = option(1, "Batches per update.")
-    precision: str = option("auto", "auto, fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32.")
+    precision: str = option(
+        "auto",
+        "auto, fp32, bf16 or fp16; auto is bf16 on a GPU or CPU that has it, else fp32, as for the tiny preset on a CPU.",
+    )
     captions_per_image: str | None = option(
         None, "Captions per image and epoch: all, or a number, drawn again each epoch. [default: all; tiny preset: 2]"
     )
