@@ -248,6 +248,7 @@ def test_bench_precision() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bench_loss() -> None:
     command = [sys.executable, SCRIPTS / "bench_loss.py", "--images", "40", "--epochs", "1", "--seeds", "1"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -46,8 +46,11 @@ def control(rng: random.Random, vocabulary: int) -> tuple[dict[str, Any], list[i
 # ---- our decoder ----------------------------------------------------------------------------------------------------
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default", "ignore:Unfeasible length constraints")
-@pytest.mark.parametrize("images", [1, 3, 8])
+@pytest.mark.parametrize("images", [pytest.param(1, marks=SLOW), 3, pytest.param(8, marks=SLOW)])
 def test_tokens_of_generate(images: int) -> None:
     bit, begun = 0, 0
     for seed in range(1000 + images * 100, 1000 + images * 100 + 25):

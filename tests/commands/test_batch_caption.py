@@ -52,7 +52,12 @@ def test_rows(folder: Path, model_dir: Path) -> None:
     summary = batch_caption(options(folder, model_dir))
     rows = rows_of(folder.parent / "out.jsonl")
     assert summary.exit_code == 3
-    assert summary.values == {"output": str(folder.parent / "out.jsonl"), "images": 12, "new": 12, "errors": 3}
+    assert {name: setting["from"] for name, setting in summary.values["settings"].items()} == {
+        "num_beams": "option", "max_length": "option", "no_repeat_ngram_size": "model", "length_penalty": "model",
+        "early_stopping": "model",
+    }  # fmt: skip
+    counts = {name: value for name, value in summary.values.items() if name != "settings"}
+    assert counts == {"output": str(folder.parent / "out.jsonl"), "images": 12, "new": 12, "errors": 3}
     assert [row["image"] for row in rows] == sorted(
         p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.is_file()
     )

@@ -412,7 +412,8 @@ def test_captions_of_urls_at_a_url(
     caption(model_dir, str(sample_dir / "Images"), output=Path("local.jsonl"))
     out, url = Path("memory://out/captions.jsonl"), "/out/captions.jsonl"
     summary = caption(model_dir, "memory://b/Images", output=out)
-    assert summary.values == {"output": "memory://out/captions.jsonl", "images": 48, "new": 48, "errors": 0}
+    counts = {name: value for name, value in summary.values.items() if name != "settings"}
+    assert counts == {"output": "memory://out/captions.jsonl", "images": 48, "new": 48, "errors": 0}
     assert memory.cat_file(url) == Path("local.jsonl").read_bytes()
     # again: nothing is captioned, nothing put
     before = memory.info(url)["created"]
@@ -463,7 +464,8 @@ def test_a_text_file_for_each_image(memory: Any, sample_dir: Path, model_dir: Pa
     def run(**options: Any) -> Any:
         return caption(model_dir, "memory://b/Images", format="txt", **output, **options)
 
-    assert run().values == {"output": f"memory:/{folder}", "images": 6, "new": 6, "errors": 0}
+    counts = {name: value for name, value in run().values.items() if name != "settings"}
+    assert counts == {"output": f"memory:/{folder}", "images": 6, "new": 6, "errors": 0}
     assert text_of(memory, folder) == local
     assert memory.exists(folder + ".state")
     # again, here and elsewhere: nothing is captioned, nothing put
