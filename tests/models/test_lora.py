@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopping import stops
 from transformers import VisionEncoderDecoderModel
 
 from toolkit.cache.schema import open_cache
@@ -22,7 +23,6 @@ from toolkit.models.lora import add_lora, attention_layers, load_adapter_weights
 from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.records import SpecialTokens
 from toolkit.training.collator import CaptionCollator, CaptionDataset, caption_loss
-from toolkit.training.trainer import CaptionTrainer
 
 TOKENS = SpecialTokens(0, 0, 0)
 RANK = 2
@@ -116,16 +116,8 @@ def options(cache_dir: Path, out: Path, **more: Any) -> FinetuneOptions:
 
 def test_stopped_and_gone_on_with(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finetune(options(cache_dir, tmp_path / "whole"))
-    step, done = CaptionTrainer.training_step, []
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        done.append(1)
-        if len(done) == 7:  # in the second epoch
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", stops)
+        stops(patch, 7)  # in the second epoch
         with pytest.raises(RunError, match="run the same command again"):
             finetune(options(cache_dir, tmp_path / "stopped"))
     finetune(options(cache_dir, tmp_path / "stopped"))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 
 import toolkit.training.trainer as trainer_module
 from toolkit.cache.schema import open_cache
@@ -20,7 +21,6 @@ from toolkit.errors import InputError, RunError
 from toolkit.options import FinetuneOptions, GenerationOptions
 from toolkit.training.augment import STRENGTHS, Augmentation, Strength, augmented, without_sides
 from toolkit.training.collator import FILLER, CaptionDataset
-from toolkit.training.trainer import CaptionTrainer
 
 SIZE = (20, 24)
 NOTHING = [1.0, 0, 0, 0, 1, 0, 1, 1, 1]
@@ -161,16 +161,8 @@ def test_a_resumed_run_is_equal_and_evaluation_sees_the_images_as_they_are(
     assert sum(sizes) == 2 * len(open_cache(cache_dir)["train"])
     assert "training images are never mirrored" in capsys.readouterr().err
     other = replace(options, output_dir=tmp_path / "other", save_steps=3)
-    step, steps = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", training_step)
+        stops(patch, 8)
         with pytest.raises(RunError):
             finetune(other)
     finetune(other)

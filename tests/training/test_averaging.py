@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, RunError
@@ -86,16 +87,8 @@ def test_evaluated_and_saved_is_what_a_plain_loop_gives_and_a_resumed_run_is_equ
     final = {name: weight for name, weight in seen.model.named_parameters() if weight.requires_grad}
     assert near(final, averages[half]) or near(final, averages[-1])
     other = replace(options, output_dir=options.output_dir.with_name("other"), save_steps=3)
-    real, steps = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", training_step)
+        stops(patch, 8)
         with pytest.raises(RunError):
             finetune(other)
     finetune(other)

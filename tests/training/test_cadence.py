@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 
 from toolkit.cache.schema import open_cache
 from toolkit.commands.finetune import finetune
@@ -18,7 +19,6 @@ from toolkit.commands.preprocess import preprocess
 from toolkit.errors import InputError, RunError
 from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
 from toolkit.training.setup import sampled
-from toolkit.training.trainer import CaptionTrainer
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,6 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     timed = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
     return [{k: v for k, v in row.items() if k not in timed} for row in found if "eval_loss" in row]
-
-
-def stops(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real, steps = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == step:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(CaptionTrainer, "training_step", training_step)
 
 
 def test_a_sample_during_training_and_all_at_the_end(options: FinetuneOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 
 from toolkit import cli
 from toolkit.cache.schema import open_cache
@@ -25,7 +25,6 @@ from toolkit.records import Summary
 from toolkit.training.collator import CaptionDataset, LengthGroupedSampler, Shares
 from toolkit.training.features import picture_hashes
 from toolkit.training.mixture import Mixture, open_caches, split_share
-from toolkit.training.trainer import CaptionTrainer
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +94,9 @@ def test_a_share_on_cached_features_is_resumed_to_the_bit(
     images = [sizes[0], round(sizes[1] / 2)]
     assert [found["images"] for found in values["data_sets"]] == images
     assert values["steps"] == 2 * -(-sum(images) // 4)
-    other, real, steps = (
-        replace(options, output_dir=options.output_dir.with_name("other")),
-        CaptionTrainer.training_step,
-        [],
-    )
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == values["steps"] // 2 + 3:  # within the second epoch
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
+    other = replace(options, output_dir=options.output_dir.with_name("other"))
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", training_step)
+        stops(patch, values["steps"] // 2 + 3)  # within the second epoch
         with pytest.raises(RunError, match="the last checkpoint"):
             finetune(other)
     finetune(other)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 
 from toolkit.cache.schema import open_cache
 from toolkit.commands.finetune import finetune
@@ -56,16 +57,8 @@ def test_a_resumed_run_with_two_rates_is_equal(options: FinetuneOptions, monkeyp
     options = replace(options, encoder_lr=3e-4, lr_scheduler_type="cosine", decoder_dropout=0.2)
     finetune(options)
     other = replace(options, output_dir=options.output_dir.with_name("other"))
-    real, steps = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", training_step)
+        stops(patch, 8)
         with pytest.raises(RunError):
             finetune(other)
     finetune(other)

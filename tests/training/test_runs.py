@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from stopping import stops
 
 import toolkit.reports.finished_run
 import toolkit.training.run_folder
@@ -66,19 +67,6 @@ def made(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(made: Path, short: FinetuneOptions) -> Path:
     shutil.copytree(made, short.output_dir)
     return short.output_dir
-
-
-def stops(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
-    """Training is stopped at the given step."""
-    real, done = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        done.append(1)
-        if len(done) == step:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(CaptionTrainer, "training_step", training_step)
 
 
 # ---- what is not ours -----------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 from waiting import wait_for
 
 from toolkit.commands.finetune import finetune
 from toolkit.errors import RunError
 from toolkit.models.precision import DTYPES
 from toolkit.options import FinetuneOptions, GenerationOptions
-from toolkit.training.trainer import CaptionTrainer
 
 
 @pytest.fixture
@@ -57,16 +57,8 @@ def test_a_run_goes_on_within_an_epoch(
     monkeypatch.setattr(torch.nn.GELU, "forward", forward)
     finetune(options)
     other = replace(options, output_dir=options.output_dir.with_name("other"), **every)
-    real, steps = CaptionTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CaptionTrainer, "training_step", training_step)
+        stops(patch, 8)
         with pytest.raises(RunError, match="the last checkpoint"):
             finetune(other)
     assert saved(other) == {6 if "save_steps" in every else 7}

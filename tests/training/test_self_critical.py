@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stops
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -178,16 +179,8 @@ def test_a_run_goes_on_to_the_bit(options: FinetuneOptions, monkeypatch: pytest.
     options = replace(options, xe_weight=0.1, kl_weight=0.2, decoder_dropout=0.1, reward="cider:1,bleu_4:0.5")
     finetune(options)
     other = replace(options, output_dir=options.output_dir.with_name("other"), save_steps=2)
-    real, steps = SelfCriticalTrainer.training_step, []
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SelfCriticalTrainer, "training_step", training_step)
+        stops(patch, 4)
         with pytest.raises(RunError, match="go on from the last checkpoint"):
             finetune(other)
     finetune(other)
