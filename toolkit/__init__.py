@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         GenerationOptions,
         InspectOptions,
         PreprocessOptions,
+        PromptOptions,
         SampleOptions,
     )
     from toolkit.outputs.tables import read_captions
@@ -69,6 +70,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PreprocessOptions",
+    "PromptOptions",
     "RunError",
     "SampleOptions",
     "Summary",

@@ -53,6 +53,7 @@ class CaptionResult:
         score: mean log-probability of the tokens of `caption`.
         ended: False if `caption` reached the maximum length.
         weak: whether the score is below --min-score; None without that option.
+        raw: of each caption what the model wrote, special tokens and all; empty unless it was asked for.
     """
 
     image: str
@@ -64,21 +65,28 @@ class CaptionResult:
     width: int | None = None
     height: int | None = None
     weak: bool | None = None
+    raw: tuple[str, ...] = ()
 
-    def to_row(self) -> dict[str, Any]:
-        """The row of captions.jsonl; with `captions` only if there are several, and `weak` only if it is known."""
+    def to_row(self, with_raw: bool = False) -> dict[str, Any]:
+        """The row of captions.jsonl; with `captions` only if there are several, and `weak` only if it is known.
+
+        Args:
+            with_raw: `raw` as well where there is any, as the journal keeps it.
+        """
         row = asdict(self)
-        captions, weak = row.pop("captions"), row.pop("weak")
+        captions, weak, raw = row.pop("captions"), row.pop("weak"), row.pop("raw")
         if len(captions) > 1:
             row["captions"] = list(captions)
         if weak is not None:
             row["weak"] = weak
+        if with_raw and raw:
+            row["raw"] = list(raw)
         return row
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> CaptionResult:
         captions = row.get("captions") or ([] if row["caption"] is None else [row["caption"]])
-        return cls(**{**row, "captions": tuple(captions)})
+        return cls(**{**row, "captions": tuple(captions), "raw": tuple(row.get("raw", ()))})
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ Ours, any other VisionEncoderDecoderModel, BLIP, GIT and BLIP-2, with their own 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from PIL import Image
 from torch import nn
 
 from toolkit.captioning.generate import decode
+from toolkit.captioning.prompts import Asked, Earlier, Prompts
 from toolkit.captioning.settings import Settings, settled, with_words
-from toolkit.data.images import read_image
+from toolkit.data.images import read_file, read_image
 from toolkit.data.pixels import PixelTransform, ProcessorTransform, transform_of
-from toolkit.errors import ImageError, InputError, ModelError, RunError
+from toolkit.data.sources import FoundImage
+from toolkit.errors import ImageError, InputError, ModelError, RunError, UnusedOption
 from toolkit.models.freezing import hash_weights
 from toolkit.models.loading import (
     CAPTIONERS,
@@ -34,7 +37,7 @@ from toolkit.models.loading import (
 from toolkit.models.packed import PRECISIONS, pack_linears, why_not_int8
 from toolkit.models.precision import DTYPES, PixelNormalizer, cpu_has_bf16, pick_device, resolve_precision
 from toolkit.models.special_tokens import settle_generation
-from toolkit.options import GenerationOptions
+from toolkit.options import GenerationOptions, PromptOptions
 from toolkit.records import CaptionResult
 from toolkit.runtime.hashing import Hasher, hash_hex
 from toolkit.runtime.progress import say
@@ -51,11 +54,13 @@ class Decoded:
         scores: mean log-probability of each one's tokens, EOS included, in nats; 0 is certainty. As the model gives it,
             before top-k, banned n-grams or a repetition penalty; without the tokens of `start_with`.
         ended: whether each ended with EOS, or ran into `max_length`.
+        raw: of each what the model wrote, special tokens and all; only of captioners that are prompted.
     """
 
     captions: tuple[str, ...]
     scores: tuple[float, ...]
     ended: tuple[bool, ...]
+    raw: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,7 +72,10 @@ class Captioner:
         transform: an RGB image -> what `normalizer` takes, (C, H, W): uint8, or float32 of a `ProcessorTransform`.
         precision: "fp32", "bf16", "fp16" or "int8".
         loaded: the hash of the weights as they were loaded, where packing has rounded them since.
+        prompted: whether it is told in words what to do: "never", "may" be or "must" be.
     """
+
+    prompted: ClassVar[str] = "never"
 
     model: Any
     tokenizer: Any
@@ -97,6 +105,18 @@ class Captioner:
         """
         return settled(self.model, self.tokenizer, options)
 
+    def prepare(self, image: Image.Image, asked: Asked | None = None) -> Any:
+        """An RGB image, and what is asked about it, as `answer` takes them; called in several threads.
+
+        Raises:
+            ImageError: an image that the model can't take.
+        """
+        return self.transform(image)
+
+    def answer(self, prepared: Sequence[Any], options: GenerationOptions) -> list[Decoded]:
+        """One `Decoded` for each image of a batch."""
+        return self.generate(torch.from_numpy(np.stack(prepared)), options)
+
     def generate(self, pixels: torch.Tensor, options: GenerationOptions) -> list[Decoded]:
         """One `Decoded` an image, which does not depend on the other images of the batch.
 
@@ -115,7 +135,11 @@ class Captioner:
         ]
 
     def caption(
-        self, images: Sequence[Picture], options: GenerationOptions | None = None, batch_size: int = 8
+        self,
+        images: Sequence[Picture],
+        options: GenerationOptions | None = None,
+        batch_size: int = 8,
+        prompting: PromptOptions | None = None,
     ) -> list[CaptionResult]:
         """A caption for each picture, in order, the same as batch-caption's with the same options. Threads may share it.
 
@@ -124,6 +148,7 @@ class Captioner:
                 the one policy of toolkit/data/images.py.
             options: `GenerationOptions(num_beams=1)`, say; whatever is None in it, or None for all, is as the model's folder says.
             batch_size: images a batch.
+            prompting: `PromptOptions(prompt="Describe the image.")`, say, for captioners that are told what to do.
 
         Returns:
             Of each: `image` (its path, else its place in the list), `caption`, `captions` (all `num_captions` of them),
@@ -144,27 +169,65 @@ class Captioner:
             raise InputError(f"caption(batch_size={batch_size!r}): must be a whole number of at least 1.")
         options = with_words(options or GenerationOptions())
         self.settings(options)  # refused before an image is read
-        return list(self._results(images, options, batch_size))
+        prompting = prompting or PromptOptions()
+        if prompting.captions_from is not None:
+            raise InputError(
+                "caption() reads no captions_from; write the caption into the prompt, or use batch_caption."
+            )
+        prompts = self.prompts(prompting, options.seed)
+        return list(self._results(images, options, batch_size, prompts))
 
-    def _results(self, images: Sequence[Picture], options: GenerationOptions, size: int) -> Iterator[CaptionResult]:
+    def prompts(self, options: PromptOptions, seed: int, earlier: Earlier | None = None) -> Prompts | None:
+        """What images are asked; None where the captioner asks nothing.
+
+        Raises:
+            InputError: it takes no prompts and there is one, or it needs one and there is none; or as `Prompts.of`.
+        """
+        prompts, kind = Prompts.of(options, seed, earlier), self.model.config.model_type
+        if prompts is not None and self.prompted == "never":
+            name = "prompt" if options.prompt is not None else "prompt_file"
+            value = options.prompt if options.prompt is not None else "with prompts"
+            raise UnusedOption(
+                f"--{name.replace('_', '-')} {value}: a captioner of type {kind} captions without being told how; leave it out.",
+                name,
+            )
+        if prompts is None and self.prompted == "must":
+            raise InputError(
+                f"--prompt: a model of type {kind} has to be told what to do; add --prompt 'Describe the image.', say."
+            )
+        return prompts
+
+    def _results(
+        self, images: Sequence[Picture], options: GenerationOptions, size: int, prompts: Prompts | None
+    ) -> Iterator[CaptionResult]:
         source, batches = iter(enumerate(images)), Batches(self, options, size)
         while batch := list(islice(source, size)):
-            read = [self._read(picture) for _, picture in batch]
-            decoded = iter(batches.generate([pixels for pixels, _, _ in read if pixels is not None]))
+            read = [self._read(picture, place, prompts) for place, picture in batch]
+            decoded = iter(batches.generate([prepared for prepared, _, _ in read if prepared is not None]))
             for (place, picture), (found, shape, error) in zip(batch, read, strict=True):
                 name = str(picture) if isinstance(picture, (str, Path)) else str(place)
                 yield CaptionResult(name, error=error) if found is None else result(name, next(decoded), shape)
 
-    def _read(self, picture: Picture) -> tuple[np.ndarray | None, tuple[int, int], str | None]:
+    def _read(
+        self, picture: Picture, place: int, prompts: Prompts | None
+    ) -> tuple[np.ndarray | None, tuple[int, int], str | None]:
         try:
-            image = read_image(_openable(picture))
-            return self.transform(image), image.size, None
+            source = _openable(picture)
+            data = read_file(source).data if isinstance(source, Path) else source
+            image = read_image(data)
+            asked = None
+            if prompts is not None:
+                content = hashlib.sha256(data if isinstance(data, bytes) else image.tobytes()).hexdigest()
+                nameless = {"name": str(place), "folder": "", "caption": None}
+                named = FoundImage(source.parent, source.name) if isinstance(source, Path) else None
+                asked = prompts.ask(content, prompts.fields(named) if named else nameless)
+            return self.prepare(image, asked), image.size, None
         except ImageError as error:
             return None, (0, 0), str(error)
 
 
 class Batches:
-    """Captions of pixels, batch by batch; with size "auto", a batch that does not fit in memory is done again in halves.
+    """Captions of prepared images, batch by batch; with size "auto", a batch that does not fit in memory is done again in halves.
 
     Attributes:
         size: images a batch, from here on.
@@ -174,17 +237,17 @@ class Batches:
         self.captioner, self.options, self.auto = captioner, options, size == "auto"
         self.size = (64 if captioner.device.type == "cuda" else 8) if self.auto else int(size)
 
-    def generate(self, pixels: Sequence[np.ndarray]) -> list[Decoded]:
-        """One `Decoded` for each image's (C, H, W).
+    def generate(self, prepared: Sequence[Any]) -> list[Decoded]:
+        """One `Decoded` for each image, as `prepare` gives it.
 
         Raises:
             RunError: a batch does not fit in memory, nor does with "auto" a single image.
         """
         found: list[Decoded] = []
-        while len(found) < len(pixels):
-            batch = pixels[len(found) : len(found) + self.size]
+        while len(found) < len(prepared):
+            batch = prepared[len(found) : len(found) + self.size]
             try:
-                found += self.captioner.generate(torch.from_numpy(np.stack(batch)), self.options)
+                found += self.captioner.answer(batch, self.options)
                 continue
             except torch.OutOfMemoryError:
                 if len(batch) == 1 or not self.auto:
@@ -227,6 +290,7 @@ def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
         ended=decoded.ended[0],
         width=size[0],
         height=size[1],
+        raw=decoded.raw,
     )
 
 

@@ -1,6 +1,7 @@
 """What batch-caption has done already: `<output>.state`, an SQLite file.
 
     captions   content, maker, row            by content hash of the image and model fingerprint (the column `maker`)
+                                              behind the hash, with a colon, that of the prompt where there is one
     images     path, size, mtime_ns, content  the content hash of each file that was read
     exports    path, content, rows            of each file that we wrote: its hash, and a hash of each of its rows
 
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS uncompared (content TEXT, maker TEXT, PRIMARY KEY (co
 IN_MEMORY = Path(":memory:")
 
 State = tuple[int, int]  # size and mtime_ns of a file
-Done = tuple[str, State, str, CaptionResult]  # of an image: its place, state, content hash and captions
+Done = tuple[str, State, str, CaptionResult]  # of an image: its place, state, key of `captions`, and captions
 
 
 class Fingerprint(NamedTuple):
@@ -115,7 +116,8 @@ class Journal:
         """The images of a batch, in one transaction."""
         with self._lock, self._db:
             for place, state, content, result in done:
-                self._db.execute("REPLACE INTO images VALUES (?, ?, ?, ?)", (os.fsencode(place), *state, content))
+                image = (os.fsencode(place), *state, content.partition(":")[0])
+                self._db.execute("REPLACE INTO images VALUES (?, ?, ?, ?)", image)
                 self._add_result(content, result)
 
     def _add_result(self, content: str, result: CaptionResult) -> None:
@@ -131,7 +133,7 @@ class Journal:
         elif not stands:
             others = "SELECT 1 FROM captions WHERE content = ? AND maker NOT LIKE '%:%'"
             self.anew += self._db.execute(others, (content,)).fetchone() is not None
-        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(result.to_row())))
+        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(result.to_row(with_raw=True))))
 
     # ---- exports ----------------------------------------------------------------------------------------------------
 

@@ -11,17 +11,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from toolkit.captioning.beam_search import longest
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
 from toolkit.captioning.generate import DECODING_VERSION
 from toolkit.captioning.journal import Fingerprint, Journal, State
+from toolkit.captioning.prompts import Asked, Prompts
 from toolkit.captioning.settings import Settings
 from toolkit.data.images import PASSING, read_image
 from toolkit.data.pixels import PixelTransform
@@ -37,11 +36,11 @@ from toolkit.runtime.hashing import hash_hex
 
 class Loaded(NamedTuple):
     found: FoundImage
-    pixels: np.ndarray | None  # (C, H, W) as the captioner takes them; None of what can't be read or is known
+    prepared: Any  # as the captioner takes it; None of what can't be read or is known
     size: tuple[int, int] | None
     error: str | None
     state: State
-    content: str | None  # a hash of the bytes; None where they say nothing: not opened, or an error that passes
+    key: str | None  # of the journal; None where nothing is known by the bytes: not opened, or an error that passes
 
 
 class Captioned(NamedTuple):
@@ -49,20 +48,37 @@ class Captioned(NamedTuple):
 
     found: FoundImage
     state: State
-    content: str | None
+    key: str | None
     kept: bool
     result: CaptionResult
 
 
-def known_result(found: FoundImage, journal: Journal) -> tuple[str, CaptionResult] | None:
-    """Content hash and captions of an image whose file has not changed since it was captioned."""
+def key_of(content: str, asked: Asked | None) -> str:
+    """What a caption is known by besides the model: the image's content, and what is asked about it."""
+    return content if asked is None else f"{content}:{asked.key}"
+
+
+def known_result(
+    found: FoundImage, journal: Journal, prompts: Prompts | None = None
+) -> tuple[str, CaptionResult] | None:
+    """Key and captions of an image whose file, and whose prompt, have not changed since it was captioned."""
     content = journal.content(found.place, found.state())
-    result = journal.result(content) if content else None
-    return (content, result) if content and result else None
+    if content is None:
+        return None
+    try:
+        key = key_of(content, prompts.of_image(found, content) if prompts else None)
+    except ImageError:
+        return None
+    result = journal.result(key)
+    return (key, result) if result else None
 
 
 def caption_images(
-    captioner: Captioner, images: Iterable[FoundImage], options: BatchCaptionOptions, journal: Journal
+    captioner: Captioner,
+    images: Iterable[FoundImage],
+    options: BatchCaptionOptions,
+    journal: Journal,
+    prompts: Prompts | None = None,
 ) -> Iterator[list[Captioned]]:
     """Rows batch by batch, in the order of the images; a batch that does not fit in memory is done again in halves.
 
@@ -70,41 +86,46 @@ def caption_images(
         RunError: not even one image fits in memory.
     """
     batches = Batches(captioner, options.generation, options.batch_size)
-    load = partial(_load, captioner=captioner, journal=journal)
+    load = partial(_load, captioner=captioner, journal=journal, prompts=prompts)
+    keeps_raw = options.prompting.keep_raw
     with closing(in_threads(load, images, options.num_workers, ahead=4 * batches.size)) as source:
         while batch := list(islice(source, batches.size)):
-            contents = {one.content for one in batch if one.content}
+            keys = {one.key for one in batch if one.key}
             # asked again: the image may have been read while a copy of it was in the batch before
-            known = {content: result for content in contents if (result := journal.result(content)) is not None}
+            known = {key: result for key in keys if (result := journal.result(key)) is not None}
             fresh: dict[str, Loaded] = {}  # copies within the batch are captioned once
             for one in batch:
-                if one.pixels is not None and one.content and one.content not in known:
-                    fresh.setdefault(one.content, one)
-            decoded = batches.generate([one.pixels for one in fresh.values() if one.pixels is not None])
-            known.update(
-                (content, _result(one, its)) for (content, one), its in zip(fresh.items(), decoded, strict=True)
-            )
+                if one.prepared is not None and one.key and one.key not in known:
+                    fresh.setdefault(one.key, one)
+            decoded = batches.generate([one.prepared for one in fresh.values()])
+            for (key, one), its in zip(fresh.items(), decoded, strict=True):
+                known[key] = _result(one, its if keeps_raw else replace(its, raw=()))
             yield [
-                Captioned(one.found, one.state, one.content, fresh.get(one.content) is not one, known[one.content])
-                if one.content in known
-                else Captioned(one.found, one.state, one.content, False, _result(one, None))
+                Captioned(one.found, one.state, one.key, fresh.get(one.key) is not one, known[one.key])
+                if one.key in known
+                else Captioned(one.found, one.state, one.key, False, _result(one, None))
                 for one in batch
             ]  # fmt: skip
 
 
-def _load(found: FoundImage, captioner: Captioner, journal: Journal) -> Loaded:
+def _load(found: FoundImage, captioner: Captioner, journal: Journal, prompts: Prompts | None) -> Loaded:
     try:
         data, state = found.read()
     except ImageError as error:
         return Loaded(found, None, None, str(error), (-1, -1), None)
     content = hashlib.sha256(data).hexdigest()
-    if journal.result(content) is not None:
-        return Loaded(found, None, None, None, state, content)
+    try:
+        asked = prompts.of_image(found, content) if prompts else None
+    except ImageError as error:  # no caption to ask about: there may be one in the next run
+        return Loaded(found, None, None, str(error), state, None)
+    key = key_of(content, asked)
+    if journal.result(key) is not None:
+        return Loaded(found, None, None, None, state, key)
     try:
         image = read_image(data)
-        return Loaded(found, captioner.transform(image), image.size, None, state, content)
+        return Loaded(found, captioner.prepare(image, asked), image.size, None, state, key)
     except ImageError as error:
-        return Loaded(found, None, None, str(error), state, None if str(error) in PASSING else content)
+        return Loaded(found, None, None, str(error), state, None if str(error) in PASSING else key)
 
 
 def _result(loaded: Loaded, decoded: Decoded | None) -> CaptionResult:

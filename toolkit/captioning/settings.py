@@ -90,6 +90,8 @@ def settled(model: Any, tokenizer: Any, options: GenerationOptions) -> Settings:
     for length, of_new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if length in given:  # the other would count instead
             own.pop(of_new, None)
+    if "max_new_tokens" in given:
+        own.pop("max_length", None)
     if options.sample:
         given["num_beams"] = 1
     if isinstance(options.bad_words, tuple):

@@ -1,6 +1,6 @@
 """Captioning in shards, for an engine whose workers share nothing but storage.
 
-<output>.pieces/000000.todo      the images of a shard, one a line
+<output>.pieces/000000.todo      the images of a shard, one a line, with what is filled into their prompts
 <output>.pieces/000000.jsonl     its rows, renamed into place when finished; the first line is the model fingerprint
 
 A shard is a whole number of batches, so each image is in the same batch as in a run without shards. When all shards are
@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,9 @@ import torch
 from toolkit.captioning.captioner import Captioner, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
 from toolkit.captioning.pipeline import caption_images, model_fingerprint
+from toolkit.captioning.prompts import Earlier, Prompts
 from toolkit.data.sources import FoundImage, FoundImages
-from toolkit.errors import OutputError, RunError
+from toolkit.errors import ImageError, OutputError, RunError
 from toolkit.options import BatchCaptionOptions
 from toolkit.records import CaptionResult
 from toolkit.runtime.copies import Copy
@@ -47,6 +48,7 @@ class ShardCaptioner:
     options: BatchCaptionOptions
     fingerprint: Fingerprint  # of the captioner, the same on every node
     threads: int  # of torch on a CPU: with another number of threads sums differ in the last digit
+    prompts: Prompts | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "captioner"}
@@ -66,15 +68,20 @@ class ShardCaptioner:
     def __call__(self, task: dict[str, Any]) -> None:
         path = self.folder / f"{task['shard']:06d}.jsonl"
         places: dict[FoundImage, str] = {}
-        for root, url, name, place in _lines(path.with_suffix(".todo")):
-            places[FoundImage(Copy.of(url, Path(root)) if url else Path(root), name)] = place
+        fields: dict[FoundImage, dict[str, str | None]] = {}
+        for root, url, name, place, *filled in _lines(path.with_suffix(".todo")):
+            image = FoundImage(Copy.of(url, Path(root)) if url else Path(root), name)
+            places[image] = place
+            fields.update((image, values) for values in filled)
+        prompts = None if self.prompts is None else replace(self.prompts, found=fields)
         journal = Journal(IN_MEMORY, self.fingerprint)  # an image that is in the shard twice is captioned once
         with finishing(path, unfinished(path)) as temporary, open(temporary, "w", encoding="ascii") as file:
             file.write(json.dumps(self.fingerprint.now) + "\n")
-            for batch in caption_images(self.captioner, list(places), self.options, journal):
-                journal.add((places[one.found], one.state, one.content, one.result) for one in batch if one.content)
+            for batch in caption_images(self.captioner, list(places), self.options, journal, prompts):
+                journal.add((places[one.found], one.state, one.key, one.result) for one in batch if one.key)
                 for one in batch:
-                    line = [places[one.found], one.found.name, one.state, one.content, one.kept, one.result.to_row()]
+                    row = one.result.to_row(with_raw=True)
+                    line = [places[one.found], one.found.name, one.state, one.key, one.kept, row]
                     file.write(json.dumps(line) + "\n")
 
 
@@ -86,7 +93,11 @@ def _lines(path: Path) -> Iterator[Any]:
 
 
 def caption_in_shards(
-    options: BatchCaptionOptions, images: FoundImages, journal: Journal, folder: Path
+    options: BatchCaptionOptions,
+    images: FoundImages,
+    journal: Journal,
+    folder: Path,
+    prompts: Prompts | None = None,
 ) -> tuple[int, dict[str, str]]:
     """Captions the images with `options.engine`, and adds the rows to the journal; returns what `gather` returns.
 
@@ -101,9 +112,14 @@ def caption_in_shards(
         with open(folder / f"{number:06d}.todo", "w", encoding="ascii") as file:
             for found in islice(rest, size):
                 url = found.root.url if isinstance(found.root, Copy) else None
-                file.write(json.dumps([str(found.root), url, found.name, found.place]) + "\n")
+                line: list[Any] = [str(found.root), url, found.name, found.place]
+                if prompts is not None:
+                    line.append(_fields(prompts, found))
+                file.write(json.dumps(line) + "\n")
     threads = torch.get_num_threads()
-    function = ShardCaptioner(folder.absolute(), options, journal.fingerprint, threads)
+    function = ShardCaptioner(
+        folder.absolute(), options, journal.fingerprint, threads, prompts and replace(prompts, earlier=None)
+    )
     tasks = [{"shard": number} for number in range(count)]
     given = (path for path in map(Path, options.paths) if path.is_dir())
     resources = Resources(
@@ -120,6 +136,14 @@ def caption_in_shards(
     with Progress("caption", len(images)) as progress:
         ENGINES[options.engine](function, tasks, resources, progress, done)
     return gather(folder, journal)
+
+
+def _fields(prompts: Prompts, found: FoundImage) -> dict[str, Any]:
+    """An unreadable text beside an image is as none: the node says that there is no caption."""
+    try:
+        return dict(prompts.fields(found))
+    except ImageError:
+        return dict(replace(prompts, earlier=Earlier(())).fields(found))
 
 
 def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
@@ -145,13 +169,13 @@ def gather(folder: Path, journal: Journal) -> tuple[int, dict[str, str]]:
             continue
         rows = list(lines)
         # An image that was in an earlier shard too keeps its first row.
-        known = {content: journal.result(content) for _, _, _, content, _, _ in rows if content}
-        new += sum(not kept and known.get(content) is None for _, _, _, content, kept, _ in rows)
-        lost.update((name, row["error"]) for _, name, _, content, _, row in rows if content is None)
+        known = {key: journal.result(key) for _, _, _, key, _, _ in rows if key}
+        new += sum(not kept and known.get(key) is None for _, _, _, key, kept, _ in rows)
+        lost.update((name, row["error"]) for _, name, _, key, _, row in rows if key is None)
         journal.add(
-            (place, tuple(state), content, known[content] or CaptionResult.from_row(row))
-            for place, _, state, content, _, row in rows
-            if content
+            (place, tuple(state), key, known[key] or CaptionResult.from_row(row))
+            for place, _, state, key, _, row in rows
+            if key
         )
     for path in files:
         path.unlink()

@@ -24,10 +24,12 @@ from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, faster_precision, load_captioner
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
+from toolkit.captioning.prompts import Earlier, Prompts, with_prompts
 from toolkit.captioning.settings import Settings, with_words
 from toolkit.captioning.shards import caption_in_shards, gather
 from toolkit.data.sources import FoundImage, FoundImages, find_images
 from toolkit.errors import InputError, OutputError
+from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.exports import Export, polish
 from toolkit.outputs.writers import format_of
@@ -55,7 +57,7 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
     """
     local_only(options, "gallery")
     check_dry_run(options, "paths", "model", "output")
-    options = replace(options, generation=with_words(options.generation))
+    options = replace(options, generation=with_words(options.generation), prompting=with_prompts(options.prompting))
     options = with_copies(options, model=fetch_model)
     url, among = _url_of_output(options)
     if url is None:
@@ -92,12 +94,13 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
         images = FoundImages(islice(images, options.limit))
     _check_names(images)
     _check_output(output, format, [] if among_images else images)
+    earlier = _earlier(options, output, format)
     page = None
     if options.gallery is not None:
         inputs = [output, Path(options.model), *(image.path for image in images)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
     if options.dry_run:
-        return _dry_run(options, format, output, images)
+        return _dry_run(options, format, output, images, earlier)
     with held(f"--output {output}", output, "writing it", "file"):
         state = beside(output, ".state")
         journal = Journal(state if state.exists() else IN_MEMORY)  # what is refused leaves nothing behind
@@ -105,6 +108,7 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
             with _told(output):
                 export = Export(options, format, output, images, journal)
             captioner = load_captioner(options.model, options.device, options.precision)
+            prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             attention = Attention(captioner, f"--model {options.model}") if options.attention else None
             fingerprint = model_fingerprint(captioner, options.generation)
             with _told(output):
@@ -114,12 +118,15 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
                 journal.begin(fingerprint, options.existing == "overwrite")
                 settings = captioner.settings(options.generation)
                 export.several = settings.config.num_return_sequences > 1
-                return _Run(options, output, images, captioner, settings, attention, journal, export, page).summary()
+                run = _Run(options, output, images, captioner, settings, attention, journal, export, page, prompts)
+                return run.summary()
         finally:
             journal.close()
 
 
-def _dry_run(options: BatchCaptionOptions, format: str, output: Path, images: FoundImages) -> Summary:
+def _dry_run(
+    options: BatchCaptionOptions, format: str, output: Path, images: FoundImages, earlier: Earlier | None
+) -> Summary:
     """What would be captioned; the model is loaded, for it decides whose captions are there, and nothing is written."""
     with tempfile.TemporaryDirectory() as folder:
         state = beside(output, ".state")
@@ -131,10 +138,11 @@ def _dry_run(options: BatchCaptionOptions, format: str, output: Path, images: Fo
         try:
             Export(options, format, output, images, journal)  # refuses what it would refuse
             captioner = load_captioner(options.model, options.device, options.precision)
+            prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             if options.attention:
                 Attention(captioner, f"--model {options.model}")
             journal.begin(model_fingerprint(captioner, options.generation), options.existing == "overwrite")
-            todo = FoundImages(image for image in images if known_result(image, journal) is None)
+            todo = FoundImages(image for image in images if known_result(image, journal, prompts) is None)
         finally:
             journal.close()
     settings, first = captioner.settings(options.generation), [image.name for image in islice(todo, SHOWN_IMAGES)]
@@ -174,6 +182,7 @@ class _Run:
     journal: Journal
     export: Export
     page: Output | None
+    prompts: Prompts | None
     lost: dict[str, str] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=lambda: {"errors": 0, "weak": 0, "uncompared": 0})
     first_error: CaptionResult | None = None
@@ -195,7 +204,7 @@ class _Run:
             say("images whose names differ only in the suffix get texts with it: a.jpg.txt, a.png.txt")
         shards = beside(self.output, ".pieces")
         gather(shards, journal)  # those that a stopped run has finished
-        todo = FoundImages(image for image in self.images if known_result(image, journal) is None)
+        todo = FoundImages(image for image in self.images if known_result(image, journal, self.prompts) is None)
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
@@ -205,13 +214,13 @@ class _Run:
                 say(faster)
         if options.engine != "local" and todo:
             options = replace(options, precision=self.captioner.precision)  # decided here, once for all nodes
-            new, self.lost = caption_in_shards(options, todo, journal, shards)
+            new, self.lost = caption_in_shards(options, todo, journal, shards, self.prompts)
             return new
         new = 0
         with Progress("caption", len(todo)) as progress:
-            for batch in caption_images(self.captioner, todo, options, journal):
-                self.lost.update((done.found.name, done.result.error or "") for done in batch if done.content is None)
-                journal.add((done.found.place, done.state, done.content, done.result) for done in batch if done.content)
+            for batch in caption_images(self.captioner, todo, options, journal, self.prompts):
+                self.lost.update((done.found.name, done.result.error or "") for done in batch if done.key is None)
+                journal.add((done.found.place, done.state, done.key, done.result) for done in batch if done.key)
                 new += sum(not done.kept for done in batch)
                 progress.update(len(batch))
         return new
@@ -219,7 +228,7 @@ class _Run:
     def _results(self) -> Iterator[tuple[CaptionResult, bool]]:
         """The captions of each image as the model generated them, and whether all that decides them could be compared."""
         for image in self.images:
-            known = None if image.name in self.lost else known_result(image, self.journal)
+            known = None if image.name in self.lost else known_result(image, self.journal, self.prompts)
             if known is None:
                 error = self.lost.get(image.name, "changed during the run")
                 yield CaptionResult(image.name, error=error), True
@@ -268,6 +277,37 @@ class _Run:
         text += f"\n  {self.settings.sentence()}"
         values["settings"] = self.settings.to_json()
         return Summary(text, values, exit_code=3 if first is not None else 0)
+
+
+# ---- captions so far ------------------------------------------------------------------------------------------------
+
+
+def _earlier(options: BatchCaptionOptions, output: Path, format: str) -> Earlier | None:
+    """The captions of --captions-from, by image name.
+
+    Raises:
+        InputError: they can't be read; or what is written would be what is read in the next run.
+    """
+    prompts = Prompts.of(options.prompting)
+    path = options.prompting.captions_from
+    if prompts is None or not prompts.take_caption:
+        return None
+    if path is None:
+        roots = [Path(given) for given in options.paths if format == "txt"]
+        if any(os.path.realpath(output) == os.path.realpath(root) for root in roots):
+            raise InputError(
+                "--format txt: would replace the texts that {caption} is taken from; name an --output elsewhere, or give "
+                "--captions-from."
+            )
+        return None
+    if url_of(path):
+        raise InputError(f"--captions-from {path}: must be a file here; copy it first.")
+    if os.path.realpath(path) == os.path.realpath(output):
+        raise InputError(
+            f"--captions-from {path}: is the output, and would be other captions then; name another --output."
+        )
+    rows = read_hypotheses(path, "--captions-from").rows
+    return Earlier((name, row.caption) for row in rows if row.caption is not None for name in row.names)
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def caption(options: CaptionOptions) -> Summary:
     generation = with_words(options.generation)
     settings = captioner.settings(generation)
     say(settings.sentence())
-    results = captioner.caption([_source(given) for given in options.images], generation)
+    images = [_source(given) for given in options.images]
+    results = captioner.caption(images, generation, prompting=options.prompting)
     lines, rows = [], []
     for given, found in zip(options.images, results, strict=True):
         rows.append({**found.to_row(), "image": given})

@@ -12,6 +12,7 @@ from toolkit.options.finetune import FinetuneOptions
 from toolkit.options.generation import GenerationOptions
 from toolkit.options.inspect import InspectOptions
 from toolkit.options.preprocess import PreprocessOptions
+from toolkit.options.prompts import PromptOptions
 from toolkit.options.sample import SampleOptions
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "GenerationOptions",
     "InspectOptions",
     "PreprocessOptions",
+    "PromptOptions",
     "SampleOptions",
 ]

@@ -17,6 +17,7 @@ from toolkit.options.fields import (
     option,
 )
 from toolkit.options.generation import ALL, GenerationOptions, check_generation
+from toolkit.options.prompts import PROMPTS, PromptOptions
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class BatchCaptionOptions(Options):
     """Options of `toolkit batch-caption`."""
 
     generation: GenerationOptions = nested(GenerationOptions(), ALL)
+    prompting: PromptOptions = nested(PromptOptions(), PROMPTS)
     paths: tuple[str, ...] = option(
         (), "Images, folders or globs; here or at URLs such as s3://...", path=True, positional=True, required=True
     )
@@ -59,7 +61,7 @@ class BatchCaptionOptions(Options):
     )
 
     def validate(self) -> None:
-        check_generation(self.generation)
+        check_generation(self.generation, draws=self.prompting.prompt_file is not None)
         check_engine(self)
         check_at_least(self, 1, "num_workers", "limit")
         check_choice("existing", self.existing, ("skip", "overwrite"))

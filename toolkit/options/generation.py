@@ -21,6 +21,10 @@ class GenerationOptions(Options):
 
     num_beams: int | None = option(None, f"Beams of beam search; 1 is greedy decoding.{OWN}")
     max_length: int | None = option(None, f"Longest caption in tokens, start token and EOS included.{OWN}")
+    max_new_tokens: int | None = option(
+        None,
+        "The same without what a caption begins with (start token, --start-with, prompt); instead of --max-length.",
+    )
     length_penalty: float | None = option(None, f"Above 0 favours longer captions, below 0 shorter ones.{OWN}")
     no_repeat_ngram_size: int | None = option(
         None, f"No run of this many tokens occurs twice in a caption; 0 allows it.{OWN}"
@@ -39,12 +43,14 @@ class GenerationOptions(Options):
     top_p: float | None = option(None, f"With --sample: sample from the smallest set with this much probability.{OWN}")
     temperature: float | None = option(None, f"With --sample: below 1, likely tokens become more likely.{OWN}")
     num_captions: int | None = option(None, f"Captions per image.{OWN}")
-    seed: int = option(42, "Seed of --sample.")
+    seed: int = option(42, "Seed of --sample, and of the choice from --prompt-file.")
 
     def validate(self) -> None:
         check_seed(self)
-        check_at_least(self, 1, "num_beams", "num_captions")
+        check_at_least(self, 1, "num_beams", "num_captions", "max_new_tokens")
         check_at_least(self, 2, "max_length")
+        check(None in (self.max_length, self.max_new_tokens), "max_new_tokens", self.max_new_tokens,
+              "--max-length says it too; leave one of the two out")  # fmt: skip
         check_at_least(self, 0, "no_repeat_ngram_size", "top_k", "min_length")
         check_choice("early_stopping", self.early_stopping or "false", tuple(EARLY_STOPPING))
         check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
@@ -68,20 +74,27 @@ class GenerationOptions(Options):
 ALL = tuple(f.name for f in fields(GenerationOptions))
 BEAM_SEARCH = ("num_beams", "no_repeat_ngram_size", "length_penalty", "max_length")
 CONTROL = ("min_length", "repetition_penalty", "bad_words", "start_with")
-SETTINGS = (*BEAM_SEARCH, "min_length", "repetition_penalty", "top_k", "top_p", "temperature")
+SETTINGS = (*BEAM_SEARCH, "max_new_tokens", "min_length", "repetition_penalty", "top_k", "top_p", "temperature")
 # What finetune evaluates with and writes into the model's folder, unless told otherwise.
 TRAINED = GenerationOptions(num_beams=4, no_repeat_ngram_size=3, length_penalty=2.0, max_length=50)
 
 
-def check_generation(options: GenerationOptions, defaults: GenerationOptions | None = None) -> None:
-    """Refuses options that the way of decoding ignores; those that are as in `defaults` nobody has given."""
+def check_generation(
+    options: GenerationOptions, defaults: GenerationOptions | None = None, draws: bool = False
+) -> None:
+    """Refuses options that the way of decoding ignores; those that are as in `defaults` nobody has given.
+
+    Args:
+        draws: whether something else than sampling uses the seed.
+    """
     if options.sample:
         check(options.num_beams in (None, 1), "num_beams", options.num_beams,
               "has no effect with --sample, which does not search; leave one of the two out")  # fmt: skip
         check_unused(options, ("length_penalty", "early_stopping"),
                      "has no effect with --sample, which does not search; leave one of the two out", defaults)  # fmt: skip
     else:
-        check_unused(options, ("top_k", "top_p", "temperature", "seed"), "only applies with --sample; add that")
+        sampling = ("top_k", "top_p", "temperature") if draws else ("top_k", "top_p", "temperature", "seed")
+        check_unused(options, sampling, "only applies with --sample; add that")
         if options.num_beams == 1:
             check_unused(options, ("length_penalty", "early_stopping"),
                          "has no effect with --num-beams 1; use more beams, or leave it out", defaults)  # fmt: skip
