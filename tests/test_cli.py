@@ -158,6 +158,7 @@ def test_a_tilde_is_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatc
         arguments = [] if field.metadata.get("positional") else [f"--{field.name.replace('_', '-')}"]
         required = ["x" for f in flat(options_class) if f.metadata.get("required") and f.name != field.name]
         needs = {"ray_address": ["--engine", "ray"], "bad_words": ["--model", "m"] if command == "evaluate" else []}
+        needs["captions_from"] = ["--prompt", "{caption}"]
         more = needs.get(field.name, [])
         seen.clear()
         with suppress(Seen):
