@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class CaptionResult:
         ended: False if `caption` reached the maximum length.
         weak: whether the score is below --min-score; None without that option.
         raw: of each caption what the model wrote, special tokens and all; empty unless it was asked for.
+        scores, ends: of several captions, `score` and `ended` of each; () if they are not known.
+        clip_scores: CLIPScore of each caption; () if the image has none, None without --clip-score.
     """
 
     image: str
@@ -66,27 +69,52 @@ class CaptionResult:
     height: int | None = None
     weak: bool | None = None
     raw: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    ends: tuple[bool, ...] = ()
+    clip_scores: tuple[float, ...] | None = None
 
-    def to_row(self, with_raw: bool = False) -> dict[str, Any]:
-        """The row of captions.jsonl; with `captions` only if there are several, and `weak` only if it is known.
+    def to_row(self, kept: bool = False) -> dict[str, Any]:
+        """The row of captions.jsonl; with `captions` only if there are several, and what options add only with them.
 
         Args:
-            with_raw: `raw` as well where there is any, as the journal keeps it.
+            kept: also `raw`, `scores` and `ends` where there are any, as the journal keeps them.
         """
         row = asdict(self)
-        captions, weak, raw = row.pop("captions"), row.pop("weak"), row.pop("raw")
+        captions, weak, clip_scores = row.pop("captions"), row.pop("weak"), row.pop("clip_scores")
+        more = {name: list(row.pop(name)) for name in ("raw", "scores", "ends")}
         if len(captions) > 1:
             row["captions"] = list(captions)
         if weak is not None:
             row["weak"] = weak
-        if with_raw and raw:
-            row["raw"] = list(raw)
+        if kept:
+            row |= {name: values for name, values in more.items() if values}
+        if clip_scores is not None:
+            row["clip_score"] = clip_scores[0] if clip_scores else None
+            if len(captions) > 1:
+                row["clip_scores"] = list(clip_scores)
         return row
+
+    def ordered(self, order: Sequence[int]) -> CaptionResult:
+        """The same captions, those of the given places first, with all that belongs to each.
+
+        `score` and `ended` of a first caption that they are not known of (captioned before they were kept) are None.
+        """
+
+        def turned(values: tuple[Any, ...] | None) -> Any:
+            return tuple(values[k] for k in order) if values else values
+
+        scores, ends = turned(self.scores), turned(self.ends)
+        captions, clip_scores = turned(self.captions), turned(self.clip_scores)
+        score = scores[0] if scores else self.score if order[0] == 0 else None
+        ended = ends[0] if ends else self.ended if order[0] == 0 else None
+        told = {"caption": captions[0], "captions": captions, "score": score, "ended": ended}
+        return replace(self, **told, raw=turned(self.raw), scores=scores, ends=ends, clip_scores=clip_scores)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> CaptionResult:
         captions = row.get("captions") or ([] if row["caption"] is None else [row["caption"]])
-        return cls(**{**row, "captions": tuple(captions), "raw": tuple(row.get("raw", ()))})
+        several = {name: tuple(row.get(name, ())) for name in ("raw", "scores", "ends")}
+        return cls(**{**row, "captions": tuple(captions), **several})
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def test_raw_text_is_kept_on_request(run: Run) -> None:
     assert raw == {"What?": ["<s>What?</s>"], "Who?": None}
     assert "raw" not in Path("captions.jsonl").read_text()
     row = CaptionResult("a", "b", ("b",), raw=("<s>b",))
-    assert CaptionResult.from_row(row.to_row(with_raw=True)) == row
+    assert CaptionResult.from_row(row.to_row(kept=True)) == row
 
 
 def test_prompts_in_shards(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,6 +282,7 @@ def _openable(picture: Picture) -> Path | bytes | Image.Image:
 
 def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
     """What was decoded, as a row of captions.jsonl has it."""
+    several = len(decoded.captions) > 1
     return CaptionResult(
         image=name,
         caption=decoded.captions[0],
@@ -291,6 +292,8 @@ def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
         width=size[0],
         height=size[1],
         raw=decoded.raw,
+        scores=tuple(round(score, 4) for score in decoded.scores) if several else (),
+        ends=decoded.ended if several else (),
     )
 
 

@@ -133,7 +133,7 @@ class Journal:
         elif not stands:
             others = "SELECT 1 FROM captions WHERE content = ? AND maker NOT LIKE '%:%'"
             self.anew += self._db.execute(others, (content,)).fetchone() is not None
-        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(result.to_row(with_raw=True))))
+        self._db.execute("REPLACE INTO captions VALUES (?, ?, ?)", (*key, json.dumps(result.to_row(kept=True))))
 
     # ---- exports ----------------------------------------------------------------------------------------------------
 

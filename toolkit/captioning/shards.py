@@ -80,7 +80,7 @@ class ShardCaptioner:
             for batch in caption_images(self.captioner, list(places), self.options, journal, prompts):
                 journal.add((places[one.found], one.state, one.key, one.result) for one in batch if one.key)
                 for one in batch:
-                    row = one.result.to_row(with_raw=True)
+                    row = one.result.to_row(kept=True)
                     line = [places[one.found], one.found.name, one.state, one.key, one.kept, row]
                     file.write(json.dumps(line) + "\n")
 

@@ -31,6 +31,7 @@ from toolkit.data.sources import FoundImage, FoundImages, find_images
 from toolkit.errors import InputError, OutputError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
+from toolkit.outputs.clip_scores import Captioned, ClipScores
 from toolkit.outputs.exports import Export, polish
 from toolkit.outputs.writers import format_of
 from toolkit.records import CaptionResult, Summary
@@ -51,14 +52,14 @@ def batch_caption(options: BatchCaptionOptions) -> Summary:
 
     Raises:
         InputError: a path that does not exist or holds no image.
-        ModelError: `--model` is no captioner.
+        ModelError: `--model` is no captioner, or `--clip-score` no CLIP model.
         OutputError: the output can't be written, or is somebody else's.
         RunError: stopped half way; the same command goes on.
     """
     local_only(options, "gallery")
-    check_dry_run(options, "paths", "model", "output")
+    check_dry_run(options, "paths", "model", "clip_score", "output")
     options = replace(options, generation=with_words(options.generation), prompting=with_prompts(options.prompting))
-    options = with_copies(options, model=fetch_model)
+    options = with_copies(options, model=fetch_model, clip_score=fetch_model)
     url, among = _url_of_output(options)
     if url is None:
         return _batch_caption(options, among_images=False)
@@ -118,7 +119,10 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
                 journal.begin(fingerprint, options.existing == "overwrite")
                 settings = captioner.settings(options.generation)
                 export.several = settings.config.num_return_sequences > 1
-                run = _Run(options, output, images, captioner, settings, attention, journal, export, page, prompts)
+                clip = _clip_scores(options, settings)
+                run = _Run(
+                    options, output, images, captioner, settings, attention, journal, export, page, prompts, clip
+                )
                 return run.summary()
         finally:
             journal.close()
@@ -141,6 +145,7 @@ def _dry_run(
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             if options.attention:
                 Attention(captioner, f"--model {options.model}")
+            _clip_scores(options, captioner.settings(options.generation))
             journal.begin(model_fingerprint(captioner, options.generation), options.existing == "overwrite")
             todo = FoundImages(image for image in images if known_result(image, journal, prompts) is None)
         finally:
@@ -164,6 +169,25 @@ def _dry_run(
     return Summary(f"{text}\n  {settings.sentence()}", values)
 
 
+def _clip_scores(options: BatchCaptionOptions, settings: Settings) -> ClipScores | None:
+    """
+    Raises:
+        InputError: there is one caption an image, and nothing to rerank.
+        ModelError: the CLIP model can't be loaded.
+    """
+    if options.clip_score is None:
+        return None
+    if options.rerank != "none" and settings.config.num_return_sequences < 2:
+        raise InputError(
+            f"--rerank {options.rerank}: chooses among several captions, but the model's folder asks for one; add "
+            "--num-captions."
+        )
+    from toolkit.models.clip import load_clip
+
+    clip = load_clip(options.clip_score, "--clip-score", options.device, options.precision)
+    return ClipScores(clip, options.rerank == "clip", options.num_workers)
+
+
 @dataclass
 class _Run:
     """One run with all that it has: captions, then writes.
@@ -183,6 +207,7 @@ class _Run:
     export: Export
     page: Output | None
     prompts: Prompts | None
+    clip: ClipScores | None
     lost: dict[str, str] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=lambda: {"errors": 0, "weak": 0, "uncompared": 0})
     first_error: CaptionResult | None = None
@@ -191,7 +216,7 @@ class _Run:
         new = self._caption()
         self.export.write(self._polished())
         if self.page is not None:  # what the model said: its words have their heat maps
-            results = [result for result, _ in self._results()]
+            results = [row.result for row in self._results()]
             write_caption_gallery(self.page, results, list(self.images), self.attention, self.options.num_workers)
         return self._summary(new)
 
@@ -225,23 +250,29 @@ class _Run:
                 progress.update(len(batch))
         return new
 
-    def _results(self) -> Iterator[tuple[CaptionResult, bool]]:
-        """The captions of each image as the model generated them, and whether all that decides them could be compared."""
+    def _results(self) -> Iterator[Captioned]:
+        """The captions of each image as the model generated them, with --clip-score judged by it."""
+        rows = self._captioned()
+        return rows if self.clip is None else self.clip.add(rows, len(self.images))
+
+    def _captioned(self) -> Iterator[Captioned]:
         for image in self.images:
             known = None if image.name in self.lost else known_result(image, self.journal, self.prompts)
             if known is None:
                 error = self.lost.get(image.name, "changed during the run")
-                yield CaptionResult(image.name, error=error), True
+                yield Captioned(image, None, CaptionResult(image.name, error=error), True)
             else:
-                yield replace(known[1], image=image.name), self.journal.is_compared(known[0])
+                key, result = known
+                content = key.partition(":")[0]  # without the prompt's
+                yield Captioned(image, content, replace(result, image=image.name), self.journal.is_compared(key))
 
     def _polished(self) -> Iterator[CaptionResult]:
-        for result, compared in self._results():
-            result = polish(result, self.options)
+        for row in self._results():
+            result = polish(row.result, self.options)
             if result.image not in self.export.changed:  # a changed row is kept instead of ours
                 self.count["errors"] += result.error is not None
                 self.count["weak"] += bool(result.weak)
-                self.count["uncompared"] += not compared
+                self.count["uncompared"] += not row.compared
                 if result.error is not None and self.first_error is None:
                     self.first_error = result
             yield result
@@ -274,9 +305,24 @@ class _Run:
             values["uncompared"] = count["uncompared"]
         if self.journal.anew:
             text += f"\n  {self.journal.anew} had a caption by toolkit 0.1 with other weights or options, and were captioned again"
+        if self.clip is not None:
+            text += f"\n  {self._told_of_clip(values)}"
         text += f"\n  {self.settings.sentence()}"
         values["settings"] = self.settings.to_json()
         return Summary(text, values, exit_code=3 if first is not None else 0)
+
+    def _told_of_clip(self, values: dict[str, Any]) -> str:
+        clip, unseen = self.clip, len(self.clip.unseen) if self.clip is not None else 0
+        assert clip is not None
+        mean = clip.total / clip.count if clip.count else None
+        values["clip_score"] = {"mean": mean, "images": clip.count, "model": clip.model.signature, "unseen": unseen}
+        text = f"CLIPScore by {self.options.clip_score}: " + ("none" if mean is None else f"{mean:.4f} on average")
+        if clip.rerank:
+            values["reranked"] = clip.changed
+            text += f"; of {clip.changed} images another caption comes first than the captioner's best"
+        if unseen:
+            text += f"; {unseen} images can't be read any more and have none (first: {printable(clip.unseen[0])})"
+        return text
 
 
 # ---- captions so far ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from toolkit.cache.uploads import fetch_source
 from toolkit.data.pixels import PixelTransform, centre
 from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError, ModelError
+from toolkit.evaluation.clip_score import ClipJudge
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.evaluation.judge import (
     NAMES,
@@ -33,6 +34,7 @@ from toolkit.evaluation.judge import (
 from toolkit.evaluation.references import References, Source, read_references
 from toolkit.evaluation.significance import LEVEL
 from toolkit.options import EvaluateOptions
+from toolkit.options.fields import default_workers
 from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
 from toolkit.runtime.copies import fetch_model, with_copies
@@ -51,7 +53,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
 
     Raises:
         InputError: captions or references are missing, broken, or not of the same images.
-        ModelError: `--model` is no captioner, or needs other pixels than the cache has.
+        ModelError: `--model` is no captioner, or needs other pixels than the cache has; `--clip-score` is no CLIP model.
         OutputError: `--per-image` or `--page` can't be written, or would replace a file that the toolkit did not write.
         ToolkitError: METEOR or SPICE can't run here.
     """
@@ -59,7 +61,8 @@ def evaluate(options: EvaluateOptions) -> Summary:
     outputs = _outputs(options)
     captions = dict.fromkeys(("hypotheses", "against"), fetch_annotations)
     sources = dict.fromkeys(("references", "idf"), fetch_source)
-    options = with_copies(options, **captions, **sources, images=fetch_images, model=fetch_model)
+    models = dict.fromkeys(("model", "clip_score", "pac_score"), fetch_model)
+    options = with_copies(options, **captions, **sources, **models, images=fetch_images)
     return _evaluate(options, outputs)
 
 
@@ -67,7 +70,8 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
     """`--per-image` and `--page`, checked."""
     hypotheses = DEFAULT_HYPOTHESES if options.hypotheses is None and options.model is None else options.hypotheses
     idf = None if options.idf in ("evaluated", "train") else options.idf
-    inputs = (hypotheses, *options.against, options.references, options.images, idf, options.model)
+    models = (options.model, *options.clips.values())
+    inputs = (hypotheses, *options.against, options.references, options.images, idf, *models)
     table, page = options.per_image, options.page
     return (
         None if table is None else Output("--per-image", table, inputs, options.overwrite),
@@ -76,7 +80,7 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 
 
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
-    find = options.images is not None or options.page is not None
+    find = options.images is not None or options.page is not None or bool(options.clips)
     references = read_references(Source.of(options), options.split, find)
     settings = None
     if options.model is not None:
@@ -85,7 +89,7 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     else:
         given = [read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)]
     given += [read_hypotheses(path, "--against") for path in options.against]
-    found = judge(given, references, options)
+    found = judge(given, references, options, clip_judges(options))
     if found.words.usual:
         say(found.words.sentence or "")
     text = _text(found)
@@ -101,6 +105,26 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     values = _values(found, options)
     values["settings"] = None if settings is None else settings.to_json()
     return Summary(text, values)
+
+
+def clip_judges(options: EvaluateOptions) -> list[ClipJudge]:
+    """The metrics by a CLIP model that are asked for.
+
+    Raises:
+        ModelError: a model can't be loaded.
+    """
+    if not options.clips:
+        return []
+    from toolkit.models.clip import load_clip
+
+    return [
+        ClipJudge(
+            metric,
+            load_clip(model, f"--{metric.replace('_', '-')}", options.device, options.precision),
+            default_workers(),
+        )
+        for metric, model in options.clips.items()
+    ]
 
 
 # ---- captioning the split -------------------------------------------------------------------------------------------
@@ -231,7 +255,7 @@ def _text(found: Evaluation) -> str:
         for differences in found.differences:
             p = differences[name].p_holm
             row += [with_interval(differences[name]), "–" if p is None else f"{p:.3f}"]
-        row += [percent(human.human[name]), percent(human.same[name])] if human is not None else []
+        row += [percent(human.human.get(name)), percent(human.same.get(name))] if human is not None else []
         rows.append(row)
     lines = [title, *_table(rows)]
     if several:

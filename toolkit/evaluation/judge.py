@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toolkit import __version__
 from toolkit.errors import InputError
+from toolkit.evaluation.clip_score import ClipJudge
 from toolkit.evaluation.diversity import Diversity, diversity
 from toolkit.evaluation.groups import Group, by_group, read_column
 from toolkit.evaluation.health import Health, health
@@ -34,6 +35,7 @@ from toolkit.runtime.hashing import hash_hex
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L",
     "cider": "CIDEr", "cider_d": "CIDEr-D", "cider_plain": "CIDEr plain", "meteor": "METEOR", "spice": "SPICE",
+    "clip_score": "CLIPScore", "ref_clip_score": "RefCLIPScore", "pac_score": "PAC-S", "ref_pac_score": "RefPAC-S",
 }  # fmt: skip
 KINDS = {
     "bleu": "bleu(closest)",
@@ -94,11 +96,17 @@ class Evaluation:
     by: str | None = None
 
 
-def judge(given: Sequence[Hypotheses], references: References, options: EvaluateOptions) -> Evaluation:
+def judge(
+    given: Sequence[Hypotheses], references: References, options: EvaluateOptions, clips: Sequence[ClipJudge] = ()
+) -> Evaluation:
     """Scores one or several sets of captions on the same images.
 
+    Args:
+        clips: metrics that look at the images, beside `options.metric_names`.
+
     Raises:
-        InputError: no caption belongs to an image of the references, or no image has a caption from each system.
+        InputError: no caption belongs to an image of the references, or no image has a caption from each system; for `clips`
+            an image can't be read.
         ToolkitError: METEOR or SPICE can't run here.
     """
     matched = [match(hypotheses, references) for hypotheses in given]
@@ -119,6 +127,10 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
     once = [tokenized({i: [c] for i, c in system.items()}, tokenizer.words) for system in captions]
     cut = [{i: lines[0] for i, lines in system.items()} for system in once]
     scores = [prepared.score(system, options.metric_names) for system in cut]
+    by_clip = list[tuple[str, str | None]]()
+    for clip in clips:
+        scores, said_of_it, note = clip.judge(scores, captions, references)
+        by_clip.append((said_of_it, note))
     metrics = intervals(scores, options.resamples, options.seed)
     states = [
         health(list(c.values()), _ended(m, ids), references.train, tokenizer)
@@ -141,9 +153,9 @@ def judge(given: Sequence[Hypotheses], references: References, options: Evaluate
         people_diversity=diversity(judged, prepared, tokenizer) if any(diversities) else None,
         differences=compare_all(scores, options.resamples, options.seed),
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
-        signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer),
+        signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer, [s for s, _ in by_clip]),
         by=options.by,
-        notes=[*_notes(options, references, ids, systems), *chosen.notes()],
+        notes=[*_notes(options, references, ids, systems), *chosen.notes(), *(note for _, note in by_clip if note)],
     )
 
 
@@ -190,12 +202,14 @@ def _signature(
     corpus: Corpus | None,
     idf_name: str,
     tokenizer: Tokenizer,
+    clips: Sequence[str],
 ) -> str:
     """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
     metrics = ",".join(KINDS[name] for name in options.metric_names)
     if {"meteor", "spice"} & set(options.metric_names):
         with suppress(PackageNotFoundError):
             metrics += f",jars=pycocoevalcap-{version('pycocoevalcap')}"
+    metrics = ",".join((metrics, *clips))
     judged = {i: references.captions[i] for i in ids}
     idf = "evaluated" if corpus is None else f"{idf_name}({len(corpus)} images,{_hash(corpus)})"
     without = "+".join(str(len(references.captions) - len(system.matched.captions)) for system in systems)

@@ -214,3 +214,22 @@ def silence_transformers() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def load_clip_model(name: str | Path, option: str, hint: str) -> Any:
+    """A CLIP model with both halves from a folder or the hub, in fp32 on the CPU.
+
+    Raises:
+        ModelError: no such folder or name, or another kind of model.
+    """
+    path = Path(name)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
+
+    def load(**where: Any) -> Any:
+        kind = AutoConfig.from_pretrained(str(name), **where).model_type
+        if kind != "clip":
+            raise ModelError(f"{option} {name}: a model of type {kind}, not a CLIP model; {hint}.")
+        return transformers.CLIPModel.from_pretrained(str(name), dtype=torch.float32, **where)
+
+    return _load("CLIP model", option, name, load, hint)

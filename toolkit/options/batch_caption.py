@@ -43,6 +43,12 @@ class BatchCaptionOptions(Options):
     existing: str = option("skip", "Images that have a caption already: skip them, or overwrite the captions.")
     format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
     min_score: float | None = option(None, "Mark captions with a lower score, in the column weak.")
+    clip_score: str | None = option(
+        None, "Add the CLIPScore of each caption, by this CLIP model: a folder or a hub name.", path=True
+    )
+    rerank: str = option(
+        "none", "Which of --num-captions comes first: the captioner's best (none), or that of --clip-score (clip)."
+    )
     prefix: str = option("", "Text before every caption, exactly as given, such as a trigger word.", show_default=False)
     suffix: str = option("", "Text after every caption, exactly as given.", show_default=False)
     strip_period: bool = option(False, "Remove the full stop at the end of a caption.", flag=True)
@@ -68,6 +74,14 @@ class BatchCaptionOptions(Options):
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",
               "is shown on a page; add --gallery")  # fmt: skip
+        check_choice("rerank", self.rerank, ("none", "clip"))
+        check(self.rerank == "none" or self.clip_score is not None, "rerank", self.rerank,
+              "needs a CLIP model; name one with --clip-score")  # fmt: skip
+        check(self.rerank == "none" or self.generation.num_captions != 1, "rerank", self.rerank,
+              "chooses among several captions; add --num-captions")  # fmt: skip
+        check(self.clip_score is None or self.rerank != "none" or self.gallery is not None or self.format != "txt",
+              "clip_score", self.clip_score,
+              "has no place in --format txt; choose another format, or add --rerank clip or --gallery")  # fmt: skip
         check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
               self.batch_size, "must be auto, or a number of at least 1")  # fmt: skip

@@ -53,6 +53,14 @@ class EvaluateOptions(Options):
     metrics: str = option(
         "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."
     )
+    clip_score: str | None = option(
+        None,
+        "Also CLIPScore and RefCLIPScore with this CLIP model, a folder or a hub name; it looks at the images themselves.",
+        path=True,
+    )
+    pac_score: str | None = option(
+        None, "Also PAC-S and RefPAC-S: the same form with CLIP weights trained for it, which this names.", path=True
+    )
     tokenize: str = option(
         "auto",
         "What a word is: ptb (English, as COCO counts), intl (any language with spaces), char, or auto: by the references' script.",
@@ -97,8 +105,10 @@ class EvaluateOptions(Options):
     generation: GenerationOptions = nested(
         GenerationOptions(), DECODING, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
     )
-    device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
-    precision: str = option("auto", "With --model: auto, fp32, bf16, fp16 or int8, as in batch-caption.")
+    device: str = option("auto", "With --model, --clip-score or --pac-score: auto, cpu, cuda, cuda:1 or mps.")
+    precision: str = option(
+        "auto", "With --model, --clip-score or --pac-score: auto, fp32, bf16, fp16 or int8, as in batch-caption."
+    )
 
     def validate(self) -> None:
         check_split_map(self)
@@ -115,8 +125,13 @@ class EvaluateOptions(Options):
               "captions the split itself; leave out --hypotheses")  # fmt: skip
         if self.model is None:
             why = "only applies with --model; add that, or leave it out"
-            check_unused(self, ("batch_size", "device", "precision"), why)
+            check_unused(self, ("batch_size",), why)
             check_unused(self.generation, DECODING, why)
+            if not self.clips:
+                why = "only applies with --model, --clip-score or --pac-score; add one of these, or leave it out"
+                check_unused(self, ("device", "precision"), why)
+            check(self.precision != "int8", "precision", self.precision,
+                  "is for captioners, not for CLIP models; choose another, or leave it out")  # fmt: skip
         else:
             check_generation(self.generation)
         check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
@@ -125,6 +140,12 @@ class EvaluateOptions(Options):
               "name a file that ends in .csv or .parquet")  # fmt: skip
         check(self.page is None or self.page.suffix in (".html", ".htm"), "page", self.page,
               "name a file that ends in .html")  # fmt: skip
+
+    @property
+    def clips(self) -> dict[str, str]:
+        """The metrics by a CLIP model, with its name."""
+        named = {"clip_score": self.clip_score, "pac_score": self.pac_score}
+        return {metric: model for metric, model in named.items() if model is not None}
 
     @property
     def metric_names(self) -> tuple[str, ...]:

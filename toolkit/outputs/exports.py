@@ -132,7 +132,7 @@ class Export:
                 self.kept = sorted(self.changed)
                 write_jsonl(temporary, self._merged(results, hashes))
             else:
-                WRITERS[self.format](temporary, results, self.several)
+                WRITERS[self.format](temporary, results, self.several, self.options.clip_score is not None)
             # With rows of a person's the file as a whole is not what we wrote.
             content = ("kept " if self.kept else "") + content_hash(temporary)
             self.journal.export([(self.output.name, content, bytes(hashes) or None)])

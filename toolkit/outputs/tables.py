@@ -22,11 +22,12 @@ DTYPES = {
     **dict.fromkeys(("score", *METRICS), "float64"),
     **dict.fromkeys(("ended", "weak"), "boolean"),
     **dict.fromkeys(("width", "height"), "Int64"),
-    "captions": "object",
+    **dict.fromkeys(("captions", "clip_scores"), "object"),
 }
 OTHER = re.compile(r"^against_(?:[0-9]+_)?")  # a column of another system, by evaluate --against
 # In which columns stand; others follow as they come.
-ORDER = ("image_id", "image", "caption", "captions", "score", "ended", "weak", "error", "width", "height")
+ORDER = ("image_id", "image", "caption", "captions", "score", "clip_score", "clip_scores", "ended", "weak", "error", "width",
+         "height")  # fmt: skip
 
 
 def read_captions(path: str | Path) -> pd.DataFrame:
@@ -137,7 +138,7 @@ def _whole(value: Any) -> int:
     return int(number)
 
 
-def _list(value: Any) -> list[str]:
+def _list(value: Any) -> list[Any]:
     found = json.loads(value) if isinstance(value, str) else value
     if not isinstance(found, list):
         raise TypeError
@@ -149,5 +150,5 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "float64": ("a number", float),
     "boolean": ("true or false", _boolean),
     "Int64": ("a whole number", _whole),
-    "object": ("a list of captions", _list),
+    "object": ("a list", _list),
 }

@@ -35,12 +35,17 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 
 def metadata_of(result: CaptionResult) -> Row:
-    """A row of imagefolder's `metadata.jsonl`; `text` is a list if there are several captions."""
-    return {"file_name": result.image, "text": list(result.captions) if len(result.captions) > 1 else result.caption}
+    """A row of imagefolder's `metadata.jsonl`; `text` is a list if there are several captions, and so is `clip_score`."""
+    several = len(result.captions) > 1
+    row: Row = {"file_name": result.image, "text": list(result.captions) if several else result.caption}
+    if result.clip_scores is not None:
+        scores = list(result.clip_scores)
+        row["clip_score"] = scores if several else scores[0] if scores else None
+    return row
 
 
-def write_csv(path: Path, results: Iterable[CaptionResult], several: bool = False) -> None:
-    """Of several captions the best is in `caption`, and all are in `captions`, a JSON list in one cell."""
+def write_csv(path: Path, results: Iterable[CaptionResult], several: bool = False, clip: bool = False) -> None:
+    """Of several captions the best is in `caption`, and all are in `captions`, a JSON list in one cell; so `clip_scores`."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = None
         for result in results:
@@ -57,23 +62,26 @@ def _flat(row: Row, several: bool) -> Row:
     for key, value in row.items():
         if key in ("ended", "weak") and isinstance(value, bool):
             value = str(value).lower()
-        if key != "captions":
+        if key not in ("captions", "clip_scores"):
             flat[key] = value
         if key == "caption" and several:
             flat["captions"] = json.dumps(row["captions"], ensure_ascii=False) if row.get("captions") else None
+        if key == "clip_score" and several:
+            flat["clip_scores"] = json.dumps(row["clip_scores"]) if row.get("clip_scores") else None
     return flat
 
 
-def write_parquet(path: Path, results: Iterable[CaptionResult], several: bool = False) -> None:
-    """Of several captions the best is in `caption`, and all are in `captions`, a list."""
+def write_parquet(path: Path, results: Iterable[CaptionResult], several: bool = False, clip: bool = False) -> None:
+    """Of several captions the best is in `caption`, and all are in `captions`, a list; so `clip_scores`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {"image": pa.string(), "caption": pa.string(), "captions": pa.list_(pa.string()), "score": pa.float64(),
              "ended": pa.bool_(), "weak": pa.bool_(), "error": pa.string(), "width": pa.int32(),
-             "height": pa.int32()}  # fmt: skip
-    if not several:
-        del types["captions"]
+             "height": pa.int32(), "clip_score": pa.float64(), "clip_scores": pa.list_(pa.float64())}  # fmt: skip
+    for name, there in (("captions", several), ("clip_score", clip), ("clip_scores", clip and several)):
+        if not there:
+            del types[name]
     schema = pa.schema(list(types.items()))
     with pq.ParquetWriter(path, schema) as writer:
         rest = iter(results)
@@ -86,22 +94,24 @@ def _utf8(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def write_coco(path: Path, results: Iterable[CaptionResult], several: bool = False) -> None:
+def write_coco(path: Path, results: Iterable[CaptionResult], several: bool = False, clip: bool = False) -> None:
     """COCO's results format: the id is the number in a name like 000000391895.jpg, or else the name. One entry per
-    caption, the best first."""
+    caption, the best first, each with its own `clip_score`."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         separator = "[\n"
         for result in results:
             number = COCO_NAME.fullmatch(result.image.rsplit("/", 1)[-1])
-            for caption in result.captions:
-                entry = {"image_id": int(number[1]) if number else result.image, "caption": caption}
+            for k, caption in enumerate(result.captions):
+                entry: Row = {"image_id": int(number[1]) if number else result.image, "caption": caption}
+                if result.clip_scores is not None:
+                    entry["clip_score"] = result.clip_scores[k] if result.clip_scores else None
                 file.write(separator + json.dumps(entry, ensure_ascii=False))
                 separator = ",\n"
         file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
 # Formats that are written as a whole; the lines of jsonl and imagefolder are made in toolkit/outputs/exports.py.
-WRITERS: dict[str, Callable[[Path, Iterable[CaptionResult], bool], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[CaptionResult], bool, bool], None]] = {
     "csv": write_csv, "parquet": write_parquet, "coco": write_coco,
 }  # fmt: skip
 

@@ -25,6 +25,10 @@ SHOWN = (
     "spice",
     "cider_plain",
     "bleu_1",
+    "clip_score",
+    "ref_clip_score",
+    "pac_score",
+    "ref_pac_score",
 )  # in this order: cards are ranked by the first ones
 
 
@@ -73,7 +77,8 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
 def _bar(found: Evaluation, name: str) -> dict[str, Any]:
     """One metric: positions on an axis from 0 to `top`, in per cent of its width."""
     metrics = [system.metrics[name] for system in found.systems]
-    highest = max([f.high or f.score for f in metrics] + ([found.human.human[name]] if found.human else []))
+    people = (None, None) if found.human is None else (found.human.human.get(name), found.human.same.get(name))
+    highest = max(value for value in (*(f.high or f.score for f in metrics), people[0]) if value is not None)
     top = 1.0 if highest <= 1 else float(np.ceil(2 * highest) / 2)  # CIDEr can exceed 1
 
     def place(value: float | None) -> float | None:
@@ -88,9 +93,9 @@ def _bar(found: Evaluation, name: str) -> dict[str, Any]:
              "x": place(f.score), "left": place(f.low), "width": place(f.high - f.low) if f.low is not None and
              f.high is not None else None} for f in metrics
         ],
-        "human": None if found.human is None else percent(found.human.human[name]),
-        "same": None if found.human is None else percent(found.human.same[name]),
-        "human_x": None if found.human is None else place(found.human.human[name]),
+        "human": None if people[0] is None else percent(people[0]),
+        "same": None if people[1] is None else percent(people[1]),
+        "human_x": place(people[0]),
         "differences": [
             {"score": f"{100 * d.score:+.1f}", "low": percent(d.low), "high": percent(d.high),
              "p": None if d.p_holm is None else f"{d.p_holm:.3f}", "interval": d.low is not None} for d in differences

@@ -53,6 +53,7 @@ class Card:
         thumbnail: a JPEG, or its name below FILE_files; None if the image can't be shown.
         score: mean token log-probability in nats.
         ended: False if the caption reached the length limit; None if unknown.
+        clip: CLIPScore of the caption, if known.
         verdict: whether the caption is right, if known.
         heat: HeatMaps, and their PNG as bytes or a name like `thumbnail`.
     """
@@ -64,6 +65,7 @@ class Card:
     captions: Sequence[str] = ()
     references: Sequence[str] = ()
     ended: bool | None = None
+    clip: float | None = None
     verdict: bool | None = None
     error: str | None = None
     heat: tuple[HeatMaps, bytes | str] | None = None
@@ -77,6 +79,7 @@ class Card:
             "references": list(self.references) or None,
             "score": round(self.score, 4) if self.score is not None and math.isfinite(self.score) else None,
             "ended": self.ended,
+            "clip": self.clip,
             "verdict": self.verdict,
             "error": self.error,
             "image": _address(self.thumbnail, "jpeg"),
@@ -246,6 +249,7 @@ def _explained(batch: Sequence[_Drawn], linked: Linked | None, explainer: Explai
             score=result.score,
             captions=result.captions,
             ended=result.ended,
+            clip=result.clip_scores[0] if result.clip_scores else None,
             error=drawn.error,
             heat=heat,
         )

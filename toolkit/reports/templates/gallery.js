@@ -12,6 +12,7 @@ cards.forEach((card) => {
 });
 const collator = new Intl.Collator(undefined, { numeric: true });
 const score = (card, missing) => card.score ?? missing;
+const clip = (card, missing) => card.clip ?? missing;
 const size = (card, missing) => (card.caption == null ? missing : card.caption.length);
 const trouble = (card) => (card.error ? 0 : card.ended === false ? 1 : 2);
 const ORDERS = {
@@ -19,6 +20,8 @@ const ORDERS = {
   name: (a, b) => collator.compare(a.name, b.name),
   worst: (a, b) => score(a, 9) - score(b, 9),
   best: (a, b) => score(b, -1e9) - score(a, -1e9),
+  "clip-worst": (a, b) => clip(a, 9) - clip(b, 9),
+  "clip-best": (a, b) => clip(b, -1) - clip(a, -1),
   shortest: (a, b) => size(a, 1e9) - size(b, 1e9),
   longest: (a, b) => size(b, -1) - size(a, -1),
   trouble: (a, b) => trouble(a) - trouble(b) || score(a, 9) - score(b, 9),
@@ -75,6 +78,11 @@ function cardOf(card) {
     score.title = "mean log-probability of a token, nats";
     notes.append(score);
   }
+  if (card.clip != null) {
+    const fit = make("span", "", ` CLIP ${card.clip.toFixed(3)}`);
+    fit.title = "CLIPScore: how well the caption fits the image, from 0 to 2.5";
+    notes.append(fit);
+  }
   const text = make("figcaption", "", captionOf(card));
   if (card.caption != null && card.error) text.append(make("span", "bad", card.error));
   if (card.captions) text.append(list(`${card.captions.length} captions`, card.captions));
@@ -86,6 +94,13 @@ function cardOf(card) {
 }
 
 // ---- searching, sorting, scrolling
+
+if (cards.some((card) => card.clip != null)) {
+  const worst = [...order.options].find((option) => option.value === "worst");
+  for (const [value, text] of [["clip-worst", "CLIPScore, worst first"], ["clip-best", "CLIPScore, best first"]]) {
+    order.insertBefore(new Option(text, value), worst);
+  }
+}
 
 let chosen = cards;
 let drawn = 0;
