@@ -5,6 +5,7 @@
     python scripts/bench_train.py --ways notebook,full-fp32,full-bf16,frozen-fp32,frozen-bf16
     python scripts/bench_train.py --size tiny --rounds 1            # does it run?
     python scripts/bench_train.py --size small --batch-size 32 --ways full,augmented    # ViT-Tiny/16 + decoder small
+    python scripts/bench_train.py --profile --rounds 1 --steps 1    # what a step spends its time on, by operator
     python scripts/bench_train.py --padding                         # how much of a batch is padding, by counting
 
 Five captions an image, of the lengths that Flickr8k's have (13.6 tokens on average, EOS included), the notebook's way in
@@ -138,8 +139,42 @@ def make_data(folder: Path, images: int, size: str) -> None:
     )  # fmt: skip
 
 
+PARTS = {
+    "products": ("mm", "linear", "convolution", "einsum"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "copies and casts": ("copy", "cat", "contiguous", "clone", "index", "gather", "slice_backward", "fill", "zero"),
+    "dropout": ("dropout", "bernoulli"),
+    "GELU": ("gelu", "tanh", "pow"),
+    "norms": ("layer_norm",),
+    "loss": ("log_softmax", "nll_loss", "cross_entropy"),
+    "optimizer": ("adam", "norm", "clip"),
+    "sums and products of elements": ("add", "mul", "sum", "div", "where"),
+}
+
+
+def print_profile(profiler: Any) -> None:
+    """Shares of the time inside operators, by the first of PARTS whose word is in an operator's name."""
+    shares = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    operators = profiler.key_averages()
+    total = sum(operator.self_cpu_time_total for operator in operators)
+    for operator in operators:
+        name = operator.key.lower()
+        part = next((part for part, parts in PARTS.items() if any(word in name for word in parts)), "the rest")
+        shares[part] += operator.self_cpu_time_total / total
+    print(
+        f"one step, {total / 1e6:.2f} s in operators: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()),
+        file=sys.stderr,
+    )
+    for operator in sorted(operators, key=lambda o: -o.self_cpu_time_total)[:15]:
+        print(
+            f"    {operator.key}: {operator.self_cpu_time_total / total:.1%}, {operator.count} calls", file=sys.stderr
+        )
+
+
 class Clock:
     """Mixed into a trainer: when each step ended, how long batches were waited for, FLOPs of the first step."""
+
+    profile = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -147,6 +182,7 @@ class Clock:
         self.cpu: list[float] = []
         self.waited = self.inputs = 0.0
         self.flops = 0
+        self.profiler: Any = None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         started = time.perf_counter()
@@ -176,6 +212,11 @@ class Clock:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         self.cpu.append(time.process_time())
+        if self.profile and len(self.ends) == 1:  # the second step, with its optimizer and its batch
+            self.profiler = torch.profiler.profile().__enter__()
+        elif self.profiler is not None and len(self.ends) == 2:
+            self.profiler.__exit__(None, None, None)
+            print_profile(self.profiler)
         return loss
 
     def figures(self, captions: int) -> dict[str, float]:
@@ -264,6 +305,7 @@ def run(way: str, folder: Path, arguments: argparse.Namespace) -> dict[str, floa
     """One way in this process."""
     import torch
 
+    Clock.profile = arguments.profile
     rate = matmul_rate(arguments.size)
     name, _, precision = way.partition("-")
     if name == "notebook":
@@ -293,6 +335,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--neighbours", type=int, default=0, help="processes that keep a core busy each meanwhile")
+    parser.add_argument("--profile", action="store_true", help="also say what the second step spends its time on")
     parser.add_argument("--padding", action="store_true", help="count padding, and nothing else")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # the one way of a child process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
