@@ -67,7 +67,7 @@ if [ "$decoder" = small ]; then
     penalty=1
     first=$out/first
     [ -z "$quick" ] || model=$first
-    toolkit finetune "$out/cache" --output-dir "$first" --cache-features --epochs 6 --lr-scheduler-type cosine \
+    toolkit finetune "$out/cache" --output-dir "$first" --cache-features \
         --length-penalty $penalty --eval-batch-size 64 "$@"
     [ -n "$quick" ] || toolkit finetune "$out/cache" --init-from "$first" --output-dir "$model" --epochs 4 \
         --batch-size 32 --lr 3e-4 --encoder-lr 1e-4 --warmup-ratio 0.03 --lr-scheduler-type cosine --unfreeze-last 6 \

@@ -89,6 +89,13 @@ def test_the_encoder_of_a_new_decoder_has_a_low_rate() -> None:
     assert FinetuneOptions().resolved("tiny").encoder_lr is None
 
 
+def test_a_new_decoder_is_trained_as_on_flickr8k() -> None:
+    new, pretrained = FinetuneOptions().resolved(None, "small"), FinetuneOptions().resolved(None)
+    assert (new.epochs, new.lr_scheduler_type) == (6, "cosine")
+    assert (pretrained.epochs, pretrained.lr_scheduler_type) == (3, "linear")
+    assert FinetuneOptions(lr_scheduler_type="linear").resolved(None, "small").lr_scheduler_type == "linear"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

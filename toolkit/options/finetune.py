@@ -27,6 +27,7 @@ from toolkit.options.preprocess import NEW_DECODERS
 TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
     None: {
         "epochs": 3.0,
+        "lr_scheduler_type": "linear",
         "batch_size": 8,
         "lr": 5e-5,
         "warmup_ratio": 0.0,
@@ -35,6 +36,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
     },
     "tiny": {
         "epochs": 8.0,
+        "lr_scheduler_type": "linear",
         "batch_size": 32,
         "lr": 1.5e-3,
         "warmup_ratio": 0.06,
@@ -42,7 +44,8 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "eval_metric": "loss",
     },
     "new decoder": {
-        "epochs": 5.0,
+        "epochs": 6.0,  # measured with the schedule on Flickr8k (docs/finetuning.md)
+        "lr_scheduler_type": "cosine",
         "batch_size": 32,
         "lr": 1e-3,
         "encoder_lr": 5e-5,
@@ -52,6 +55,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
     },
     "cider": {
         "epochs": 3.0,
+        "lr_scheduler_type": "linear",
         "batch_size": 32,
         "lr": 1e-5,
         "warmup_ratio": 0.1,
@@ -82,7 +86,7 @@ class FinetuneOptions(Options):
 
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
-    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8; new decoder: 5]")
+    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8; new decoder: 6]")
     max_steps: int = option(-1, "Stop after this many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(
         None, "Images per step and process, with their captions. [default: 8; tiny preset, new decoder: 32]"
@@ -95,7 +99,10 @@ class FinetuneOptions(Options):
     encoder_lr: float | None = option(
         None, "Peak learning rate of the encoder's weights. [default: as --lr; new decoder: 5e-5]"
     )
-    lr_scheduler_type: str = option("linear", f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}.")
+    lr_scheduler_type: str | None = option(
+        None,
+        f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}. [default: linear; new decoder: cosine]",
+    )
     decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
@@ -219,7 +226,8 @@ class FinetuneOptions(Options):
         check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
         check_choice("lora_save", self.lora_save, ("merged", "adapter"))
         frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
-        check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        if self.lr_scheduler_type is not None:
+            check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         check(self.decoder_dropout is None or 0 <= self.decoder_dropout < 1, "decoder_dropout", self.decoder_dropout,
               "must be at least 0 and below 1")  # fmt: skip
         fixed = frozen or ("--lora-targets decoder" if self.lora_targets == "decoder" else None)

@@ -40,7 +40,7 @@ from toolkit.training.run_files import (
 # Options that do not change the model.
 INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit",
                "save_steps", "save_minutes")  # fmt: skip
-DEFAULTS = to_json(FinetuneOptions())
+DEFAULTS = {**to_json(FinetuneOptions()), "lr_scheduler_type": "linear"}
 # Options that do not change the weights: with other values a finished run is only evaluated again.
 EVALUATION = (*BEAM_SEARCH, "eval_batch_size")
 

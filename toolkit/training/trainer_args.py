@@ -82,7 +82,8 @@ def check_trainer_args(options: FinetuneOptions) -> None:
     if not given:
         return
     try:
-        arguments = Seq2SeqTrainingArguments("none", use_cpu=True, lr_scheduler_type=options.lr_scheduler_type, **given)
+        schedule = options.lr_scheduler_type or "linear"  # None: the default, which needs no settings of its own
+        arguments = Seq2SeqTrainingArguments("none", use_cpu=True, lr_scheduler_type=schedule, **given)
         Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = torch.optim.SGD([torch.zeros(1)])
         settings = arguments.lr_scheduler_kwargs
