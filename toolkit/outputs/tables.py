@@ -150,5 +150,5 @@ KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "float64": ("a number", float),
     "boolean": ("true or false", _boolean),
     "Int64": ("a whole number", _whole),
-    "object": ("a list", _list),
+    "object": ("a list of captions", _list),
 }
