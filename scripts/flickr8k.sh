@@ -76,22 +76,11 @@ else
     toolkit finetune "$out/cache" --output-dir "$model" --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2 "$@"
 fi
 
-# The photographs of the test split alone, as links, whatever is in their names.
-python=$(dirname "$(command -v toolkit)")/python
-"$python" - "$out/cache" "$images" "$out/test" <<'PYTHON'
-import sys
-from pathlib import Path
-from toolkit import open_cache
-images, links = Path(sys.argv[2]).resolve(), Path(sys.argv[3])
-for path in open_cache(Path(sys.argv[1]))["test"].column("path"):
-    (links / path).parent.mkdir(parents=True, exist_ok=True)
-    if not (links / path).is_symlink():
-        (links / path).symlink_to(images / path)
-PYTHON
-toolkit batch-caption "$out/test" --model "$model" --output "$out/captions.jsonl" \
+toolkit batch-caption "$out/cache" --split test --model "$model" --output "$out/captions.jsonl" \
     --length-penalty $penalty --gallery "$out/gallery.html" || [ $? -eq 3 ]
 toolkit evaluate --hypotheses "$out/captions.jsonl" --references "$out/cache" --split test --human \
     --per-image "$out/scores.csv" --page "$out/evaluation.html" --json > "$out/scores.json"
+python=$(dirname "$(command -v toolkit)")/python
 "$python" - "$out/scores.json" "$encoder + $decoder" <<'PYTHON'
 import json, sys
 scores = json.load(open(sys.argv[1], encoding="utf-8"))

@@ -280,7 +280,7 @@ def _openable(picture: Picture) -> Path | bytes | Image.Image:
     return Path(picture) if isinstance(picture, str) else picture
 
 
-def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
+def result(name: str, decoded: Decoded, size: tuple[int, int] | None) -> CaptionResult:
     """What was decoded, as a row of captions.jsonl has it."""
     several = len(decoded.captions) > 1
     return CaptionResult(
@@ -289,8 +289,8 @@ def result(name: str, decoded: Decoded, size: tuple[int, int]) -> CaptionResult:
         captions=decoded.captions,
         score=round(decoded.scores[0], 4),
         ended=decoded.ended[0],
-        width=size[0],
-        height=size[1],
+        width=size[0] if size else None,
+        height=size[1] if size else None,
         raw=decoded.raw,
         scores=tuple(round(score, 4) for score in decoded.scores) if several else (),
         ends=decoded.ended if several else (),

@@ -16,6 +16,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from toolkit.captioning.beam_search import longest
 from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
 from toolkit.captioning.generate import DECODING_VERSION
@@ -37,7 +39,7 @@ from toolkit.runtime.hashing import hash_hex
 class Loaded(NamedTuple):
     found: FoundImage
     prepared: Any  # as the captioner takes it; None of what can't be read or is known
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None  # (width, height) of the image; None where it isn't known
     error: str | None
     state: State
     key: str | None  # of the journal; None where nothing is known by the bytes: not opened, or an error that passes
@@ -109,6 +111,11 @@ def caption_images(
 
 
 def _load(found: FoundImage, captioner: Captioner, journal: Journal, prompts: Prompts | None) -> Loaded:
+    if (stored := found.pixels()) is not None:
+        pixels = np.ascontiguousarray(stored)
+        content = f"pixels-{hashlib.sha256(pixels.data).hexdigest()}"
+        known = journal.result(content) is not None
+        return Loaded(found, None if known else pixels, None, None, found.state(), content)
     try:
         data, state = found.read()
     except ImageError as error:
@@ -130,7 +137,7 @@ def _load(found: FoundImage, captioner: Captioner, journal: Journal, prompts: Pr
 
 def _result(loaded: Loaded, decoded: Decoded | None) -> CaptionResult:
     name = loaded.found.name
-    if decoded is None or loaded.size is None:
+    if decoded is None:
         return CaptionResult(name, error=loaded.error)
     return result(name, decoded, loaded.size)
 

@@ -119,14 +119,14 @@ class Prompts:
         if self.found is not None:
             return self.found[image]
         folder, _, file = image.name.rpartition("/")
-        above = folder.rpartition("/")[2] or Path(_place(image.root)).name
+        above = folder.rpartition("/")[2] or Path(_place(image)).name
         caption = self._caption(image) if self.take_caption else None
         return {"name": os.path.splitext(file)[0], "folder": above, "caption": caption}
 
     def _caption(self, image: FoundImage) -> str | None:
         if self.earlier is not None:
             return self.earlier.get(image.name)
-        if isinstance(image.root, Copy):
+        if isinstance(image.root, Copy) or not isinstance(image.root, Path):
             return None
         return sidecar_caption(image.path)
 
@@ -158,7 +158,9 @@ class Prompts:
         return self.alternatives[min(bisect_right(sums, at), len(sums) - 1)].text
 
 
-def _place(root: Path) -> str:
+def _place(image: FoundImage) -> str:
+    """Where the folder is that an image was given under, or the data set that it lies in."""
+    root = image.root if isinstance(image.root, Path) else image.path
     return str(root.url) if isinstance(root, Copy) else os.path.realpath(root)
 
 

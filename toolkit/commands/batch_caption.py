@@ -1,4 +1,4 @@
-"""`toolkit batch-caption`: a caption for every image below some folders, as rows of a file.
+"""`toolkit batch-caption`: a caption for every image below some folders, or in some data sets, as rows of a file.
 
     find images -> caption those that have no caption yet (pipeline, or shards on a cluster) -> journal -> export
 
@@ -22,12 +22,13 @@ from typing import Any
 from toolkit.cache.uploads import Outbox
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, faster_precision, load_captioner
+from toolkit.captioning.inputs import check_caches, find_inputs
 from toolkit.captioning.journal import IN_MEMORY, Journal
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
 from toolkit.captioning.prompts import Earlier, Prompts, with_prompts
 from toolkit.captioning.settings import Settings, with_words
 from toolkit.captioning.shards import caption_in_shards, gather
-from toolkit.data.sources import FoundImage, FoundImages, find_images
+from toolkit.data.sources import FoundImage, FoundImages
 from toolkit.errors import InputError, OutputError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
@@ -90,15 +91,16 @@ def _url_of_output(options: BatchCaptionOptions) -> tuple[str | None, bool]:
 def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
     format = format_of(options.format, options.output)
     output = _place(options, format)
-    images = find_images(options.paths, options.recursive)
+    images = find_inputs(options)
     if options.limit is not None:
-        images = FoundImages(islice(images, options.limit))
+        images = images.first(options.limit)
     _check_names(images)
     _check_output(output, format, [] if among_images else images)
     earlier = _earlier(options, output, format)
     page = None
     if options.gallery is not None:
-        inputs = [output, Path(options.model), *(image.path for image in images)]
+        files = (image.path for image in images if isinstance(image.root, Path))
+        inputs = [output, Path(options.model), *files, *(images_in.path for images_in in images.sets)]
         page = gallery_output(options.gallery, inputs, options.overwrite, len(images))
     if options.dry_run:
         return _dry_run(options, format, output, images, earlier)
@@ -109,6 +111,7 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
             with _told(output):
                 export = Export(options, format, output, images, journal)
             captioner = load_captioner(options.model, options.device, options.precision)
+            check_caches(captioner, options.model, images)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             attention = Attention(captioner, f"--model {options.model}") if options.attention else None
             fingerprint = model_fingerprint(captioner, options.generation)
@@ -142,12 +145,13 @@ def _dry_run(
         try:
             Export(options, format, output, images, journal)  # refuses what it would refuse
             captioner = load_captioner(options.model, options.device, options.precision)
+            check_caches(captioner, options.model, images)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             if options.attention:
                 Attention(captioner, f"--model {options.model}")
             _clip_scores(options, captioner.settings(options.generation))
             journal.begin(model_fingerprint(captioner, options.generation), options.existing == "overwrite")
-            todo = FoundImages(image for image in images if known_result(image, journal, prompts) is None)
+            todo = FoundImages(image for image in images.to_read() if known_result(image, journal, prompts) is None)
         finally:
             journal.close()
     settings, first = captioner.settings(options.generation), [image.name for image in islice(todo, SHOWN_IMAGES)]
@@ -229,7 +233,9 @@ class _Run:
             say("images whose names differ only in the suffix get texts with it: a.jpg.txt, a.png.txt")
         shards = beside(self.output, ".pieces")
         gather(shards, journal)  # those that a stopped run has finished
-        todo = FoundImages(image for image in self.images if known_result(image, journal, self.prompts) is None)
+        todo = FoundImages(
+            image for image in self.images.to_read() if known_result(image, journal, self.prompts) is None
+        )
         if len(todo) < len(self.images):
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
@@ -243,7 +249,7 @@ class _Run:
             return new
         new = 0
         with Progress("caption", len(todo)) as progress:
-            for batch in caption_images(self.captioner, todo, options, journal, self.prompts):
+            for batch in caption_images(self.captioner, todo.to_read(), options, journal, self.prompts):
                 self.lost.update((done.found.name, done.result.error or "") for done in batch if done.key is None)
                 journal.add((done.found.place, done.state, done.key, done.result) for done in batch if done.key)
                 new += sum(not done.kept for done in batch)

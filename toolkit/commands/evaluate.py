@@ -9,15 +9,14 @@ papers do.
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cache.uploads import fetch_source
-from toolkit.data.pixels import PixelTransform, centre
+from toolkit.data.pixels import centre
 from toolkit.data.sources import fetch_annotations, fetch_images
-from toolkit.errors import InputError, ModelError
+from toolkit.errors import InputError
 from toolkit.evaluation.clip_score import ClipJudge
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
 from toolkit.evaluation.judge import (
@@ -146,19 +145,12 @@ def caption_split(model: str, references: References, options: EvaluateOptions) 
     import numpy as np
 
     from toolkit.captioning.captioner import Batches, load_captioner
+    from toolkit.captioning.inputs import check_pixels
     from toolkit.captioning.settings import with_words
 
     generation = with_words(options.generation)
     captioner = load_captioner(model, options.device, options.precision)
-    ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
-    pixels = json.loads(json.dumps(ours))  # tuples as lists
-    stored = dict(cache.manifest["pixels"])
-    differs = [k for k in ("size", "shortest_edge", "crop", "resample") if pixels.get(k, "") != stored[k]]
-    if differs:
-        raise ModelError(
-            f"--model {model}: prepares images differently from {references.source} ({', '.join(differs)}); "
-            "run `toolkit preprocess` with the encoder of this model."
-        )
+    check_pixels(captioner, model, cache, references.source)
     settings, rows = captioner.settings(generation), list[Hypothesis]()
     readers = {split: cache[split] for split, _ in references.rows.values()}
     ids = list(references.captions)

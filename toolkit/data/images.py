@@ -105,7 +105,7 @@ def check_file(path: Path) -> None:
         ImageError: the path leads to no regular file: 'missing', 'dangling link', 'permission denied',
             'not a regular file', 'not a file name', ...
     """
-    with _reasons(path):
+    with file_reasons(path):
         state = os.stat(path)
     if not stat.S_ISREG(state.st_mode):
         readable = not stat.S_ISDIR(state.st_mode) or os.access(path, os.R_OK | os.X_OK)
@@ -113,7 +113,7 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def _reasons(path: Path) -> Iterator[None]:
+def file_reasons(path: Path) -> Iterator[None]:
     """What goes wrong with a file as an ImageError with its short reason."""
     try:
         yield
@@ -147,7 +147,7 @@ def read_file(path: Path) -> ImageFile:
         ImageError: the reason; of what is not a regular file without opening it, and nothing ever waits for a pipe.
     """
     check_file(path)  # before it is opened: opening a device may do something
-    with _reasons(path):
+    with file_reasons(path):
         # What took the file's place since then may be a pipe, where open() waits for a writer without O_NONBLOCK.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -1,4 +1,5 @@
-"""Where images come from: folders, and URLs of stores. Which files there are images, and how one is found and read.
+"""Where images come from: folders, URLs of stores, and data sets (data/sets.py). Which files there are images, and how one
+is found and read.
 
 A folder at a URL is listed once, when a command starts (runtime/copies.py). The listing gives each image a size and a
 time, as a local file has them; an image's bytes are fetched when it is read, and not kept.
@@ -12,15 +13,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from toolkit.data.images import IMAGE_SUFFIXES, LARGEST_FILE, ImageFile, name_forms, read_file, resolve_image
+from toolkit.data.images import (
+    IMAGE_SUFFIXES,
+    LARGEST_FILE,
+    ImageFile,
+    name_forms,
+    read_file,
+    read_image,
+    resolve_image,
+)
 from toolkit.errors import ImageError, InputError, RunError
 from toolkit.runtime.copies import Copy, fetch_tree, list_names, look_up
 from toolkit.runtime.files import file_state
 from toolkit.runtime.remote import open_store, store_errors, url_of
 from toolkit.runtime.shelf import Shelf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 class _Listed(NamedTuple):
@@ -95,31 +109,75 @@ class ImageSource:
         return os.path.exists(os.path.join(self.root, name)) if self.url is None else bool(look_up(self.root, name))
 
 
+class Collection(Protocol):
+    """Images that lie inside other files (data/sets.py); the root of each of them."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def state(self) -> tuple[int, int]: ...
+
+    @property
+    def files(self) -> Sequence[Path]: ...
+
+    def read(self, row: int) -> ImageFile: ...
+    def pixels(self, row: int) -> np.ndarray | None: ...
+
+
 class FoundImage(NamedTuple):
     """An image that `find_images` found.
 
     Attributes:
-        root: the folder it was given under (for a file its folder, for a glob the part before the first wildcard).
-        name: its path relative to `root`, "/" between parts: what its caption is reported under.
+        root: the folder it was given under (for a file its folder, for a glob the part before the first wildcard), or the
+            data set that it lies in.
+        name: its path relative to `root`, "/" between parts, or its id in the data set: what its caption is reported under.
+        row: its number in the data set; -1 of a file.
     """
 
-    root: Path
+    root: Path | Collection
     name: str
+    row: int = -1
 
     @property
     def path(self) -> Path:
-        return self.root / self.name
+        """The file, or what the data set is in."""
+        return self.root / self.name if isinstance(self.root, Path) else self.root.path
 
     @property
     def place(self) -> str:
         """What it is known by: its URL, or the real folder and the name below it."""
+        if not isinstance(self.root, Path):
+            return f"{self.root.place}/{self.name}"
         return f"{ImageSource.of(self.root).url or _real(self.root)}/{self.name}"
 
     def state(self) -> tuple[int, int]:
+        if not isinstance(self.root, Path):
+            return self.root.state
         return ImageSource.of(self.root).state(self.name) if isinstance(self.root, Copy) else file_state(self.path)
 
     def read(self) -> ImageFile:
+        if not isinstance(self.root, Path):
+            return self.root.read(self.row)
         return ImageSource.of(self.root).read(self.name) if isinstance(self.root, Copy) else read_file(self.path)
+
+    def picture(self) -> tuple[Image.Image, tuple[int, int]]:
+        """The image to show, and the state of what it was read from.
+
+        Raises:
+            ImageError: it can't be read.
+        """
+        if (stored := self.pixels()) is None:
+            data, state = self.read()
+            return read_image(data), state
+        from PIL import Image
+
+        return Image.fromarray(stored.transpose(1, 2, 0).copy()), self.state()
+
+    def pixels(self) -> np.ndarray | None:
+        """uint8 (C, H, W) as the model takes them, where such are stored in place of an encoded image."""
+        return None if isinstance(self.root, Path) else self.root.pixels(self.row)
 
 
 @lru_cache(maxsize=64)
@@ -128,26 +186,51 @@ def _real(folder: Path) -> str:
 
 
 class FoundImages:
-    """Images sorted by name and root; a long list is on the disk, and memory stays flat."""
+    """Images sorted by name and root; a long list is on the disk, and memory stays flat.
+
+    Attributes:
+        sets: the data sets that some of them lie in.
+    """
 
     def __init__(self, images: Iterable[FoundImage] = ()) -> None:
-        self._roots: dict[str, Path] = {}
-        self._keys = Shelf()  # name and root, between them a character that neither can have
+        self.sets: list[Collection] = []
+        self._roots: dict[str, Path | Collection] = {}
+        self._keys = Shelf()  # name, root and row, between them a character that none can have
         for image in images:
             self.add(image)
 
     def add(self, image: FoundImage) -> None:
-        root = str(image.root)
+        if isinstance(image.root, Path):
+            root = str(image.root)
+        else:
+            root = image.root.place
+            if root not in self._roots:
+                self.sets.append(image.root)
         self._roots.setdefault(root, image.root)
-        self._keys.setdefault(f"{image.name}\0{root}", None)
+        self._keys.setdefault(f"{image.name}\0{root}\0{image.row}", None)
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __iter__(self) -> Iterator[FoundImage]:
-        for key in self._keys.in_order():
-            name, _, root = key.rpartition("\0")
-            yield FoundImage(self._roots[root], name)
+        return map(self._image, self._keys.in_order())
+
+    def __contains__(self, image: FoundImage) -> bool:
+        root = str(image.root) if isinstance(image.root, Path) else image.root.place
+        return f"{image.name}\0{root}\0{image.row}" in self._keys
+
+    def to_read(self) -> Iterator[FoundImage]:
+        """In the order in which they are read fastest: in a data set they were added in that of its rows."""
+        return map(self._image, self._keys) if self.sets else iter(self)
+
+    def first(self, count: int) -> FoundImages:
+        """The first by name."""
+        some = FoundImages(islice(self, count))
+        return FoundImages(image for image in self.to_read() if image in some) if self.sets else some
+
+    def _image(self, key: str) -> FoundImage:
+        name, root, row = key.rsplit("\0", 2)
+        return FoundImage(self._roots[root], name, int(row))
 
 
 def fetch_annotations(url: str) -> Copy:
@@ -181,7 +264,7 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> FoundIma
         for image in _find(given, recursive):
             empty, before = False, len(places)
             if repeats:
-                places.setdefault(os.path.abspath(os.path.join(image.root, image.name)), None)
+                places.setdefault(os.path.abspath(image.path), None)
             if not repeats or len(places) > before:
                 found.add(image)
         if empty:
@@ -192,6 +275,11 @@ def find_images(paths: Sequence[str | Path], recursive: bool = True) -> FoundIma
                 else f"{given}: no such file or folder; name images, folders or a glob in quotes."
             )
     return found
+
+
+def has_images(folder: Path, recursive: bool = True) -> bool:
+    """Whether `find_images` finds any in it."""
+    return next(_walk(folder, "", recursive), None) is not None
 
 
 def image_names(root: Path) -> Iterator[str]:

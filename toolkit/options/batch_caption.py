@@ -12,12 +12,16 @@ from toolkit.options.fields import (
     check_at_least,
     check_choice,
     check_engine,
+    check_split_map,
     default_workers,
     nested,
     option,
 )
 from toolkit.options.generation import ALL, GenerationOptions, check_generation
 from toolkit.options.prompts import PROMPTS, PromptOptions
+
+SOURCES = ("auto", "images", "cache", "hub", "parquet", "webdataset")
+SPLIT_CHOICES = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,32 @@ class BatchCaptionOptions(Options):
     generation: GenerationOptions = nested(GenerationOptions(), ALL)
     prompting: PromptOptions = nested(PromptOptions(), PROMPTS)
     paths: tuple[str, ...] = option(
-        (), "Images, folders or globs; here or at URLs such as s3://...", path=True, positional=True, required=True
+        (),
+        "Images, folders or globs, here or at URLs such as s3://...; or data sets: saved by `datasets`, Parquet, "
+        "WebDataset, a cache.",
+        path=True,
+        positional=True,
+        required=True,
     )
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
     output: Path | None = option(
         None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
     )
+    source: str = option(
+        "auto", "What the paths are: auto (by what is there), images, cache, hub (also one saved by `datasets`), parquet "
+        "or webdataset; only hub takes the name of a data set on the hub.",
+    )  # fmt: skip
+    split: str | None = option(
+        None, "Of data sets and caches caption only this split: train, validation or test. [default: all]"
+    )
+    image_column: str | None = option(
+        None, "Of data sets: the column (in tars the ending) of the images, if it isn't found automatically."
+    )
+    split_column: str | None = option(None, "Of data sets: the column or key with the split of an image.")
+    split_map: tuple[str, ...] = option(
+        (), "Of data sets: call a split by another name: eval=validation; give the option once for each.",
+        show_default=False,
+    )  # fmt: skip
     recursive: bool = option(True, "Also caption the images in subfolders.")
     batch_size: str = option("auto", "Images per batch: a number, or auto.")
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
@@ -69,6 +93,10 @@ class BatchCaptionOptions(Options):
     def validate(self) -> None:
         check_generation(self.generation, draws=self.prompting.prompt_file is not None)
         check_engine(self)
+        check_choice("source", self.source, SOURCES)
+        check(self.split is None or self.split in SPLIT_CHOICES, "split", self.split,
+              f"choose one of {', '.join(SPLIT_CHOICES)}")  # fmt: skip
+        check_split_map(self)
         check_at_least(self, 1, "num_workers", "limit")
         check_choice("existing", self.existing, ("skip", "overwrite"))
         check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from heapq import merge
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Export:
             return
         self._adopt_file()
         inputs = [options.model, *(path for path in options.paths if not Path(path).is_dir())]
+        inputs += [str(found.path) for found in images.sets]
         try:
             self._file = Output("--output", output, inputs, options.overwrite, self._is_ours)
         except OutputError:
@@ -105,9 +106,10 @@ class Export:
     @cached_property
     def _inputs(self) -> Shelf:
         found = Shelf()
-        for image in self.images:
+        files = (image.path for image in self.images if isinstance(image.root, Path))
+        for path in chain(files, *(images.files for images in self.images.sets)):
             with suppress(OSError):
-                state = image.path.stat()
+                state = path.stat()
                 found.setdefault(f"{state.st_dev}:{state.st_ino}", None)
         return found
 

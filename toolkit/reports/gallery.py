@@ -23,7 +23,6 @@ from urllib.parse import quote
 from markupsafe import Markup
 from PIL import Image
 
-from toolkit.data.images import read_image
 from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError, OutputError
 from toolkit.options.fields import default_workers
@@ -213,8 +212,7 @@ def _draw(pair: tuple[CaptionResult, FoundImage], linked: Linked | None, explain
         name, there = linked.name(".jpg", *key) if linked else ("", False)
         if there and not explainer:
             return _Drawn(result, key, name, None, None)
-        data, state = found.read()
-        image = read_image(data)
+        image, state = found.picture()
         key = (result.image, *state)  # of what was read
         if linked:
             name, there = linked.name(".jpg", *key)

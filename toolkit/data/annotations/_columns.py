@@ -67,6 +67,12 @@ class Columns:
         split_map = tuple((name.strip(), SPLIT_NAMES[split]) for name, _, split in pairs)
         return cls(options.image_column, tuple(options.caption_column), options.split_column, split_map)
 
+    @classmethod
+    def of_names(cls, image: str | None, split: str | None, split_map: tuple[str, ...]) -> Columns:
+        """Those that the user names where captions are not read."""
+        pairs = (given.partition("=") for given in split_map)
+        return cls(image, (), split, tuple((name.strip(), SPLIT_NAMES[split]) for name, _, split in pairs))
+
     def refuse(self, why: str) -> None:
         """Raises InputError if the user names anything: what is read has no columns."""
         for option, name in [*self.given, *(("--split-map", f"{a}={b}") for a, b in self.split_map)]:

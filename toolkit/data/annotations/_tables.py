@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import threading
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +31,10 @@ ROWS = 64  # images in memory at once
 IMAGE_KEYS = ("image", "img", "jpg", "png", "picture", "photo")
 
 
+class Batches(Protocol):
+    def __call__(self, columns: list[str], size: int, start: int = 0) -> Iterator[pa.RecordBatch | pa.Table]: ...
+
+
 @dataclass(frozen=True)
 class Table:
     """One part of a set.
@@ -37,13 +44,16 @@ class Table:
         schema: its columns.
         split: the split that the whole part is, as the source calls it, or None. Part of the images' names too, for
             many sets begin at 0.jpg in each split.
-        batches: gives the named columns in order, some rows at a time. "image.path" is a field of a struct.
+        batches: gives the named columns in order, some rows at a time, from a row on. "image.path" is a field of a
+            struct.
+        files: those that it is stored in, as far as they are known.
     """
 
     source: Path
     schema: pa.Schema
     split: str | None
-    batches: Callable[[list[str], int], Iterator[pa.RecordBatch | pa.Table]]
+    batches: Batches
+    files: tuple[Path, ...] = ()
 
 
 def image_column(schema: pa.Schema, columns: Columns, source: Path) -> pa.Field | None:
@@ -121,32 +131,79 @@ def read_tables(
     yield from of_names.records()
 
 
+class Row(NamedTuple):
+    """A row of a table: the number of its image among the table's, that image's name, and its split."""
+
+    number: int
+    name: str
+    split: str | None
+
+
+def list_table(table: Table, notes: Notes, named: Columns) -> Iterator[Row]:
+    """Every row of a table with images inside, whether it has a caption or not. Rows of one image have one number and one
+    name, which is the one that `read_tables` gives it."""
+    named.meet(table.schema.names)
+    image, path_column, data_column = _columns(table, named, captioned=False)
+    if data_column is None:
+        raise InputError(
+            f"{table.source}: its column {image} holds names of files, not images; give the folder with these files, or "
+            "name another column with --image-column."
+        )
+    split = named.find_split(table.schema.names, table.source)
+    splits = (own for _, own in _said(table, [], split)) if split is not None else repeat(None)
+    images = Shelf()  # name -> number
+    for name, own in zip(_row_names(table, path_column, data_column, images, notes), splits, strict=False):
+        number = images.setdefault(name, len(images))
+        yield Row(number, name, named.split_name(table.source, own or table.split, name))
+
+
+class RowReader:
+    """The images of a table row by row: fast in about their order, as threads ask for them, and right in any."""
+
+    AT_ONCE, KEPT = 8, 8  # rows, and batches of them
+
+    def __init__(self, table: Table, named: Columns) -> None:
+        self.image, path_column, data_column = _columns(table, named, captioned=False)
+        self.table, self.data_column = table, data_column or ""
+        self.path_column = path_column if path_column and "." in path_column else None
+        self._lock, self._at = threading.Lock(), sys.maxsize  # the row that the next batch begins with
+        self._batches: Iterator[Any] = iter(())
+        self._recent: deque[tuple[int, Any]] = deque(maxlen=self.KEPT)  # (number of its first row, batch)
+
+    def read(self, row: int) -> tuple[bytes | None, str | None]:
+        """(bytes, path) of the image of a row, None for what it has not."""
+        with self._lock:
+            start, batch = self._batch(row)
+            return next(self.images(batch.slice(row - start, 1)))
+
+    def images(self, batch: Any) -> Iterator[tuple[bytes | None, str | None]]:
+        """The same for each row of a batch."""
+        paths = _values(batch, self.path_column) if self.path_column else [None] * batch.num_rows
+        yield from zip(_values(batch, self.data_column), paths, strict=True)
+
+    def _batch(self, row: int) -> tuple[int, Any]:
+        for start, batch in self._recent:
+            if start <= row < start + batch.num_rows:
+                return start, batch
+        if not self._at <= row < self._at + self.AT_ONCE * self.KEPT:
+            self._batches, self._at = self.table.batches([self.image], self.AT_ONCE, row), row
+        for batch in self._batches:
+            start, self._at = self._at, self._at + batch.num_rows
+            self._recent.append((start, batch))
+            if row < self._at:
+                return start, batch
+        raise InputError(f"{self.table.source}: has changed while it was read; run the same command again.")
+
+
 def _gather(
     table: Table, path_column: str | None, data_column: str | None, gathered: Gathered, named: Columns
 ) -> array[int]:
     """Gathers the rows of a table; returns for each image the row that it comes first in."""
-    notes = gathered.notes
     captions = named.find_captions(table.schema.names, table.source)
     split = named.find_split(table.schema.names, table.source)
-    names, twice = _names(table, path_column, False, notes), None
-    hashes: Iterator[str] = repeat("")
-    if data_column is not None:
-        twice = _twice(_names(table, path_column, True, notes))
-        names = _names(table, path_column, True, Notes())  # whose notes are taken
-        if len(twice):  # a name alone does not tell which image it is
-            hashes = _hashes(table, data_column)
-    known = Shelf()  # name and hash of an image -> the name that it was given
+    names = _row_names(table, path_column, data_column, gathered.rows, gathered.notes)
     first_rows = array("Q")
-    for row, (name, digest, (said, own)) in enumerate(zip(names, hashes, _said(table, captions, split), strict=False)):
-        if twice is not None and holds(twice, name):
-            key = f"{name}\0{digest or name[:1]}"  # an image without bytes is told by its name, or is on its own
-            known_name = known.get(key)
-            if known_name is None:
-                known_name = known.setdefault(key, _unused(name or f"{row:08d}", gathered, table, notes))
-            name = known_name
-        elif table.split and data_column:
-            name = f"{table.split}/{name}"
-        name = clean_name(name)
+    for row, (name, (said, own)) in enumerate(zip(names, _said(table, captions, split), strict=False)):
         if name not in gathered.rows:
             first_rows.append(row)
         texts = captions_in(said)
@@ -159,12 +216,40 @@ def _gather(
     return first_rows
 
 
-def _columns(table: Table, named: Columns) -> tuple[str, str | None, str | None]:
-    """(image column, column of names, column of bytes), the last two None where there are none."""
+def _row_names(
+    table: Table, path_column: str | None, data_column: str | None, taken: Shelf, notes: Notes
+) -> Iterator[str]:
+    """The name of every row's image, the same where rows are of one image. Before the next is asked for, it is taken."""
+    names, twice = _names(table, path_column, False, notes), None
+    hashes: Iterator[str] = repeat("")
+    if data_column is not None:
+        twice = _twice(_names(table, path_column, True, notes))
+        names = _names(table, path_column, True, Notes())  # whose notes are taken
+        if len(twice):  # a name alone does not tell which image it is
+            hashes = _hashes(table, data_column)
+    known = Shelf()  # name and hash of an image -> the name that it was given
+    for row, (name, digest) in enumerate(zip(names, hashes, strict=False)):
+        if twice is not None and holds(twice, name):
+            key = f"{name}\0{digest or name[:1]}"  # an image without bytes is told by its name, or is on its own
+            known_name = known.get(key)
+            if known_name is None:
+                known_name = known.setdefault(key, _unused(name or f"{row:08d}", taken, table, notes))
+            name = known_name
+        elif table.split and data_column:
+            name = f"{table.split}/{name}"
+        yield clean_name(name)
+
+
+def _columns(table: Table, named: Columns, captioned: bool = True) -> tuple[str, str | None, str | None]:
+    """(image column, column of names, column of bytes), the last two None where there are none.
+
+    Args:
+        captioned: there must be captions too.
+    """
     import pyarrow as pa
 
     image = image_column(table.schema, named, table.source)
-    captions = named.find_captions(table.schema.names, table.source)
+    captions = named.find_captions(table.schema.names, table.source) if captioned else [""]
     if image is None or not captions:
         lacking = "no column of images (`image`)" if image is None else "no column of captions (`caption`)"
         raise InputError(
@@ -227,10 +312,10 @@ def _said(table: Table, captions: list[str], split: str | None) -> Iterator[tupl
             yield said, own
 
 
-def _unused(name: str, gathered: Gathered, table: Table, notes: Notes) -> str:
+def _unused(name: str, taken: Shelf, table: Table, notes: Notes) -> str:
     full = name = f"{table.split}/{name}" if table.split else name
     number = 1
-    while full in gathered.rows:
+    while full in taken:
         number += 1
         full = f"{name}~{number}"
     if number > 1:

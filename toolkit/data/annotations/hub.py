@@ -7,6 +7,7 @@ splits are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,11 @@ def _load(path: Path) -> dict[str | None, Any]:
 
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    yield from read_tables(path, tables(path), notes, columns, load=_load_file)
+
+
+def tables(path: Path) -> list[Table]:
+    """One for each split, or one."""
     tables = []
     for split, dataset in _load(path).items():
         if "pixel_values" in dataset.column_names:
@@ -66,8 +72,8 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
         tables.append(_table(path, split, dataset))
     if [table.split for table in tables] == ["train"]:
         # load_dataset calls whatever has no splits "train"
-        tables = [Table(tables[0].source, tables[0].schema, None, tables[0].batches)]
-    yield from read_tables(path, tables, notes, columns, load=_load_file)
+        tables = [replace(tables[0], split=None)]
+    return tables
 
 
 def _load_file(path: str) -> bytes:
@@ -81,9 +87,11 @@ def _load_file(path: str) -> bytes:
 
 
 def _table(path: Path, split: str | None, dataset: Any) -> Table:
-    def batches(columns: list[str], size: int) -> Iterator[pa.Table]:
+    def batches(columns: list[str], size: int, start: int = 0) -> Iterator[pa.Table]:
         # The arrow format gives images as they are stored, and respects an indices mapping left by a filter.
-        rows = dataset.select_columns(sorted({column.split(".")[0] for column in columns})).with_format("arrow")
-        yield from rows.iter(size)
+        names = {column if column in dataset.column_names else column.split(".")[0]: None for column in columns}
+        rows = dataset.select_columns(list(names)).with_format("arrow")
+        yield from (rows.skip(start) if start else rows).iter(size)
 
-    return Table(path, dataset.features.arrow_schema, split, batches)
+    files = tuple(Path(file["filename"]) for file in dataset.cache_files)
+    return Table(path, dataset.features.arrow_schema, split, batches, files)

@@ -64,6 +64,11 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    yield from read_tables(path, tables(path, columns), notes, columns)
+
+
+def tables(path: Path, columns: Columns) -> list[Table]:
+    """One for each split, or one."""
     if not (files := _files(path)):
         raise InputError(f"{path}: no .parquet file in it; name a Parquet file or a folder of them.")
     names = [file.relative_to(path).as_posix() for file in files]
@@ -72,8 +77,7 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
     parts: dict[str | None, list[Path]] = {}
     for file in files:
         parts.setdefault(splits.get(file.relative_to(path).as_posix()), []).append(file)
-    tables = [_table(group, split) for split, group in parts.items()]
-    yield from read_tables(path, tables, notes, columns)
+    return [_table(group, split) for split, group in parts.items()]
 
 
 def _table(files: list[Path], split: str | None) -> Table:
@@ -82,16 +86,25 @@ def _table(files: list[Path], split: str | None) -> Table:
         if set(open_parquet(file).schema_arrow.names) != set(schema.names):
             raise InputError(f"{file}: has other columns than {files[0].name}; name only one of the sets.")
 
-    def batches(columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    def batches(columns: list[str], size: int, start: int = 0) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         for file in files:
             try:
+                opened = open_parquet(file)
+                counts = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
+                groups = list(range(len(counts)))
+                while groups and start >= counts[groups[0]]:
+                    start -= counts[groups.pop(0)]
                 # pre_buffer would hold whole row groups of images
-                yield from open_parquet(file).iter_batches(size, columns=columns, use_threads=False)
+                for batch in opened.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
+                    passed = min(start, batch.num_rows)
+                    start -= passed
+                    if passed < batch.num_rows:
+                        yield batch.slice(passed)
             except (OSError, pa.ArrowException) as error:
                 raise InputError(
                     f"{file}: damaged ({' '.join(str(error).split())[:80]}); download or export it again."
                 ) from None
 
-    return Table(files[0], schema, split, batches)
+    return Table(files[0], schema, split, batches, tuple(files))

@@ -18,8 +18,9 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from toolkit.data.annotations._columns import Columns, caption_columns
 from toolkit.data.annotations._gather import Notes, captions_in, clean_captions
@@ -60,6 +61,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    for file, stem, split in tars(path, columns):
+        yield from _read_tar(file, stem, split, notes, columns)
+
+
+def tars(path: Path, columns: Columns) -> Iterator[tuple[Path, str, str | None]]:
+    """Of each tar: the file, what the names of its images begin with, and its split."""
     if not (files := _files(path)):
         raise InputError(f"{path}: no .tar in it; name a tar or a folder of them.")
     names = [file.relative_to(path).as_posix() if path.is_dir() else "" for file in files]
@@ -67,39 +74,76 @@ def read(path: Path, images: Path, notes: Notes, columns: Columns) -> Iterator[I
     for file, name in zip(files, names, strict=True):
         # Keys often begin at 0 in each tar: in a folder of tars the tar is part of the name.
         stem = name[: -len(next(s for s in SUFFIXES if name.lower().endswith(s)))] + "/" if name else ""
-        yield from _read_tar(file, stem, splits.get(name), notes, columns)
+        yield file, stem, splits.get(name)
+
+
+class Place(NamedTuple):
+    """Where an image lies in a tar, or in what a compressed one unpacks to."""
+
+    name: str
+    split: str | None
+    offset: int
+    size: int
+
+
+def list_tar(file: Path, prefix: str, split: str | None, notes: Notes, columns: Columns) -> Iterator[Place]:
+    """Every image in a tar, whether it has a caption or not; the names are those that `read` gives."""
+    with _opened(file) as tar:
+        members = _members(tar, notes)
+        for name, (offset, size) in members.items():
+            key = _key(name, columns)
+            columns.meet([name[len(key) + 1 :]])
+            if _is_image(name, key, columns):
+                own = _split_in_json(tar, members.get(f"{key}.json"), columns)
+                yield Place(prefix + name, columns.split_name(file, own, prefix + name) or split, offset, size)
+
+
+def _split_in_json(tar: tarfile.TarFile, place: tuple[int, int] | None, columns: Columns) -> Any:
+    if place is None:
+        return None
+    try:
+        values = json.loads(_bytes(tar, place))
+    except (ValueError, RecursionError):
+        return None
+    return values.get(columns.split or "split") if isinstance(values, dict) else None
 
 
 def _read_tar(file: Path, prefix: str, split: str | None, notes: Notes, columns: Columns) -> Iterator[ImageRecord]:
+    with _opened(file) as tar:
+        members = _members(tar, notes)
+        keys: dict[str, list[str]] = {}
+        for name in members:
+            key = _key(name, columns)
+            keys.setdefault(key, []).append(name)
+            columns.meet([name[len(key) + 1 :]])
+        texts = set()
+        for name in members:
+            key = _key(name, columns)
+            if not _is_image(name, key, columns):
+                continue
+            ranks = {n: rank for n in keys[key] if (rank := _rank(n, key)) is not None}
+            beside = sorted(ranks, key=ranks.__getitem__)
+            texts.update(beside)
+            found = _captions(tar, file, members, key, beside, notes, columns)
+            if found is None:
+                continue
+            captions = clean_captions(found[0], prefix + name, notes)
+            if not captions:
+                notes.count("images without a caption left out", prefix + name)
+                continue
+            data = _bytes(tar, members[name])
+            own_split = columns.split_name(file, found[1], prefix + name) or split
+            yield ImageRecord(prefix + name, prefix + name, tuple(captions), own_split, data)
+        for name in members:
+            if name not in texts and os.path.splitext(name)[1].lower() in (".txt", ".caption"):
+                notes.count("texts without an image", prefix + name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with _plain(file) as plain, tarfile.open(fileobj=plain, mode="r:") as tar:
-            members = _members(tar, notes)
-            keys: dict[str, list[str]] = {}
-            for name in members:
-                key = _key(name, columns)
-                keys.setdefault(key, []).append(name)
-                columns.meet([name[len(key) + 1 :]])
-            texts = set()
-            for name in members:
-                key = _key(name, columns)
-                if not _is_image(name, key, columns):
-                    continue
-                ranks = {n: rank for n in keys[key] if (rank := _rank(n, key)) is not None}
-                beside = sorted(ranks, key=ranks.__getitem__)
-                texts.update(beside)
-                found = _captions(tar, file, members, key, beside, notes, columns)
-                if found is None:
-                    continue
-                captions = clean_captions(found[0], prefix + name, notes)
-                if not captions:
-                    notes.count("images without a caption left out", prefix + name)
-                    continue
-                data = _bytes(tar, members[name])
-                own_split = columns.split_name(file, found[1], prefix + name) or split
-                yield ImageRecord(prefix + name, prefix + name, tuple(captions), own_split, data)
-            for name in members:
-                if name not in texts and os.path.splitext(name)[1].lower() in (".txt", ".caption"):
-                    notes.count("texts without an image", prefix + name)
+        with plain_tar(file) as plain, tarfile.open(fileobj=plain, mode="r:") as tar:
+            yield tar
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if (known := no_text(file)) is not None and "archive" not in known:
             raise InputError(f"{file}: {known}.") from None
@@ -107,7 +151,7 @@ def _read_tar(file: Path, prefix: str, split: str | None, notes: Notes, columns:
         raise InputError(f"{file}: not a whole tar ({reason}); download or pack it again.") from None
 
 
-def _plain(file: Path) -> IO[bytes]:
+def plain_tar(file: Path) -> IO[bytes]:
     """A tar that can be read in any order: the file, or what a compressed one unpacks to, in one pass over it.
 
     That goes to memory, or where it is large to a temporary file without a name, one tar at a time.
