@@ -10,6 +10,8 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,10 @@ class Browser:
         self.asked: list[str] = []
         self.messages: list[str] = []
         targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._attach(next(target["targetId"] for target in targets if target["type"] == "page"))
+
+    def _attach(self, page: str) -> None:
+        self._session = None
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
@@ -82,9 +87,32 @@ class Browser:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.as_uri())
+    def open(self, path: Path | str) -> None:
+        self.call("Page.navigate", url=path.as_uri() if isinstance(path, Path) else path)
         self.wait("document.readyState === 'complete'")
+
+    @contextmanager
+    def second_tab(self) -> Iterator[None]:
+        """In the block everything goes to a new page; the first one stays open."""
+        first, self._session = self._session, None
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._attach(page)
+        try:
+            yield
+        finally:
+            self._session = None
+            self.call("Target.closeTarget", targetId=page)
+            self._session = first
+
+    def press(self, key: str) -> None:
+        """A key of the keyboard, down and up; a single character is typed."""
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def type(self, text: str) -> None:
+        """Text, into what has the focus."""
+        self.call("Input.insertText", text=text)
 
     def run(self, code: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise."""

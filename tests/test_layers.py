@@ -14,9 +14,21 @@ ROOT = Path(toolkit.__file__).parent
 # What everything speaks, then from the machine to the commands.
 ROOMS = [
     "errors", "options", "records",
-    "runtime", "data", "cache", "models", "captioning", "evaluation", "outputs", "training", "reports", "commands", "cli",
+    "runtime", "data", "cache", "models", "captioning", "evaluation", "outputs", "training", "reports", "reviewing", "commands", "cli",
 ]  # fmt: skip
-WITHOUT_TORCH = ("errors", "options", "records", "runtime", "data", "cache", "outputs", "evaluation", "reports", "cli")
+WITHOUT_TORCH = (
+    "errors",
+    "options",
+    "records",
+    "runtime",
+    "data",
+    "cache",
+    "outputs",
+    "evaluation",
+    "reports",
+    "review",
+    "cli",
+)
 
 
 def module_of(path: Path) -> str:

@@ -31,6 +31,7 @@ INPUTS = {
     ("preprocess", "annotations"), ("preprocess", "images"), ("preprocess", "train_list"), ("preprocess", "val_list"),
     ("preprocess", "test_list"), ("finetune", "cache"), ("evaluate", "hypotheses"), ("evaluate", "references"),
     ("evaluate", "against"), ("evaluate", "images"), ("inspect", "path"), ("inspect", "images"),
+    ("review", "path"), ("review", "images"), ("review", "references"), ("review", "gallery"),
 }  # fmt: skip
 
 
@@ -81,6 +82,9 @@ CASES = [
     Case("evaluate", "per_image", JUDGE, ".parquet", ("said.csv", "cache")),
     Case("evaluate", "page", JUDGE, ".html", ("said.csv", "cache")),
     Case("inspect", "sheet", LOOK, ".html", ("data/captions.txt", "data")),
+    *(Case("review", "export", {"path": Path("said.csv")}, suffix, ("said.csv",))
+      for suffix in (".jsonl", ".csv", ".parquet", ".json")),
+    Case("review", "export", {"path": Path("said.csv"), "format": "txt"}, None, (), lambda name: name.endswith(".txt")),
     Case("sample", "directory", {"images": 10}, None, ()),
     Case("demo", "directory", {"images": 10}, None, ()),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from toolkit.commands.finetune import finetune
     from toolkit.commands.inspect import inspect
     from toolkit.commands.preprocess import preprocess
+    from toolkit.commands.review import review
     from toolkit.commands.sample import sample
     from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError, ToolkitError
     from toolkit.options import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         InspectOptions,
         PreprocessOptions,
         PromptOptions,
+        ReviewOptions,
         SampleOptions,
     )
     from toolkit.outputs.tables import read_captions
@@ -51,7 +53,8 @@ _MODULES = {
     **{
         f"toolkit.commands.{command}": [command]
         for command in (
-            "batch_caption", "caption", "demo", "evaluate", "finetune", "inspect", "preprocess", "sample",
+            "batch_caption", "caption", "demo", "evaluate", "finetune", "inspect", "preprocess", "review",
+            "sample",
         )
     },
 }  # fmt: skip
@@ -71,6 +74,7 @@ __all__ = [
     "OutputError",
     "PreprocessOptions",
     "PromptOptions",
+    "ReviewOptions",
     "RunError",
     "SampleOptions",
     "Summary",
@@ -86,6 +90,7 @@ __all__ = [
     "open_cache",
     "preprocess",
     "read_captions",
+    "review",
     "sample",
 ]
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

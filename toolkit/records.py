@@ -57,6 +57,8 @@ class CaptionResult:
         raw: of each caption what the model wrote, special tokens and all; empty unless it was asked for.
         scores, ends: of several captions, `score` and `ended` of each; () if they are not known.
         clip_scores: CLIPScore of each caption; () if the image has none, None without --clip-score.
+        source: "model" or "person", by whom the caption is, in what `toolkit review` exports; else None.
+        rejected: whether a person has rejected the image, in the same.
     """
 
     image: str
@@ -72,6 +74,8 @@ class CaptionResult:
     scores: tuple[float, ...] = ()
     ends: tuple[bool, ...] = ()
     clip_scores: tuple[float, ...] | None = None
+    source: str | None = None
+    rejected: bool | None = None
 
     def to_row(self, kept: bool = False) -> dict[str, Any]:
         """The row of captions.jsonl; with `captions` only if there are several, and what options add only with them.
@@ -81,6 +85,7 @@ class CaptionResult:
         """
         row = asdict(self)
         captions, weak, clip_scores = row.pop("captions"), row.pop("weak"), row.pop("clip_scores")
+        reviewed = {name: row.pop(name) for name in ("source", "rejected")}
         more = {name: list(row.pop(name)) for name in ("raw", "scores", "ends")}
         if len(captions) > 1:
             row["captions"] = list(captions)
@@ -92,7 +97,7 @@ class CaptionResult:
             row["clip_score"] = clip_scores[0] if clip_scores else None
             if len(captions) > 1:
                 row["clip_scores"] = list(clip_scores)
-        return row
+        return row | {name: value for name, value in reviewed.items() if value is not None}
 
     def ordered(self, order: Sequence[int]) -> CaptionResult:
         """The same captions, those of the given places first, with all that belongs to each.

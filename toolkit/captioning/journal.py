@@ -167,3 +167,17 @@ class Journal:
         with self._lock:
             for (row,) in self._db.execute("SELECT row FROM captions"):
                 yield CaptionResult.from_row(json.loads(row))
+
+
+def places_in(path: Path) -> list[str]:
+    """Where the images are that a state file knows; none if there is no state file."""
+    if not path.is_file():
+        return []
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return [os.fsdecode(place) for (place,) in database.execute("SELECT path FROM images")]
+        finally:
+            database.close()
+    except sqlite3.Error:  # something else's
+        return []

@@ -13,6 +13,7 @@ from toolkit.options.generation import GenerationOptions
 from toolkit.options.inspect import InspectOptions
 from toolkit.options.preprocess import PreprocessOptions
 from toolkit.options.prompts import PromptOptions
+from toolkit.options.review import ReviewOptions
 from toolkit.options.sample import SampleOptions
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "InspectOptions",
     "PreprocessOptions",
     "PromptOptions",
+    "ReviewOptions",
     "SampleOptions",
 ]

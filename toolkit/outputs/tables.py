@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DTYPES = {
-    **dict.fromkeys((*ID_KEYS, *NAME_KEYS, "caption", "error", "signature"), "string"),
+    **dict.fromkeys((*ID_KEYS, *NAME_KEYS, "caption", "error", "signature", "source"), "string"),
     **dict.fromkeys(("score", *METRICS), "float64"),
-    **dict.fromkeys(("ended", "weak"), "boolean"),
+    **dict.fromkeys(("ended", "weak", "rejected"), "boolean"),
     **dict.fromkeys(("width", "height"), "Int64"),
     **dict.fromkeys(("captions", "clip_scores"), "object"),
 }
@@ -44,7 +44,16 @@ def read_captions(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = Path(path)
+    columns = read_columns(Path(path))
+    return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(_plain(name))) for name, values in columns.items()})
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of `read_captions` as lists of plain values, None for what a row does not have; no pandas.
+
+    Raises:
+        InputError: as `read_captions`.
+    """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file of captions, for example the metadata.jsonl in it.")
     columns = _columns(path)
@@ -54,7 +63,7 @@ def read_captions(path: str | Path) -> pd.DataFrame:
         columns.pop("weak", None)
     names = [name for name in ORDER if name in columns]
     names += [name for name in columns if name not in names]
-    return pd.DataFrame({name: _converted(path, name, columns[name]) for name in names})
+    return {name: _converted(path, name, columns[name]) for name in names}
 
 
 def _plain(name: str) -> str:
@@ -100,16 +109,14 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _converted(path: Path, name: str, values: list[Any]) -> pd.Series:
+def _converted(path: Path, name: str, values: list[Any]) -> list[Any]:
     """
     Raises:
         InputError: a value is not of the column's kind.
     """
-    import pandas as pd
-
     dtype = DTYPES.get(_plain(name))
     if dtype is None:
-        return pd.Series(values)
+        return values
     kind, convert = KINDS[dtype]
     converted = []
     for value in values:
@@ -118,7 +125,7 @@ def _converted(path: Path, name: str, values: list[Any]) -> pd.Series:
         except (ValueError, TypeError, KeyError):
             what = str(value)[:40]
             raise InputError(f"{path}: {name} is {what!r} in a row, but must be {kind}; correct the file.") from None
-    return pd.Series(converted, dtype=dtype)
+    return converted
 
 
 def _text(value: Any) -> str:

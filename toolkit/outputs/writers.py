@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _flat(row: Row, several: bool) -> Row:
     """Values as one cell each."""
     flat = {}
     for key, value in row.items():
-        if key in ("ended", "weak") and isinstance(value, bool):
+        if key in ("ended", "weak", "rejected") and isinstance(value, bool):
             value = str(value).lower()
         if key not in ("captions", "clip_scores"):
             flat[key] = value
@@ -82,9 +82,13 @@ def write_parquet(path: Path, results: Iterable[CaptionResult], several: bool = 
     for name, there in (("captions", several), ("clip_score", clip), ("clip_scores", clip and several)):
         if not there:
             del types[name]
+    rest = iter(results)
+    first = next(rest, None)
+    if first is not None and first.source is not None:  # of a review
+        types |= {"source": pa.string(), "rejected": pa.bool_()}
+    rest = chain([] if first is None else [first], rest)
     schema = pa.schema(list(types.items()))
     with pq.ParquetWriter(path, schema) as writer:
-        rest = iter(results)
         while some := [result.to_row() for result in islice(rest, 8192)]:
             plain = [{k: _utf8(row.get(k)) for k in types} for row in some]
             writer.write_table(pa.Table.from_pylist(plain, schema))
@@ -105,6 +109,8 @@ def write_coco(path: Path, results: Iterable[CaptionResult], several: bool = Fal
                 entry: Row = {"image_id": int(number[1]) if number else result.image, "caption": caption}
                 if result.clip_scores is not None:
                     entry["clip_score"] = result.clip_scores[k] if result.clip_scores else None
+                if result.source is not None:
+                    entry |= {"source": result.source, "rejected": result.rejected}
                 file.write(separator + json.dumps(entry, ensure_ascii=False))
                 separator = ",\n"
         file.write("[]\n" if separator == "[\n" else "\n]\n")

@@ -140,7 +140,7 @@ def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequen
     Raises:
         OutputError: it can't be written.
     """
-    script = template_source("gallery.js")
+    script = template_source("parts.js") + template_source("gallery.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_page(
         page,

@@ -20,10 +20,10 @@ from toolkit.runtime.progress import printable
 THUMBNAIL = 288  # longer side in pixels; about 10 KB per image
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """An RGB image as a small JPEG."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL) -> bytes:
+    """An RGB image as a small JPEG, whose longer side has so many pixels at most."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
@@ -70,6 +70,11 @@ def template_source(name: str) -> str:
     """The text of a file in toolkit/reports/templates."""
     environment = _templates()
     return str(environment.loader.get_source(environment, name)[0])
+
+
+def page_text(kind: str, **values: Any) -> str:
+    """templates/<kind>.html rendered, for a server."""
+    return str(_templates().get_template(f"{kind}.html").render(version=__version__, mark="", **values))
 
 
 def write_page(output: Output | Path, kind: str, **values: Any) -> None:

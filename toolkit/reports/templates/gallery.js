@@ -1,5 +1,4 @@
-"use strict";
-// Draws the cards of a gallery as one scrolls. Every caption and name goes in as a text node or an attribute's value.
+// Draws the cards of a gallery as one scrolls.
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const [grid, end, search, order, count] = ["grid", "end", "search", "order", "count"].map((id) => document.getElementById(id));
 const folder = read("folder");
@@ -8,9 +7,9 @@ const address = (image) => (image.startsWith("data:") ? image : folder + image);
 const PAGE = 60; // cards drawn at once
 
 cards.forEach((card) => {
-  card.text = [card.name, card.caption, card.error, ...(card.captions ?? [])].join("\n").normalize("NFC").toLowerCase();
+  card.text = [card.name, card.caption, card.error, ...(card.captions ?? [])].join("\n");
+  card.text = folded(card.text);
 });
-const collator = new Intl.Collator(undefined, { numeric: true });
 const score = (card, missing) => card.score ?? missing;
 const clip = (card, missing) => card.clip ?? missing;
 const size = (card, missing) => (card.caption == null ? missing : card.caption.length);
@@ -27,36 +26,9 @@ const ORDERS = {
   trouble: (a, b) => trouble(a) - trouble(b) || score(a, 9) - score(b, 9),
 };
 
-function make(tag, name, ...children) {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  element.append(...children);
-  return element;
-}
-
-function list(title, lines) {
-  return make("details", "", make("summary", "", title), make("ul", "", ...lines.map((line) => make("li", "", line))));
-}
-
 function captionOf(card) {
   if (card.caption == null) return make("span", "caption bad", card.error ?? "");
-  const line = make("span", "caption");
-  line.dir = "auto";
-  if (!card.heat) {
-    line.append(card.caption);
-    return line;
-  }
-  const letters = [...card.caption]; // code points, as the words' places are counted
-  let at = 0;
-  card.heat.words.forEach(([start, stop], index) => {
-    const word = make("span", "word", letters.slice(start, stop).join(""));
-    word.tabIndex = 0;
-    word.dataset.index = index;
-    line.append(letters.slice(at, start).join(""), word);
-    at = stop;
-  });
-  line.append(letters.slice(at).join(""));
-  return line;
+  return wordLine(card.caption, card.heat);
 }
 
 function cardOf(card) {
@@ -85,8 +57,8 @@ function cardOf(card) {
   }
   const text = make("figcaption", "", captionOf(card));
   if (card.caption != null && card.error) text.append(make("span", "bad", card.error));
-  if (card.captions) text.append(list(`${card.captions.length} captions`, card.captions));
-  if (card.references) text.append(list(card.references.length === 1 ? "1 reference" : `${card.references.length} references`, card.references));
+  if (card.captions) text.append(listed(`${card.captions.length} captions`, card.captions));
+  if (card.references) text.append(listed(card.references.length === 1 ? "1 reference" : `${card.references.length} references`, card.references));
   text.append(make("span", "meta", name, notes));
   const figure = make("figure", "card", picture, text);
   figure.card = card;
@@ -112,7 +84,7 @@ function more() {
 }
 
 function choose() {
-  const terms = search.value.normalize("NFC").toLowerCase().split(/\s+/);
+  const terms = folded(search.value).split(/\s+/);
   chosen = cards.filter((card) => terms.every((term) => card.text.includes(term)));
   if (ORDERS[order.value]) chosen.sort(ORDERS[order.value]);
   const all = cards.length.toLocaleString("en");
@@ -155,26 +127,11 @@ async function show(word) {
   const figure = word.closest(".card");
   const image = figure.querySelector("img");
   const { heat } = figure.card;
-  const [rows, columns] = heat.grid;
-  const [left, top, width, height] = heat.box ?? [0, 0, 1, 1];
   const strip = new Image();
   strip.src = address(heat.image);
   await Promise.all([strip.decode(), image.decode()]);
   if (word !== shown) return; // another word was chosen meanwhile
-  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
-  const canvas = make("canvas");
-  canvas.width = Math.round(image.naturalWidth * scale);
-  canvas.height = Math.round(image.naturalHeight * scale);
-  canvas.style.left = `${(image.clientWidth - canvas.width) / 2}px`;
-  canvas.style.top = `${(image.clientHeight - canvas.height) / 2}px`;
-  const map = make("canvas"); // drawn alone, so that neighbouring maps don't blend in at its edges
-  map.width = columns;
-  map.height = rows;
-  map.getContext("2d").drawImage(strip, 0, word.dataset.index * -rows);
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(map, left * canvas.width, top * canvas.height, width * canvas.width, height * canvas.height);
-  image.after(canvas);
+  image.after(heatOver(image, strip, Number(word.dataset.index), heat));
 }
 
 for (const kind of ["pointerover", "focusin", "click"]) {
