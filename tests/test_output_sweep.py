@@ -28,7 +28,7 @@ from toolkit.options.fields import from_flat
 
 # Paths that are read. One that is neither here nor marked with `output=True` fails the first test.
 INPUTS = {
-    ("preprocess", "annotations"), ("preprocess", "images"), ("preprocess", "train_list"), ("preprocess", "val_list"),
+    ("preprocess", "annotations"), ("preprocess", "images"), ("preprocess", "reviewed"), ("preprocess", "train_list"), ("preprocess", "val_list"),
     ("preprocess", "test_list"), ("finetune", "cache"), ("evaluate", "hypotheses"), ("evaluate", "references"),
     ("evaluate", "against"), ("evaluate", "images"), ("inspect", "path"), ("inspect", "images"),
     ("review", "path"), ("review", "images"), ("review", "references"), ("review", "gallery"),

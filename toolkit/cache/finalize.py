@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,6 +23,7 @@ from toolkit.cache.schema import MANIFEST, SCHEMA_VERSION, LabelSettings, Manife
 from toolkit.cache.splits import leaks
 from toolkit.cache.staging import DECODED, Staged
 from toolkit.data.annotations import AnnotationSet, UnusableRows
+from toolkit.data.reviews import Reviewed
 from toolkit.errors import InputError, RunError
 from toolkit.options import PreprocessOptions
 from toolkit.records import SPLITS, Summary
@@ -153,6 +154,7 @@ def finish(
             "unusable_rows": tally.unusable,
             "left_out": tally.images - tally.kept - tally.rejected,
             "leaked": len(leaked),
+            **_reviewed_counts(annotations.reviewed),
         },
         "leaks": leaked[:100],
         "splits": {
@@ -174,6 +176,11 @@ def finish(
             json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
         )
     return manifest
+
+
+def _reviewed_counts(reviewed: Reviewed | None) -> Any:
+    """Nothing without --reviewed, so that manifests are as before there was that option."""
+    return {} if reviewed is None else {"edited": reviewed.edited, "reviewed_out": reviewed.rejected}
 
 
 def _sync(partial: Path, names: Iterable[str]) -> None:
@@ -216,6 +223,9 @@ def summary_of(manifest: Manifest, out: Path, headline: str, decoded: int) -> Su
     if counts["left_out"]:
         place = "list" if manifest.get("splits", {}).get("by") == "lists" else "split of the source"
         lines.append(f"  {counts['left_out']} images are in no {place} and were left out")
+    if "edited" in counts:
+        dropped = f"{counts['edited']} captions edited and {counts['reviewed_out']} images rejected"
+        lines.append(f"  {dropped} in {manifest['options']['reviewed']}")
     if counts["leaked"]:
         lines.append(f"  {counts['leaked']} images are in two splits of the source: {_leak_text(manifest['leaks'][0])}")
     unusable = counts.get("unusable_rows", 0)  # older caches do not count them

@@ -26,7 +26,7 @@ from toolkit.runtime.shelf import Shelf
 CONTENT_OPTIONS = (
     "annotations", "images", "format", "encoder", "decoder", "vocab_size", "preset", "pixel_margin", "max_length", "val_fraction", "test_fraction",
     "train_list", "val_list", "test_list", "seed", "limit",
-    "image_column", "caption_column", "split_column", "split_map",
+    "image_column", "caption_column", "split_column", "split_map", "reviewed",
 )  # fmt: skip
 # Raised when the same annotations and images give other records than before (captions, names, splits): then a cache is
 # read anew, though no image is decoded again.
@@ -43,7 +43,7 @@ def content_options(options: PreprocessOptions) -> dict[str, Any]:
     """The options that decide what is in the cache, as its manifest has them."""
     encoder, decoder = models(options)
     values = {**to_json(options), "encoder": encoder, "decoder": decoder}
-    for name in ("vocab_size", "limit", "pixel_margin"):  # unused, as before there were these options
+    for name in ("vocab_size", "limit", "pixel_margin", "reviewed"):  # unused, as before there were these options
         if not values[name]:
             del values[name]
     return {name: values[name] for name in CONTENT_OPTIONS if name in values}
@@ -92,7 +92,7 @@ def source_fingerprint(options: PreprocessOptions, place: Path) -> str:
     """
     digest = Hasher()
     path = options.annotations
-    lists = [p for p in (options.train_list, options.val_list, options.test_list) if p]
+    lists = [p for p in (options.train_list, options.val_list, options.test_list, options.reviewed) if p]
     if path.is_dir():
         for file, size, mtime_ns in _files_below(path, place):
             digest.update(f"{file}\0{size}\0{mtime_ns}\n")
@@ -117,7 +117,7 @@ def _files_below(root: Path, place: Path) -> Iterator[tuple[str, int, int]]:
         for name in sorted(list_names(root), key=lambda name: (name.split("/")[:-1], name)):
             yield name, *(look_up(root, name) or (-1, -1))
         return
-    ours = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock"))}
+    ours = {place.name, *(place.name + suffix for suffix in (".partial", ".stale", ".lock", ".review"))}
     visited = set()
     waiting = [str(root)]
     while waiting:

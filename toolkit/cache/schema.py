@@ -76,6 +76,8 @@ class Counts(TypedDict):
     truncated: int
     rejected: int
     unusable_rows: NotRequired[int]
+    edited: NotRequired[int]  # captions, by --reviewed
+    reviewed_out: NotRequired[int]  # images that a person has rejected
     left_out: int
     leaked: int
 

@@ -27,6 +27,7 @@ from toolkit.cache.uploads import Outbox
 from toolkit.cache.workspace import CACHE, building, foreign, interrupted, leftovers, mend, set_aside, swap, tidy
 from toolkit.data.annotations import AnnotationSet, Columns, read_annotations
 from toolkit.data.pixels import PixelTransform
+from toolkit.data.reviews import Reviewed, read_review
 from toolkit.data.sources import ImageSource, fetch_annotations, fetch_images
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.models.processors import (
@@ -46,7 +47,7 @@ from toolkit.runtime.hub import check_name, positions_of
 from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.processes import Resources
 from toolkit.runtime.progress import Progress, printable, say
-from toolkit.runtime.remote import check_dry_run, url_of
+from toolkit.runtime.remote import check_dry_run, local_only, url_of
 from toolkit.runtime.swap import clear, link
 
 SHOWN_IMAGES = 5  # of a dry run
@@ -63,6 +64,7 @@ def preprocess(options: PreprocessOptions) -> Summary:
         ModelError: the encoder's processor or the decoder's tokenizer can't be loaded.
         RunError: the build stopped half way; the same command goes on from there.
     """
+    local_only(options, "reviewed")
     check_dry_run(options, "annotations", "images", "out", *LISTS.values())
     read = dict.fromkeys(("annotations", *LISTS.values()), fetch_annotations)
     options = with_copies(options, images=fetch_images, **read)
@@ -237,6 +239,7 @@ def _read(options: PreprocessOptions, partial: Path) -> tuple[AnnotationSet, Sta
         say(f"  {note}")
     for record in staged.sample:
         _show(record, staged.own_splits)
+    _check_review(options, annotations)
     _check_rows(options, annotations, staged)
     _check_missing(options, annotations, staged)
     return annotations, staged
@@ -246,7 +249,24 @@ def _open(options: PreprocessOptions) -> AnnotationSet:
     lists = {split: getattr(options, name) for split, name in LISTS.items() if getattr(options, name)}
     columns = Columns.of(options)
     annotations = read_annotations(options.annotations, options.images, options.format, lists or None, columns)
+    if options.reviewed is not None:
+        reviewed = Reviewed.of(read_review(options.reviewed, "--reviewed"))
+        annotations = replace(annotations, records=reviewed.apply(annotations.records), reviewed=reviewed)
     return replace(annotations, records=islice(annotations.records, options.limit))
+
+
+def _check_review(options: PreprocessOptions, annotations: AnnotationSet) -> None:
+    """Says which images of a review are not in the annotations; none at all is an error."""
+    reviewed = annotations.reviewed
+    if reviewed is None or not reviewed.unknown or options.limit is not None:
+        return
+    first = min(reviewed.unknown)
+    if len(reviewed.unknown) == len(reviewed.words):
+        raise InputError(
+            f"--reviewed {options.reviewed}: none of its images (such as {first}) is in {options.annotations}; name the "
+            "review of these images."
+        )
+    say(f"  {len(reviewed.unknown)} images of {options.reviewed} are not in the annotations ({first}, ...)")
 
 
 def _dry_run(options: PreprocessOptions, up_to_date: bool) -> Summary:
@@ -267,6 +287,7 @@ def _dry_run(options: PreprocessOptions, up_to_date: bool) -> Summary:
         say(f"  {note}")
     for record in first:
         _show(record, staged.own_splits)
+    _check_review(options, annotations)
     _check_rows(options, annotations, staged)
     _check_missing(options, annotations, staged)
     settings, names, splits = content_options(options), [record.path for record in first], sorted(staged.splits)

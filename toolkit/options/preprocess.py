@@ -94,6 +94,11 @@ class PreprocessOptions(Options):
     test_list: Path | None = option(
         None, "File with the image names of test; without it, test has no images, if there are other lists."
     )
+    reviewed: Path | None = option(
+        None,
+        "A .review that `toolkit review` keeps: captions that a person edited replace those of the annotations, and rejected "
+        "images are left out.",
+    )
     strict_splits: bool = option(False, "Stop if an image is in two of the source's splits.", flag=True)
     seed: int = option(42, "Seed of the splits.")
     num_workers: int = option(default_workers(), "Worker processes. [default: the cores]", show_default=False)

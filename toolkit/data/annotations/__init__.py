@@ -39,6 +39,7 @@ from toolkit.data.annotations._text import first_line, open_file
 from toolkit.data.annotations._unknown import named_for_what_it_is, no_text
 from toolkit.data.annotations.lists import Lists, lists_beside, with_lists
 from toolkit.data.annotations.names import find_names
+from toolkit.data.reviews import Reviewed
 from toolkit.errors import InputError
 from toolkit.records import ImageRecord
 from toolkit.runtime.copies import as_path
@@ -71,6 +72,7 @@ class AnnotationSet:
         records: one per image, in the order of the source; read once. Mistakes far down in a file are raised here.
         images: the folder that `ImageRecord.path` is relative to; None where the images lie inside the source.
         notes: what was passed over or mended; complete once `records` has been read to the end.
+        reviewed: what a person's review has changed in the records; complete as `notes` is.
         lists: the splits that lists were given or found for; with some, but none for validation, validation is to be
             drawn from train (lists.py).
     """
@@ -80,6 +82,7 @@ class AnnotationSet:
     images: Path | None
     notes: Notes
     lists: frozenset[str] = frozenset()
+    reviewed: Reviewed | None = None
 
 
 def images_beside(path: Path, images: Path | None) -> Path:
