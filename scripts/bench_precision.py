@@ -59,7 +59,7 @@ def report_memory(model: str, precision: str, paths: list[Path], options: Genera
 
 
 def ways(captioner: Captioner, paths: list[Path], options: GenerationOptions) -> dict[str, Callable[[], Any]]:
-    pixels = torch.from_numpy(np.stack([captioner.transform(read_image(path)) for path in paths[:BATCH]]))
+    pixels = torch.from_numpy(np.stack([captioner.prepare(read_image(path)) for path in paths[:BATCH]]))
     model, config = captioner.model, captioner.settings(options).config
     normalised = captioner.normalizer(pixels)
     parts = normalised.split(2 if captioner.precision == "int8" else len(pixels))

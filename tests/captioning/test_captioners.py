@@ -197,7 +197,7 @@ def test_bad_pictures_and_mistakes(model_dir: Path, paths: list[Path], tmp_path:
 
 
 def test_models_that_cannot_caption(tmp_path: Path) -> None:
-    for kind in ("clip", "llava", "gpt2"):
+    for kind in ("clip", "gpt2"):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(ModelError, match=f"of type {kind}, not a .*vision-encoder-decoder or blip or git"):

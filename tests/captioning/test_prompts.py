@@ -173,7 +173,6 @@ def test_captions_of_answers(answer: str, caption: str) -> None:
 class Echo(Captioner):
     """Answers what it is asked."""
 
-    prompted = "must"
     seen: list[Asked] = []  # noqa: RUF012 - of all of them
 
     def prepare(self, image: Image.Image, asked: Asked | None = None) -> Any:
@@ -190,7 +189,7 @@ Run = Callable[..., Summary]
 
 @pytest.fixture
 def echo(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Captioner:
-    captioner = Echo(**vars(load_captioner(model_dir, "cpu")))
+    captioner = Echo(**{**vars(load_captioner(model_dir, "cpu")), "prompted": "must"})
     monkeypatch.setattr(Echo, "seen", [])
     for module in (command, shards):
         monkeypatch.setattr(module, "load_captioner", lambda *_: captioner)
@@ -290,6 +289,11 @@ def test_prompts_in_shards(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert captions() == {"a/1.jpg": "a/1: one", "a/2.jpg": None, "b/1.jpg": "b/1: two"}
     run(**given)
     assert Echo.seen == []
+
+
+def test_no_prompt_is_about_the_pixels_of_a_cache(run: Run, cache_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"--prompt: .* is a cache, whose pixels are not asked about; name the images"):
+        run(paths=(str(cache_dir),), prompt="What?")
 
 
 def test_captioners_with_and_without_prompts(run: Run, echo: Captioner, model_dir: Path, sample_dir: Path) -> None:

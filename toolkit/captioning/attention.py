@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutput
 
-from toolkit.captioning.captioner import Captioner
+from toolkit.captioning.base import Captioner
 from toolkit.data.pixels import PixelTransform
 from toolkit.errors import ModelError
 from toolkit.models.loading import OURS

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
-from toolkit.captioning.settings import completed
+from toolkit.captioning.settings import completed, image_places
 from toolkit.models.loading import OURS
 from toolkit.models.packed import packing
 from toolkit.models.twins import forget_twins, turn
@@ -225,8 +225,8 @@ def stock(
             for found in stock(model, pixels[i : i + 1], config, seeds[i : i + 1], prefix)
         ]
     beams = config.num_beams > 1
-    places = getattr(model.config, "num_query_tokens", 0)  # BLIP-2: of the image before the start token, which do not
-    if places:  # count as caption
+    places = image_places(model)
+    if places:
         config = copy.deepcopy(config)
         least = max(0, (config.min_length or 0) - 1 - len(prefix))
         config.update(
@@ -243,7 +243,19 @@ def stock(
         output_logits=not beams,
         **(_beginning(model, config, prefix, len(pixels)) if prefix else {}),
     )
-    sequences = output.sequences[:, places + 1 + len(prefix) :]  # what is new
+    return read_output(output, config, places + 1 + len(prefix), prefix)
+
+
+def read_output(output: Any, config: GenerationConfig, before: int, prefix: Sequence[int] = ()) -> list[Found]:
+    """What `generate` returned, an image's captions together.
+
+    Args:
+        output: with `sequences_scores` where there are beams, else with `logits`.
+        before: tokens of each sequence that are not new.
+        prefix: tokens at the end of those that belong to the captions.
+    """
+    beams = config.num_beams > 1
+    sequences = output.sequences[:, before:]
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     lengths, ended = caption_lengths(sequences, eos)
     if beams:
@@ -268,9 +280,10 @@ def _beginning(model: Any, config: GenerationConfig, prefix: Sequence[int], n: i
     row = [config.decoder_start_token_id, *prefix]
     if model.config.model_type == "blip":
         row.append(model.config.text_config.sep_token_id)  # its generate drops the last token
-    elif model.config.model_type == "blip-2":
+    elif image_places(model):
         row = [model.config.image_token_index] * model.config.num_query_tokens + row
-    name = "decoder_input_ids" if model.config.model_type == OURS else "input_ids"
+    encodes = model.config.model_type == "blip-2" and not image_places(model)  # the prompt, in an encoder of its own
+    name = "decoder_input_ids" if model.config.model_type == OURS or encodes else "input_ids"
     return {name: torch.tensor([row], device=model.device).repeat(n, 1)}
 
 

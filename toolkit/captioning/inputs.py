@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit.cache.images import CacheImages
 from toolkit.cache.schema import MANIFEST, Cache
 from toolkit.cache.uploads import fetch_cache
-from toolkit.captioning.captioner import Captioner
+from toolkit.captioning.base import Captioner
 from toolkit.data.annotations import Columns, hub, parquet, webdataset
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sets import ENDINGS, ImageSet, TableImages, TarImages
@@ -140,6 +140,11 @@ def check_pixels(captioner: Captioner, model: str, cache: Cache, source: str) ->
     Raises:
         ModelError: they are not.
     """
+    if captioner.prompted == "must":
+        raise ModelError(
+            f"--model {model}: has to be told what to do, and takes images as they are, not the pixels of {source}; run "
+            "`toolkit batch-caption --prompt ...` on the images themselves."
+        )
     ours = asdict(captioner.transform) if isinstance(captioner.transform, PixelTransform) else {}
     stored = dict(cache.manifest["pixels"])
 
@@ -158,8 +163,17 @@ def check_pixels(captioner: Captioner, model: str, cache: Cache, source: str) ->
         )
 
 
-def check_caches(captioner: Captioner, model: str, found: FoundImages) -> None:
-    """The same for all caches among the sources."""
+def check_caches(captioner: Captioner, model: str, found: FoundImages, prompted: bool = False) -> None:
+    """The same for all caches among the sources, whose pixels no prompt can be about.
+
+    Raises:
+        InputError: there is a prompt, and a cache.
+        ModelError: as there.
+    """
     for images in found.sets:
         if isinstance(images, CacheImages):
+            if prompted:
+                raise InputError(
+                    f"--prompt: {images.path} is a cache, whose pixels are not asked about; name the images themselves."
+                )
             check_pixels(captioner, model, images.cache, f"{images.path}")

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from toolkit.cache.labels import IGNORE_INDEX
 from toolkit.cache.schema import Cache
-from toolkit.captioning.captioner import Captioner
+from toolkit.captioning.base import Captioner
 from toolkit.captioning.inputs import check_pixels
 from toolkit.data.pixels import centre
 from toolkit.errors import ModelError

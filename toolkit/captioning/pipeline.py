@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from toolkit.captioning.base import Batches, Captioner, Decoded, result
 from toolkit.captioning.beam_search import longest
-from toolkit.captioning.captioner import Batches, Captioner, Decoded, result
 from toolkit.captioning.generate import DECODING_VERSION
 from toolkit.captioning.journal import Fingerprint, Journal, State
 from toolkit.captioning.prompts import Asked, Prompts
@@ -214,4 +214,4 @@ def _processor(captioner: Captioner) -> Any:
     """Whatever turns an image into pixels."""
     if isinstance(captioner.transform, PixelTransform):
         return asdict(captioner.transform)
-    return _plain(json.loads(captioner.image_processor.to_json_string()))
+    return _plain(captioner.processing)

@@ -130,12 +130,19 @@ def _own(model: Any) -> dict[str, Any]:
     """What the model's folder says, without what it does not say."""
     own = {name: value for name, value in model.generation_config.to_dict().items() if value is not None}
     own.pop("_from_model_config", None)
-    # In BLIP-2 the image takes places in front of the caption, which its lengths count and ours do not.
-    places = getattr(model.config, "num_query_tokens", 0)
+    places = image_places(model)
     for name in ("max_length", "min_length"):
         if name in own:
             own[name] = max(0, own[name] - places)
     return own
+
+
+def image_places(model: Any) -> int:
+    """Tokens of the image in front of the start token, in BLIP-2: its lengths count them, and ours do not. With an
+    encoder-decoder such as T5 they are in the encoder, and there are none in front of the caption."""
+    if getattr(model.config.get_text_config(), "is_encoder_decoder", False):
+        return 0
+    return int(getattr(model.config, "num_query_tokens", 0))
 
 
 def _prefix(tokenizer: Any, text: str) -> list[int]:

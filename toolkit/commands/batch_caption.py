@@ -111,7 +111,7 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
             with _told(output):
                 export = Export(options, format, output, images, journal)
             captioner = load_captioner(options.model, options.device, options.precision)
-            check_caches(captioner, options.model, images)
+            check_caches(captioner, options.model, images, options.prompting.given)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             attention = Attention(captioner, f"--model {options.model}") if options.attention else None
             fingerprint = model_fingerprint(captioner, options.generation)
@@ -145,7 +145,7 @@ def _dry_run(
         try:
             Export(options, format, output, images, journal)  # refuses what it would refuse
             captioner = load_captioner(options.model, options.device, options.precision)
-            check_caches(captioner, options.model, images)
+            check_caches(captioner, options.model, images, options.prompting.given)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
             if options.attention:
                 Attention(captioner, f"--model {options.model}")

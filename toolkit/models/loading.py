@@ -5,10 +5,9 @@ to use a saved one. `toolkit.captioning.captioner` loads all three together."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,19 @@ from transformers import (
     VisionEncoderDecoderModel,
     ViTConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from toolkit.errors import ModelError, is_bug
 from toolkit.models.freezing import freeze_unused
-from toolkit.models.lora import is_adapter, read_base, with_adapter
+from toolkit.models.lora import BASE, is_adapter, read_base, with_adapter
 from toolkit.models.presets import NEW_DECODERS, TINY_DECODER, TINY_ENCODER
 from toolkit.models.special_tokens import settle_special_tokens
 from toolkit.records import SpecialTokens
+from toolkit.runtime.files import read_object
 from toolkit.runtime.hub import WAYS_OUT, out_of_reach, why_not
 
 
-def _load(what: str, option: str, name: str | Path, load: Callable[..., Any], hint: str) -> Any:
+def load_part(what: str, option: str, name: str | Path, load: Callable[..., Any], hint: str) -> Any:
     """Calls `load(local_files_only=...)`; a model that is not there becomes one sentence."""
     loud = logging.getLogger("transformers"), logging.getLogger("huggingface_hub")
     levels = [logger.level for logger in loud]
@@ -66,7 +67,7 @@ def _load(what: str, option: str, name: str | Path, load: Callable[..., Any], hi
 
 def load_image_processor(name: str | Path, option: str = "--encoder", hint: str = WAYS_OUT) -> Any:
     """The encoder's image processor on its Pillow backend; torchvision is not needed, and gives other pixels."""
-    return _load(
+    return load_part(
         "image processor",
         option,
         name,
@@ -76,7 +77,7 @@ def load_image_processor(name: str | Path, option: str = "--encoder", hint: str 
 
 
 def load_tokenizer(name: str | Path, option: str = "--decoder", hint: str = WAYS_OUT) -> Any:
-    return _load("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(str(name), **where), hint)
+    return load_part("tokenizer", option, name, lambda **where: AutoTokenizer.from_pretrained(str(name), **where), hint)
 
 
 def build_captioner(
@@ -125,7 +126,7 @@ def _load_encoder(name: str) -> Any:
             return getattr(transformers, classes[config.model_type]).from_pretrained(name, dtype=torch.float32, **where)
         return AutoModel.from_pretrained(name, dtype=torch.float32, **where)
 
-    return _load("vision encoder", "--encoder", name, load, WAYS_OUT)
+    return load_part("vision encoder", "--encoder", name, load, WAYS_OUT)
 
 
 def new_decoder(name: str, vocab_size: int) -> GPT2LMHeadModel:
@@ -141,13 +142,60 @@ def _load_decoder(name: str) -> Any:
         config.add_cross_attention = True
         return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **where)
 
-    return _load("text decoder", "--decoder", name, load, WAYS_OUT)
+    return load_part("text decoder", "--decoder", name, load, WAYS_OUT)
 
 
 OURS = "vision-encoder-decoder"
-# Model types that caption an image without being told how; the others that transformers calls image-text-to-text are
-# talked to in prompts.
+# Model types that caption an image without being told how; the others that transformers calls image-text-to-text have to
+# be told.
 CAPTIONERS = (OURS, "blip", "git", "blip-2")
+KINDS = {OURS, *CAPTIONERS, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+
+
+def model_type_of(name: str | Path, option: str, hint: str) -> str:
+    """The model type of a captioner, from its config alone; of an adapter that of what it adapts.
+
+    Raises:
+        ModelError: no such folder or name, or not a captioner.
+    """
+    path = Path(name)
+    if is_adapter(path):
+        if (path / BASE).exists():
+            return OURS
+        base = (read_object(path / "adapter_config.json") or {}).get("base_model_name_or_path")
+        return model_type_of(base, f"{option} {name}, an adapter of", hint) if base else OURS
+    _check_place(name, option, hint)
+
+    def load(**where: Any) -> str:
+        if path.is_dir():
+            found = (read_object(path / "config.json") or {}).get("model_type")
+        else:
+            found = AutoConfig.from_pretrained(str(name), **where).model_type
+        _check_kind(found, KINDS, name, option, hint)
+        return str(found)
+
+    return str(load_part("captioner", option, name, load, hint))
+
+
+def _check_kind(kind: Any, kinds: Collection[str], name: str | Path, option: str, hint: str) -> None:
+    if kind not in kinds:
+        known = kinds if len(kinds) < 9 else (*CAPTIONERS, "image-text-to-text")
+        raise ModelError(f"{option} {name}: a model of type {kind}, not a {' or '.join(known)} captioner; {hint}.")
+
+
+def _check_place(name: str | Path, option: str, hint: str) -> None:
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
+    if path.is_file():
+        raise ModelError(f"{option} {name}: is a file, not a model folder; {hint}.")
+    if not path.is_dir() and (
+        name == "model"
+        or path.is_absolute()
+        or str(name).startswith(".")
+        or (path.parent.name and path.parent.is_dir())
+    ):
+        raise ModelError(f"{option} {name}: no such folder; {hint}.")
 
 
 def load_model(name: str | Path, option: str, hint: str, kinds: Sequence[str] = (OURS,)) -> Any:
@@ -161,10 +209,6 @@ def load_model(name: str | Path, option: str, hint: str, kinds: Sequence[str] = 
         ModelError: no such folder or name, or not a captioner.
     """
 
-    def check_kind(kind: str | None) -> None:
-        if kind not in kinds:
-            raise ModelError(f"{option} {name}: a model of type {kind}, not a {' or '.join(kinds)} captioner; {hint}.")
-
     path = Path(name)
     if is_adapter(path):
         base = read_base(name, option)
@@ -174,28 +218,15 @@ def load_model(name: str | Path, option: str, hint: str, kinds: Sequence[str] = 
             parts = (base["encoder"], base["decoder"], base["preset"], base["vocab_size"])
             model = build_captioner(*parts, SpecialTokens(*base["tokens"]), base["seed"])
         return with_adapter(model, base, name, option)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"{option} {name}: not a model folder (no config.json); {hint}.")
-    if path.is_file():
-        raise ModelError(f"{option} {name}: is a file, not a model folder; {hint}.")
+    _check_place(name, option, hint)
     if path.is_dir():
-        try:
-            check_kind(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"))
-        except (ValueError, AttributeError):
-            check_kind(None)
-    elif (
-        name == "model"
-        or path.is_absolute()
-        or str(name).startswith(".")
-        or (path.parent.name and path.parent.is_dir())
-    ):
-        raise ModelError(f"{option} {name}: no such folder; {hint}.")
+        _check_kind((read_object(path / "config.json") or {}).get("model_type"), kinds, name, option, hint)
 
     def load(**where: Any) -> Any:
-        check_kind(AutoConfig.from_pretrained(str(name), **where).model_type)
+        _check_kind(AutoConfig.from_pretrained(str(name), **where).model_type, kinds, name, option, hint)
         return AutoModelForImageTextToText.from_pretrained(str(name), dtype=torch.float32, **where)
 
-    return _load("captioner", option, name, load, hint)
+    return load_part("captioner", option, name, load, hint)
 
 
 def save_captioner(
@@ -232,4 +263,4 @@ def load_clip_model(name: str | Path, option: str, hint: str) -> Any:
             raise ModelError(f"{option} {name}: a model of type {kind}, not a CLIP model; {hint}.")
         return transformers.CLIPModel.from_pretrained(str(name), dtype=torch.float32, **where)
 
-    return _load("CLIP model", option, name, load, hint)
+    return load_part("CLIP model", option, name, load, hint)

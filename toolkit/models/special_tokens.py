@@ -69,5 +69,7 @@ def settle_generation(model: Any) -> None:
     text = model.config.get_text_config()
     settings = model.generation_config
     settings.decoder_start_token_id = settings.bos_token_id = text.bos_token_id
+    if getattr(text, "is_encoder_decoder", False):  # T5 in BLIP-2
+        settings.decoder_start_token_id = text.decoder_start_token_id
     settings.eos_token_id = text.sep_token_id if model.config.model_type == "blip" else text.eos_token_id
     settings.pad_token_id = text.pad_token_id

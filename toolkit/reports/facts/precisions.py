@@ -87,7 +87,7 @@ def _pixels_below(folder: Path, captioner: Captioner) -> list[np.ndarray]:
     pixels, found = [], find_images([folder])
     for image in islice(found, 0, None, -(-len(found) // SAMPLE)):
         with suppress(ImageError):
-            pixels.append(captioner.transform(read_image(image.read().data)))
+            pixels.append(captioner.prepare(read_image(image.read().data)))
     if not pixels:
         raise InputError(f"--images {folder}: none of its images can be read; name another folder.")
     return pixels
