@@ -254,3 +254,19 @@ def test_bench_loss() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| 1 | ")
+
+
+@pytest.mark.slow
+def test_bench_review() -> None:
+    command = [sys.executable, SCRIPTS / "bench_review.py", "--images", "120", "--epochs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| 1 | ")
+
+
+@pytest.mark.slow
+def test_bench_review_page() -> None:
+    command = [sys.executable, SCRIPTS / "bench_review_page.py", "--images", "300"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("300 images: first page ")

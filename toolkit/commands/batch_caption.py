@@ -28,6 +28,7 @@ from toolkit.captioning.pipeline import caption_images, known_result, model_fing
 from toolkit.captioning.prompts import Earlier, Prompts, with_prompts
 from toolkit.captioning.settings import Settings, with_words
 from toolkit.captioning.shards import caption_in_shards, gather
+from toolkit.data.reviews import review_of
 from toolkit.data.sources import FoundImage, FoundImages
 from toolkit.errors import InputError, OutputError
 from toolkit.evaluation.hypotheses import read_hypotheses
@@ -296,6 +297,13 @@ class _Run:
         if options.min_score is not None:
             text += f"\n  {count['weak']} are weak: their score is below {options.min_score}"
             values["weak"] = count["weak"]
+        reviewed = review_of(self.output)
+        if reviewed.is_file():
+            text += (
+                f"\n  people have reviewed these captions: {reviewed} stays as it is; `toolkit review {self.output} --export FILE` "
+                "puts their word over the model's"
+            )
+            values["reviewed"] = f"{reviewed}"
         if kept:
             text += (
                 f"\n  {len(kept)} were changed since they were written and are kept (first: "

@@ -87,7 +87,8 @@ def _columns(path: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for count, row in enumerate(rows):
         for name in row:
-            columns.setdefault(name, [None] * count)
+            if name not in columns:
+                columns[name] = [None] * count
         for name, values in columns.items():
             values.append(row.get(name))
     return columns

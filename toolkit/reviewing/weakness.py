@@ -27,6 +27,8 @@ def caption_words(captions: Sequence[str]) -> list[list[str]]:
 def repeats_itself(words: Sequence[str]) -> bool:
     """Whether up to four words follow themselves: "a dog and a dog and a cat". A single word twice may be meant ("very
     very"); three times it counts."""
+    if len(set(words)) == len(words):
+        return False
     for length in (1, 2, 3, 4):
         times = 3 if length == 1 else 2
         for start in range(len(words) - times * length + 1):
