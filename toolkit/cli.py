@@ -24,6 +24,7 @@ import typer
 from toolkit import __version__
 from toolkit import options as o
 from toolkit.errors import SaidElsewhere, ToolkitError, UnusedOption
+from toolkit.options.batch_caption import API_KEY
 from toolkit.options.fields import Option, flat, from_flat
 from toolkit.records import Summary
 from toolkit.runtime import ending, progress
@@ -58,7 +59,7 @@ def _warn_of_unknown_variables() -> None:
     known = {
         variable for command, options in names.items() for name in options for variable in _variables(command, name)
     }
-    known.add(LIMIT)
+    known |= {LIMIT, API_KEY}
     for variable in sorted(os.environ):
         if variable.startswith("TOOLKIT_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)

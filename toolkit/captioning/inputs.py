@@ -177,3 +177,15 @@ def check_caches(captioner: Captioner, model: str, found: FoundImages, prompted:
                     f"--prompt: {images.path} is a cache, whose pixels are not asked about; name the images themselves."
                 )
             check_pixels(captioner, model, images.cache, f"{images.path}")
+
+
+def check_no_cache(found: FoundImages, option: str) -> None:
+    """
+    Raises:
+        InputError: a cache is among the sources, and `option` needs the images.
+    """
+    for images in found.sets:
+        if isinstance(images, CacheImages):
+            raise InputError(
+                f"{option}: needs the whole images, and {images.path} has a model's pixels of them; leave it out."
+            )

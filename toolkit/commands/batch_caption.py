@@ -22,10 +22,12 @@ from typing import Any
 from toolkit.cache.uploads import Outbox
 from toolkit.captioning.attention import Attention
 from toolkit.captioning.captioner import Captioner, faster_precision, load_captioner
-from toolkit.captioning.inputs import check_caches, find_inputs
-from toolkit.captioning.journal import IN_MEMORY, Journal
+from toolkit.captioning.inputs import check_caches, check_no_cache, find_inputs
+from toolkit.captioning.journal import IN_MEMORY, Fingerprint, Journal
+from toolkit.captioning.pipeline import Captioned as Done
 from toolkit.captioning.pipeline import caption_images, known_result, model_fingerprint
 from toolkit.captioning.prompts import Earlier, Prompts, with_prompts
+from toolkit.captioning.server import Server, ask_images
 from toolkit.captioning.settings import Settings, with_words
 from toolkit.captioning.shards import caption_in_shards, gather
 from toolkit.data.reviews import review_of
@@ -111,11 +113,12 @@ def _batch_caption(options: BatchCaptionOptions, among_images: bool) -> Summary:
         try:
             with _told(output):
                 export = Export(options, format, output, images, journal)
-            captioner = load_captioner(options.model, options.device, options.precision)
-            check_caches(captioner, options.model, images, options.prompting.given)
+            captioner = _captioner(options, images)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
-            attention = Attention(captioner, f"--model {options.model}") if options.attention else None
-            fingerprint = model_fingerprint(captioner, options.generation)
+            attention = None
+            if options.attention and isinstance(captioner, Captioner):
+                attention = Attention(captioner, f"--model {options.model}")
+            fingerprint = _fingerprint(captioner, options)
             with _told(output):
                 if not state.exists():
                     journal.close()
@@ -145,13 +148,12 @@ def _dry_run(
         journal = Journal(copy)
         try:
             Export(options, format, output, images, journal)  # refuses what it would refuse
-            captioner = load_captioner(options.model, options.device, options.precision)
-            check_caches(captioner, options.model, images, options.prompting.given)
+            captioner = _captioner(options, images)
             prompts = captioner.prompts(options.prompting, options.generation.seed, earlier)
-            if options.attention:
+            if options.attention and isinstance(captioner, Captioner):
                 Attention(captioner, f"--model {options.model}")
             _clip_scores(options, captioner.settings(options.generation))
-            journal.begin(model_fingerprint(captioner, options.generation), options.existing == "overwrite")
+            journal.begin(_fingerprint(captioner, options), options.existing == "overwrite")
             todo = FoundImages(image for image in images.to_read() if known_result(image, journal, prompts) is None)
         finally:
             journal.close()
@@ -172,6 +174,22 @@ def _dry_run(
     )
     text += f"\n  first: {', '.join(map(printable, first))}" if first else ""
     return Summary(f"{text}\n  {settings.sentence()}", values)
+
+
+def _captioner(options: BatchCaptionOptions, images: FoundImages) -> Captioner | Server:
+    """What captions: a model here, or one behind --endpoint."""
+    if options.endpoint is not None:
+        check_no_cache(images, "--endpoint")
+        return Server.of(options)
+    captioner = load_captioner(options.model, options.device, options.precision)
+    check_caches(captioner, options.model, images, options.prompting.given)
+    return captioner
+
+
+def _fingerprint(captioner: Captioner | Server, options: BatchCaptionOptions) -> Fingerprint:
+    if isinstance(captioner, Server):
+        return captioner.fingerprint(options.generation)
+    return model_fingerprint(captioner, options.generation)
 
 
 def _clip_scores(options: BatchCaptionOptions, settings: Settings) -> ClipScores | None:
@@ -205,7 +223,7 @@ class _Run:
     options: BatchCaptionOptions
     output: Path
     images: FoundImages
-    captioner: Captioner
+    captioner: Captioner | Server
     settings: Settings
     attention: Attention | None
     journal: Journal
@@ -241,21 +259,32 @@ class _Run:
             say(f"{self.output}: {len(self.images) - len(todo)} of {len(self.images)} images are captioned already")
         if todo:
             say(self.settings.sentence())
-            faster = faster_precision(self.captioner) if options.precision == "auto" else None
+            faster = None
+            if isinstance(self.captioner, Captioner) and options.precision == "auto":
+                faster = faster_precision(self.captioner)
             if faster:
                 say(faster)
-        if options.engine != "local" and todo:
+        if options.engine != "local" and todo and isinstance(self.captioner, Captioner):
             options = replace(options, precision=self.captioner.precision)  # decided here, once for all nodes
             new, self.lost = caption_in_shards(options, todo, journal, shards, self.prompts)
             return new
         new = 0
         with Progress("caption", len(todo)) as progress:
-            for batch in caption_images(self.captioner, todo.to_read(), options, journal, self.prompts):
+            for batch in self._batches(todo):
                 self.lost.update((done.found.name, done.result.error or "") for done in batch if done.key is None)
                 journal.add((done.found.place, done.state, done.key, done.result) for done in batch if done.key)
                 new += sum(not done.kept for done in batch)
                 progress.update(len(batch))
         return new
+
+    def _batches(self, todo: FoundImages) -> Iterator[list[Done]]:
+        captioner, options, journal = self.captioner, self.options, self.journal
+        if not isinstance(captioner, Server):
+            return caption_images(captioner, todo.to_read(), options, journal, self.prompts)
+        if todo:
+            say(captioner.sentence(len(todo)))
+        assert self.prompts is not None
+        return ask_images(captioner, todo.to_read(), options, journal, self.prompts)
 
     def _results(self) -> Iterator[Captioned]:
         """The captions of each image as the model generated them, with --clip-score judged by it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from toolkit.options.fields import (
     CAPTION_PRECISIONS,
@@ -13,6 +14,7 @@ from toolkit.options.fields import (
     check_choice,
     check_engine,
     check_split_map,
+    check_unused,
     default_workers,
     nested,
     option,
@@ -20,6 +22,7 @@ from toolkit.options.fields import (
 from toolkit.options.generation import ALL, GenerationOptions, check_generation
 from toolkit.options.prompts import PROMPTS, PromptOptions
 
+API_KEY = "TOOLKIT_API_KEY"  # the environment variable, and nothing else, that has the key of a server
 SOURCES = ("auto", "images", "cache", "hub", "parquet", "webdataset")
 SPLIT_CHOICES = ("train", "validation", "test", "all")
 
@@ -39,6 +42,16 @@ class BatchCaptionOptions(Options):
         required=True,
     )
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
+    endpoint: str | None = option(
+        None, "Caption by a server instead, with --model NAME and --prompt: the URL of an OpenAI-compatible interface, as "
+        "http://localhost:8000/v1. The key is in TOOLKIT_API_KEY.",
+    )  # fmt: skip
+    requests: int = option(8, "With --endpoint: requests at a time.")
+    request_timeout: float = option(120.0, "With --endpoint: seconds to wait for an answer.")
+    retries: int = option(6, "With --endpoint: how often a request that fails is tried again.")
+    max_image_size: int = option(
+        1024, "With --endpoint: images are sent with at most this height and width, in pixels."
+    )
     output: Path | None = option(
         None, "The file written, or for txt and imagefolder the folder. [default: captions.jsonl]", output=True
     )
@@ -93,6 +106,7 @@ class BatchCaptionOptions(Options):
     def validate(self) -> None:
         check_generation(self.generation, draws=self.prompting.prompt_file is not None)
         check_engine(self)
+        self._check_endpoint()
         check_choice("source", self.source, SOURCES)
         check(self.split is None or self.split in SPLIT_CHOICES, "split", self.split,
               f"choose one of {', '.join(SPLIT_CHOICES)}")  # fmt: skip
@@ -113,3 +127,29 @@ class BatchCaptionOptions(Options):
         check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
               self.batch_size, "must be auto, or a number of at least 1")  # fmt: skip
+
+    def _check_endpoint(self) -> None:
+        check_at_least(self, 1, "requests", "max_image_size")
+        check_at_least(self, 0, "retries")
+        check(
+            0 < self.request_timeout < float("inf"),
+            "request_timeout",
+            self.request_timeout,
+            "must be above 0, and finite",
+        )
+        if self.endpoint is None:
+            names = ("requests", "request_timeout", "retries", "max_image_size")
+            check_unused(self, names, "only applies with --endpoint; add that")
+            return
+        try:
+            url = urlsplit(self.endpoint)
+            is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            is_url = False
+        check(is_url and not url.query and not url.fragment, "endpoint", self.endpoint,
+              "must be a URL such as http://localhost:8000/v1")  # fmt: skip
+        check("@" not in url.netloc, "endpoint", "with a name or a password in it",
+              "put the key into TOOLKIT_API_KEY instead")  # fmt: skip
+        check(self.model != "model", "model", self.model, "name the model that the server is to use")
+        check_unused(self, ("batch_size", "device", "precision", "min_score", "attention", "engine"),
+                     "has no effect with --endpoint, where a server captions and gives no scores; leave it out")  # fmt: skip
