@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.errors import InputError
-from toolkit.evaluation.java import score_with_java
+from toolkit.evaluation.java import pycocoevalcap_folder, score_with_spice
+from toolkit.evaluation.meteor import score_meteor
 from toolkit.evaluation.ngrams import MAX_N, HypothesisGrams, Order, grams_of, intern, words_left
 from toolkit.evaluation.ptb import Tokenize, ptb_tokenize
 from toolkit.evaluation.tokenizers import tokenize_lines
@@ -137,7 +138,8 @@ class PreparedReferences:
                     RL code differs in its tokens (an end token is a word) and its IDF (the train set).
                 `cider_plain`: CIDEr of the same paper without clipping and penalty (cider_scorer.py of vrama91/cider),
                     times 10 as there, and without stemming, as there.
-                `meteor`, `spice`: pycocoevalcap's jars, which need Java.
+                `meteor`: METEOR 1.5 as pycocoevalcap's jar gives it, with the data of pycocoevalcap.
+                `spice`: pycocoevalcap's jar, which needs Java.
                 CIDEr of a single image is 0 without `idf`: every n-gram is in every document (coco-caption#9).
 
         Raises:
@@ -169,7 +171,11 @@ class PreparedReferences:
             elif metric in ("meteor", "spice"):
                 ends = zip(self._first, self._first + self._per_image, strict=True)
                 references = [self.tokens[first:end] for first, end in ends]
-                corpus[metric], per_image[metric] = score_with_java(metric, references, words)
+                if metric == "spice":
+                    corpus[metric], per_image[metric] = score_with_spice(references, words)
+                else:
+                    folder = pycocoevalcap_folder(metric)
+                    corpus[metric], per_image[metric] = score_meteor(folder, references, words)
                 continue
             else:
                 assert ngrams is not None

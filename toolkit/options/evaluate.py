@@ -51,7 +51,8 @@ class EvaluateOptions(Options):
     )
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
-        "bleu,rouge_l,cider", f"Which metrics, with commas between: {', '.join(METRICS)}; the last two need Java."
+        "bleu,rouge_l,cider",
+        f"Which metrics, with commas between: {', '.join(METRICS)}; meteor and spice need pycocoevalcap, spice also Java.",
     )
     clip_score: str | None = option(
         None,
