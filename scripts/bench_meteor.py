@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.evaluation.ptb import ptb_tokenize_lines
 
@@ -50,13 +52,22 @@ def read(path: Path, images: int) -> tuple[list[list[str]], list[list[list[str]]
     return [captions[0] for captions in cut], [captions[1:] for captions in cut]
 
 
-def run(code: str, path: Path) -> tuple[float, list[float]]:
-    """Seconds of a fresh Python that runs `code`; score of the corpus and of each image."""
-    start = time.perf_counter()
+class Run(NamedTuple):
+    """Seconds of the clock and of processors; score of the corpus and of each image."""
+
+    seconds: float
+    cpu: float
+    scores: list[float]
+
+
+def run(code: str, path: Path) -> Run:
+    """A fresh Python that runs `code`."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     corpus, per_image = json.loads(done.stdout.splitlines()[-1])
-    return seconds, [corpus, *per_image]
+    return Run(seconds, cpu, [corpus, *per_image])
 
 
 def main() -> None:
@@ -65,21 +76,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    print("| images | pairs | the jar s | ours s | ratio | largest difference |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| images | pairs | the jar s | ours s | ratio | the jar CPU s | ours CPU s | largest difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for images in options.images:
         words, references = read(options.captions, images)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "words.json")
             path.write_text(json.dumps([words, references]))
             runs = [(run(THEIRS, path), run(OURS, path)) for _ in range(options.runs)]
-        theirs, ours = (statistics.median(pair[k][0] for pair in runs) for k in (0, 1))
-        difference = max(abs(a - b) for a, b in zip(runs[0][0][1], runs[0][1][1], strict=True))
+        theirs, ours = (statistics.median(pair[k].seconds for pair in runs) for k in (0, 1))
+        theirs_cpu, ours_cpu = (statistics.median(pair[k].cpu for pair in runs) for k in (0, 1))
+        difference = max(abs(a - b) for a, b in zip(runs[0][0].scores, runs[0][1].scores, strict=True))
         pairs = sum(map(len, references))
-        print(
-            f"| {len(words)} | {pairs} | {theirs:.1f} | {ours:.1f} | {theirs / ours:.2f} | {difference:.1g} |",
-            flush=True,
-        )
+        figures = f"{theirs:.1f} | {ours:.1f} | {theirs / ours:.2f} | {theirs_cpu:.1f} | {ours_cpu:.1f}"
+        print(f"| {len(words)} | {pairs} | {figures} | {difference:.1g} |", flush=True)
 
 
 if __name__ == "__main__":
