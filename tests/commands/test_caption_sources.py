@@ -260,6 +260,37 @@ def test_a_cache_of_other_pixels(
         run(model_dir, tmp_path / "out.jsonl", tmp_path / "cache")
 
 
+def test_a_copy_with_a_column(made: Any, cache_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    """The rows of the source in their order, and what its files are captioned with; `datasets` reads it."""
+    _, files, found, expected = made
+    one, saved, splits = (found[name][0] for name in ("one.parquet", "saved", "splits"))
+    out = tmp_path / "out.parquet"
+    run(model_dir, out, one, add_column="generated")
+    source, copy = pq.read_table(one), pq.read_table(out)
+    assert copy.drop_columns("generated").equals(source)
+    names = [image["path"] for image in source["image"].to_pylist()]
+    assert copy["generated"].to_pylist() == [expected[name][0] for name in names]
+    before = out.stat().st_mtime_ns
+    assert run(model_dir, out, one, add_column="generated").values["new"] == 0
+    assert out.stat().st_mtime_ns == before
+    run(model_dir, tmp_path / "saved.parquet", saved, add_column="generated")
+    dataset = Dataset.from_parquet(str(tmp_path / "saved.parquet"), cache_dir=str(tmp_path / "hf"))
+    assert dataset.features == Features({"id": Value("int64"), "image": Image(), "generated": Value("string")})
+    assert list(dataset["generated"]) == [expected[file.name][0] for file in files]
+    run(model_dir, tmp_path / "test.parquet", splits, add_column="generated", split="test")
+    half = files[len(files) // 2 :]
+    assert pq.read_table(tmp_path / "test.parquet")["generated"].to_pylist() == [expected[f.name][0] for f in half]
+    for given, more, sentence in (
+        (splits, {}, "has several splits, and a Parquet file holds one"),
+        (one, {"add_column": "image"}, "has such a column already"),
+        (one, {"format": "csv"}, "add --format parquet"),
+        (files[0], {}, "copies the rows of one data set"),
+        (cache_dir, {}, "copies the rows of one data set"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            run(model_dir, tmp_path / "no.parquet", given, **{"add_column": "generated", **more})
+
+
 @pytest.mark.slow
 def test_fifty_images(model_dir: Path, tmp_path: Path) -> None:
     from toolkit.commands.preprocess import preprocess

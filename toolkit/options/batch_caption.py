@@ -79,6 +79,9 @@ class BatchCaptionOptions(Options):
     )
     existing: str = option("skip", "Images that have a caption already: skip them, or overwrite the captions.")
     format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
+    add_column: str | None = option(
+        None, "With --format parquet: write a copy of the data set instead, with the captions as this column."
+    )
     min_score: float | None = option(None, "Mark captions with a lower score, in the column weak.")
     clip_score: str | None = option(
         None, "Add the CLIPScore of each caption, by this CLIP model: a folder or a hub name.", path=True
@@ -107,6 +110,11 @@ class BatchCaptionOptions(Options):
         check_generation(self.generation, draws=self.prompting.prompt_file is not None)
         check_engine(self)
         self._check_endpoint()
+        check(self.add_column is None or bool(self.add_column.strip()), "add_column", repr(self.add_column),
+              "is blank; name a column")  # fmt: skip
+        for name in ("min_score", "clip_score"):
+            check(self.add_column is None or getattr(self, name) is None, name, getattr(self, name),
+                  "is for a column of its own, which a copy of a data set does not get; leave it out")  # fmt: skip
         check_choice("source", self.source, SOURCES)
         check(self.split is None or self.split in SPLIT_CHOICES, "split", self.split,
               f"choose one of {', '.join(SPLIT_CHOICES)}")  # fmt: skip

@@ -28,6 +28,7 @@ from toolkit.data.sources import FoundImages
 from toolkit.errors import InputError, OutputError, ToolkitError
 from toolkit.evaluation.hypotheses import read_hypotheses
 from toolkit.options import BatchCaptionOptions
+from toolkit.outputs.set_copies import check_copy, write_copy
 from toolkit.outputs.writers import WRITERS, Row, metadata_of, sidecar_names, sidecar_text, write_jsonl
 from toolkit.records import CaptionResult
 from toolkit.runtime.files import finishing
@@ -74,6 +75,12 @@ class Export:
         self.kept: list[str] = []
         self.changed: dict[str, Row] = {}
         self._seen: str | None = None  # hash of the file whose rows were kept
+        if options.add_column is not None:
+            if format != "parquet":
+                raise InputError(
+                    f"--add-column {options.add_column}: writes a copy of a data set as Parquet; add --format parquet."
+                )
+            check_copy(options.add_column, images)
         if format == "txt":
             self.names = sidecar_names(images)
             self._adopt_sidecars()
@@ -133,6 +140,9 @@ class Export:
                 self.changed = {} if self.options.overwrite else self._changed_rows()
                 self.kept = sorted(self.changed)
                 write_jsonl(temporary, self._merged(results, hashes))
+            elif self.options.add_column is not None:
+                pairs = zip(self.images, results, strict=True)
+                write_copy(temporary, self.options.add_column, pairs, self.images, self.several)
             else:
                 WRITERS[self.format](temporary, results, self.several, self.options.clip_score is not None)
             # With rows of a person's the file as a whole is not what we wrote.
