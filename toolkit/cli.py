@@ -62,7 +62,7 @@ def _warn_of_unknown_variables() -> None:
     known |= {LIMIT, API_KEY}
     for variable in sorted(os.environ):
         if variable.startswith("TOOLKIT_") and variable not in known:
-            near = difflib.get_close_matches(variable, known, 1)
+            near = difflib.get_close_matches(variable, known, 1, 0.7)  # all begin with the same word
             progress.say(f"{variable}: no option reads this variable" + (f"; did you mean {near[0]}?" if near else "."))
 
 

@@ -162,12 +162,12 @@ class PromptedCaptioner(Captioner):
         """
         if options.start_with is not None and self.prompted == "must":
             raise InputError("--start-with: a model that is told what to do is told this too; put it into --prompt.")
+        if self.prompted == "may":
+            return settled(self.model, self.tokenizer, options)
         given = {"max_length": options.max_length, "min_length": options.min_length}
         if options.max_length is not None:
             options = replace(options, max_length=None, max_new_tokens=options.max_length - 1)
         found = settled(self.model, self.tokenizer, options)
-        if self.prompted == "may":
-            return found
         config, told, own = found.config, dict(found.told), self.model.generation_config
         if config.max_new_tokens is None:
             config.max_length = own.max_length  # which counts the prompt, as `generate` does
