@@ -173,7 +173,7 @@ def slow_script(data: DataSet, **options: Any) -> list[str]:
     command = data.script(**options)
     slow = (
         "import time, toolkit.cache.build as b; r = b.read_image\n"
-        "def slow(s): time.sleep(0.06); return r(s)\n"
+        "def slow(s): time.sleep(0.03); return r(s)\n"
         "b.read_image = slow\n"
     )
     command[2] = command[2].replace("preprocessing.run_alone", slow + "preprocessing.run_alone")
