@@ -119,6 +119,18 @@ def test_spice_without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
         score({"a": "x"}, {"a": ["x"]}, ["spice"])
 
 
+@pytest.mark.parametrize("metrics", [["spider"], ["cider", "spice", "spider"]])
+def test_spider_is_the_mean_of_cider_and_spice(monkeypatch: pytest.MonkeyPatch, metrics: list[str]) -> None:
+    given = np.array([0.25, 0.5])
+    monkeypatch.setattr("toolkit.evaluation.metrics.score_with_spice", lambda *_: (0.375, given))
+    hypotheses = {"a": "a dog runs on grass", "b": "two cats sit"}
+    references = {"a": ["a dog runs on the grass", "a brown dog"], "b": ["two cats sit down", "cats"]}
+    found, cider = score(hypotheses, references, metrics), score(hypotheses, references, ["cider"]).per_image["cider"]
+    assert found.per_image["spider"].tolist() == [(c + s) / 2 for c, s in zip(cider, given, strict=True)]
+    assert found.corpus["spider"] == pytest.approx((cider.mean() + 0.375) / 2, abs=1e-12)
+    assert found.corpus.keys() == set(metrics)
+
+
 def plain_cider(
     hypotheses: dict[str, str], references: dict[str, list[str]], documents: list[list[str]], plain: bool
 ) -> float:

@@ -34,7 +34,7 @@ from toolkit.runtime.hashing import hash_hex
 
 NAMES = {
     "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L",
-    "cider": "CIDEr", "cider_d": "CIDEr-D", "cider_plain": "CIDEr plain", "meteor": "METEOR", "spice": "SPICE",
+    "cider": "CIDEr", "cider_d": "CIDEr-D", "cider_plain": "CIDEr plain", "meteor": "METEOR", "spice": "SPICE", "spider": "SPIDEr",
     "clip_score": "CLIPScore", "ref_clip_score": "RefCLIPScore", "pac_score": "PAC-S", "ref_pac_score": "RefPAC-S",
 }  # fmt: skip
 KINDS = {
@@ -45,6 +45,7 @@ KINDS = {
     "cider_plain": "cider_plain",
     "meteor": "meteor(1.5)",
     "spice": "spice(1.0)",
+    "spider": "spider(spice=1.0,cider=D,sigma=6)",
 }
 
 
@@ -179,7 +180,7 @@ def _scored(
 def _tokenizer(options: EvaluateOptions, references: References) -> Choice:
     """Chosen by all references of the split, not only by those that captions were found for."""
     chosen = choose_tokenizer(options.tokenize, (c for said in references.captions.values() for c in said))
-    english = [name for name in ("meteor", "spice") if name in options.metric_names]
+    english = [name for name in ("meteor", "spice", "spider") if name in options.metric_names]
     if english and chosen.tokenizer is not PTB:
         why = chosen.sentence if options.tokenize == "auto" else f"--tokenize is {chosen.tokenizer.name}"
         raise InputError(
@@ -206,7 +207,7 @@ def _signature(
 ) -> str:
     """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
     metrics = ",".join(KINDS[name] for name in options.metric_names)
-    if {"meteor", "spice"} & set(options.metric_names):
+    if {"meteor", "spice", "spider"} & set(options.metric_names):
         with suppress(PackageNotFoundError):
             metrics += f",jars=pycocoevalcap-{version('pycocoevalcap')}"
     metrics = ",".join((metrics, *clips))

@@ -140,6 +140,7 @@ class PreparedReferences:
                     times 10 as there, and without stemming, as there.
                 `meteor`: METEOR 1.5 as pycocoevalcap's jar gives it, with the data of pycocoevalcap.
                 `spice`: pycocoevalcap's jar, which needs Java.
+                `spider`: the mean of an image's `spice` and `cider` (Liu et al. 2017).
                 CIDEr of a single image is 0 without `idf`: every n-gram is in every document (coco-caption#9).
 
         Raises:
@@ -153,10 +154,11 @@ class PreparedReferences:
         corpus: dict[str, float] = {}
         per_image: dict[str, np.ndarray] = {}
         ciders: dict[bool, np.ndarray] = {}
+        spice: tuple[float, np.ndarray] | None = None
         counts = None
         ngrams = (
             HypothesisGrams(words, self._words, self._orders)
-            if any(m.startswith(("bleu", "cider")) for m in metrics)
+            if any(m.startswith(("bleu", "cider", "spider")) for m in metrics)
             else None
         )
         for metric in dict.fromkeys(metrics):
@@ -168,11 +170,17 @@ class PreparedReferences:
                 continue
             if metric == "rouge_l":
                 per_image[metric] = self._rouge_l(words)
-            elif metric in ("meteor", "spice"):
+            elif metric in ("meteor", "spice", "spider"):
                 ends = zip(self._first, self._first + self._per_image, strict=True)
                 references = [self.tokens[first:end] for first, end in ends]
-                if metric == "spice":
-                    corpus[metric], per_image[metric] = score_with_spice(references, words)
+                if metric != "meteor":
+                    spice = spice or score_with_spice(references, words)
+                    corpus[metric], per_image[metric] = spice
+                    if metric == "spider":
+                        assert ngrams is not None
+                        ciders[False] = ciders[False] if False in ciders else self._cider(ngrams, False)
+                        per_image[metric] = (spice[1] + ciders[False]) / 2
+                        corpus[metric] = (spice[0] + float(ciders[False].mean())) / 2
                 else:
                     folder = pycocoevalcap_folder(metric)
                     corpus[metric], per_image[metric] = score_meteor(folder, references, words)

@@ -21,7 +21,7 @@ from toolkit.options.fields import (
 from toolkit.options.generation import BEAM_SEARCH, CONTROL, GenerationOptions, check_generation
 from toolkit.options.preprocess import FORMATS
 
-METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice")
+METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice", "spider")
 DECODING = (*BEAM_SEARCH, *CONTROL)
 
 
@@ -52,7 +52,7 @@ class EvaluateOptions(Options):
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
         "bleu,rouge_l,cider",
-        f"Which metrics, with commas between: {', '.join(METRICS)}; meteor and spice need pycocoevalcap, spice also Java.",
+        f"Which metrics, with commas between: {', '.join(METRICS)}; meteor, spice and spider need pycocoevalcap, the last two also Java.",
     )
     clip_score: str | None = option(
         None,

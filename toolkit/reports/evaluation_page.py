@@ -23,6 +23,7 @@ SHOWN = (
     "bleu_4",
     "meteor",
     "spice",
+    "spider",
     "cider_plain",
     "bleu_1",
     "clip_score",
