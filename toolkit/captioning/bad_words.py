@@ -11,8 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import InputError
-from toolkit.runtime.remote import url_of
+from toolkit.runtime.lines import read_lines
 
 MOST = 1000  # sequences of a spelling; those with the fewest tokens first, which are what a model writes
 
@@ -25,18 +24,7 @@ def read_bad_words(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: no such file, not text, or nothing in it.
     """
-    if url := url_of(path):
-        raise InputError(f"--bad-words {url}: must be a file here; copy it first.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"--bad-words {path}: can't be read ({error.strerror}); name a text file.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--bad-words {path}: is not text in UTF-8; save it as that.") from None
-    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not words:
-        raise InputError(f"--bad-words {path}: is empty; write one word or phrase a line, or leave it out.")
-    return words
+    return tuple(dict.fromkeys(read_lines("--bad-words", path, "write one word or phrase a line, or leave it out")))
 
 
 def bad_words_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:

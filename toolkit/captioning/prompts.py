@@ -24,7 +24,7 @@ from toolkit.errors import ImageError, InputError, ToolkitError
 from toolkit.options.prompts import PromptOptions, check_fields
 from toolkit.runtime.copies import Copy
 from toolkit.runtime.hashing import hash_hex, hash_int
-from toolkit.runtime.remote import url_of
+from toolkit.runtime.lines import read_lines
 from toolkit.runtime.shelf import Shelf
 
 WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?)\s*\|\s*(.*)")
@@ -180,18 +180,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: no such file, not text, or nothing in it.
     """
-    if url := url_of(path):
-        raise InputError(f"--prompt-file {url}: must be a file here; copy it first.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"--prompt-file {path}: can't be read ({error.strerror}); name a text file.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--prompt-file {path}: is not text in UTF-8; save it as that.") from None
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        raise InputError(f"--prompt-file {path}: is empty; write one prompt a line.")
-    return tuple(lines)
+    return tuple(read_lines("--prompt-file", path, "write one prompt a line"))
 
 
 def parse_prompts(lines: tuple[str, ...]) -> tuple[Alternative, ...]:
