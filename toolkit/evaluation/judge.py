@@ -47,6 +47,7 @@ KINDS = {
     "spice": "spice(1.0)",
     "spider": "spider(spice=1.0,cider=D,sigma=6)",
 }
+ENGLISH = ("meteor", "spice", "spider")  # with data of pycocoevalcap, in words of PTB
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _scored(
 def _tokenizer(options: EvaluateOptions, references: References) -> Choice:
     """Chosen by all references of the split, not only by those that captions were found for."""
     chosen = choose_tokenizer(options.tokenize, (c for said in references.captions.values() for c in said))
-    english = [name for name in ("meteor", "spice", "spider") if name in options.metric_names]
+    english = [name for name in ENGLISH if name in options.metric_names]
     if english and chosen.tokenizer is not PTB:
         why = chosen.sentence if options.tokenize == "auto" else f"--tokenize is {chosen.tokenizer.name}"
         raise InputError(
@@ -207,7 +208,7 @@ def _signature(
 ) -> str:
     """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
     metrics = ",".join(KINDS[name] for name in options.metric_names)
-    if {"meteor", "spice", "spider"} & set(options.metric_names):
+    if set(ENGLISH) & set(options.metric_names):
         with suppress(PackageNotFoundError):
             metrics += f",jars=pycocoevalcap-{version('pycocoevalcap')}"
     metrics = ",".join((metrics, *clips))

@@ -161,6 +161,14 @@ class PreparedReferences:
             if any(m.startswith(("bleu", "cider", "spider")) for m in metrics)
             else None
         )
+
+        def cider(plain: bool) -> np.ndarray:
+            """Computed once: cider, cider_d and the half of spider are one number."""
+            assert ngrams is not None
+            if plain not in ciders:
+                ciders[plain] = self._cider(ngrams, plain)
+            return ciders[plain]
+
         for metric in dict.fromkeys(metrics):
             if metric == "bleu":
                 assert ngrams is not None
@@ -177,20 +185,14 @@ class PreparedReferences:
                     spice = spice or score_with_spice(references, words)
                     corpus[metric], per_image[metric] = spice
                     if metric == "spider":
-                        assert ngrams is not None
-                        ciders[False] = ciders[False] if False in ciders else self._cider(ngrams, False)
-                        per_image[metric] = (spice[1] + ciders[False]) / 2
-                        corpus[metric] = (spice[0] + float(ciders[False].mean())) / 2
+                        per_image[metric] = (spice[1] + cider(False)) / 2
+                        corpus[metric] = (spice[0] + float(cider(False).mean())) / 2
                 else:
                     folder = pycocoevalcap_folder(metric)
                     corpus[metric], per_image[metric] = score_meteor(folder, references, words)
                 continue
             else:
-                assert ngrams is not None
-                plain = metric == "cider_plain"
-                if plain not in ciders:  # cider and cider_d are one number
-                    ciders[plain] = self._cider(ngrams, plain)
-                per_image[metric] = ciders[plain]
+                per_image[metric] = cider(metric == "cider_plain")
             corpus[metric] = float(per_image[metric].mean())
         return Scores(self.image_ids, corpus, per_image, counts)
 
