@@ -26,7 +26,7 @@ WITHOUT_TORCH = (
     "outputs",
     "evaluation",
     "reports",
-    "review",
+    "reviewing",
     "cli",
 )
 
