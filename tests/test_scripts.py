@@ -176,33 +176,27 @@ def test_flickr8k_with_a_decoder_from_scratch(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "model").exists() == (not quick)
 
 
+def bench(script: str, options: str) -> str:
+    """What a benchmark prints."""
+    done = subprocess.run([sys.executable, SCRIPTS / script, *options.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_bench_train() -> None:
-    command = [
-        sys.executable,
-        SCRIPTS / "bench_train.py",
-        "--size",
-        "tiny",
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-        "--images",
-        "16",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split()[1] for line in done.stdout.splitlines()[-3:]] == ["notebook", "full", "frozen"]
-    padding = subprocess.run([sys.executable, SCRIPTS / "bench_train.py", "--padding"], capture_output=True, text=True)
-    shares = [float(cell.strip(" %")) for cell in padding.stdout.splitlines()[-1].split("|")[2:5]]
+    printed = bench("bench_train.py", "--size tiny --rounds 1 --steps 1 --images 16")
+    assert [line.split()[1] for line in printed.splitlines()[-3:]] == ["notebook", "full", "frozen"]
+    padding = bench("bench_train.py", "--padding")
+    shares = [float(cell.strip(" %")) for cell in padding.splitlines()[-1].split("|")[2:5]]
     assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.slow
 def test_bench_caption() -> None:
-    command = [sys.executable, SCRIPTS / "bench_caption.py", "--size", "tiny", "--rounds", "1", "--images", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "tokens as stock generate's: 8 of 8 images" in done.stdout
-    assert done.stdout.count(" / ") == 7  # ratios
+    printed = bench("bench_caption.py", "--size tiny --rounds 1 --images 8")
+    assert "tokens as stock generate's: 8 of 8 images" in printed
+    assert printed.count(" / ") == 7  # ratios
 
 
 @pytest.mark.slow
@@ -218,31 +212,15 @@ def test_what_proves_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bench_scst() -> None:
-    command = [
-        sys.executable,
-        SCRIPTS / "bench_scst.py",
-        "--size",
-        "tiny",
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-        "--images",
-        "40",
-    ]
-    done = subprocess.run([*command, "--batch-size", "3", "--samples", "2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(re.findall(r"by at most (\S+)", done.stdout)[0]) < 1e-6
-    assert [line.split()[1] for line in done.stdout.splitlines()[3:]] == ["plain", "frozen", "cached"]
+    printed = bench("bench_scst.py", "--size tiny --rounds 1 --steps 1 --images 40 --batch-size 3 --samples 2")
+    assert float(re.findall(r"by at most (\S+)", printed)[0]) < 1e-6
+    assert [line.split()[1] for line in printed.splitlines()[3:]] == ["plain", "frozen", "cached"]
 
 
 @pytest.mark.slow
 def test_bench_precision() -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "bench_precision.py", "--size", "tiny", "--rounds", "1", "--number", "4"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| ")] == [
+    printed = bench("bench_precision.py", "--size tiny --rounds 1 --number 4")
+    assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")] == [
         "| seconds", "| ---", "| encoder", "| decoding", "| files to captions", "| MB of memory", "| ---", "| largest",
         "| at the end",
     ]  # fmt: skip
@@ -250,23 +228,14 @@ def test_bench_precision() -> None:
 
 @pytest.mark.slow
 def test_bench_loss() -> None:
-    command = [sys.executable, SCRIPTS / "bench_loss.py", "--images", "40", "--epochs", "1", "--seeds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("| 1 | ")
+    assert bench("bench_loss.py", "--images 40 --epochs 1 --seeds 1").splitlines()[-1].startswith("| 1 | ")
 
 
 @pytest.mark.slow
 def test_bench_review() -> None:
-    command = [sys.executable, SCRIPTS / "bench_review.py", "--images", "120", "--epochs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("| 1 | ")
+    assert bench("bench_review.py", "--images 120 --epochs 1").splitlines()[-1].startswith("| 1 | ")
 
 
 @pytest.mark.slow
 def test_bench_review_page() -> None:
-    command = [sys.executable, SCRIPTS / "bench_review_page.py", "--images", "300"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("300 images: first page ")
+    assert bench("bench_review_page.py", "--images 300").startswith("300 images: first page ")
