@@ -17,26 +17,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from drawn import captions_of_test, share_right
 
-from toolkit.captioning.captioner import load_captioner
 from toolkit.commands.finetune import finetune
 from toolkit.commands.preprocess import preprocess
 from toolkit.data.drawing import draw_sample
-from toolkit.data.scenes import judge
 from toolkit.models.packed import why_not_int8
-from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions
+from toolkit.options import FinetuneOptions, PreprocessOptions
 
 
 def rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def share_right(model: Path, data: Path, precision: str) -> float:
-    test = [scene for scene in rows(data / "scenes.jsonl") if scene["split"] == "test"]
-    captioner = load_captioner(model, "cpu", precision)
-    found = captioner.caption([data / "Images" / scene["image"] for scene in test], GenerationOptions(), 32)
-    return float(np.mean([judge(row.caption or "", scene) for row, scene in zip(found, test, strict=True)]))
 
 
 def main() -> None:
@@ -59,10 +50,14 @@ def main() -> None:
                 finetune(FinetuneOptions(cache, out, epochs=arguments.epochs, seed=seed, precision=precision))
                 losses[precision] = [row["eval_loss"] for row in rows(out / "training.jsonl") if "eval_loss" in row][-1]
             cells = [f"{losses['fp32']:.4f}", f"{losses['bf16']:.4f}", f"{losses['bf16'] / losses['fp32'] - 1:+.2%}"]
-            cells += [f"{share_right(folder / name, data, 'fp32'):.1%}" for name in ("fp32", "bf16")]
+            cells += [
+                f"{share_right(captions_of_test(folder / name, data, 'fp32'), data):.1%}" for name in ("fp32", "bf16")
+            ]
             for precision in ("bf16", "int8"):
                 missing = precision == "int8" and why_not_int8()
-                cells.append("-" if missing else f"{share_right(folder / 'fp32', data, precision):.1%}")
+                cells.append(
+                    "-" if missing else f"{share_right(captions_of_test(folder / 'fp32', data, precision), data):.1%}"
+                )
             print(f"| {seed} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from drawn import captions_of_test, scenes_of, share_right
 
 from toolkit.cache.schema import open_cache
 from toolkit.captioning.captioner import load_captioner
@@ -29,14 +30,10 @@ from toolkit.commands.preprocess import preprocess
 from toolkit.data.drawing import draw_sample
 from toolkit.data.reviews import Action, Review, review_of
 from toolkit.data.scenes import captions_of, judge
-from toolkit.options import FinetuneOptions, GenerationOptions, PreprocessOptions, ReviewOptions
+from toolkit.options import FinetuneOptions, PreprocessOptions, ReviewOptions
 from toolkit.reviewing.listing import list_cache
 
 WRONG, LOOKED_AT = 0.15, 0.10
-
-
-def scenes_of(data: Path) -> dict[str, Any]:
-    return {scene["image"]: scene for scene in map(json.loads, (data / "scenes.jsonl").read_text().splitlines())}
 
 
 def make_wrong(data: Path, scenes: dict[str, Any], rng: random.Random) -> int:
@@ -67,13 +64,6 @@ def play_person(cache: Path, model: Path, scenes: dict[str, Any]) -> tuple[int, 
     return len(actions), wrong
 
 
-def share_right(model: Path, data: Path, scenes: dict[str, Any]) -> float:
-    test = [scene for scene in scenes.values() if scene["split"] == "test"]
-    captioner = load_captioner(model, "cpu")
-    found = captioner.caption([data / "Images" / scene["image"] for scene in test], GenerationOptions(), 32)
-    return sum(judge(row.caption or "", scene) for row, scene in zip(found, test, strict=True)) / len(test)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=3000)
@@ -102,7 +92,10 @@ def main() -> None:
             }  # its tokenizer, not one of the corrected captions
             preprocess(PreprocessOptions(out=cache, reviewed=review_of(cache), **own, **options))
             finetune(FinetuneOptions(cache, folder / "model-2", **again))
-            shares = [f"{share_right(folder / name, data, scenes):.1%}" for name in ("model", "model-2", "control")]
+            shares = [
+                f"{share_right(captions_of_test(folder / name, data), data):.1%}"
+                for name in ("model", "model-2", "control")
+            ]
             print(f"| {seed} | {wrong} | {looked} | {found} | {' | '.join(shares)} |", flush=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_flickr8k_with_a_decoder_from_scratch(tmp_path: Path) -> None:
 
 def bench(script: str, options: str) -> str:
     """What a benchmark prints."""
-    done = subprocess.run([sys.executable, SCRIPTS / script, *options.split()], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SCRIPTS / script, *shlex.split(options)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -229,6 +230,18 @@ def test_bench_precision() -> None:
 @pytest.mark.slow
 def test_bench_loss() -> None:
     assert bench("bench_loss.py", "--images 40 --epochs 1 --seeds 1").splitlines()[-1].startswith("| 1 | ")
+
+
+@pytest.mark.slow
+def test_bench_objective() -> None:
+    printed = bench("bench_objective.py", "--train 40 --epochs 1 --second-epochs 1 --seeds 1 --images 120")
+    assert printed.splitlines()[-1].startswith("| 1 | ")
+
+
+@pytest.mark.slow
+def test_bench_ablation() -> None:
+    printed = bench("bench_ablation.py", "none '--augment light' --images 40 --epochs 1 --seeds 1 --pixel-margin 8")
+    assert [line.split(" | ")[1] for line in printed.splitlines()[-2:]] == ["none", "--augment light"]
 
 
 @pytest.mark.slow
