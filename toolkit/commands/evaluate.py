@@ -30,10 +30,10 @@ from toolkit.evaluation.judge import (
     percent,
     with_interval,
 )
-from toolkit.evaluation.references import References, Source, read_references
+from toolkit.evaluation.references import References, Source, read_references, unreferenced
 from toolkit.evaluation.significance import LEVEL
 from toolkit.options import EvaluateOptions
-from toolkit.options.fields import default_workers
+from toolkit.options.fields import check_unused, default_workers
 from toolkit.records import Summary
 from toolkit.reports.evaluation_page import write_evaluation_page
 from toolkit.runtime.copies import fetch_model, with_copies
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from toolkit.captioning.settings import Settings
 
 DEFAULT_HYPOTHESES = Path("captions.jsonl")
+ONLY_WITH_REFERENCES = (
+    "split", "human", "metrics", "idf", "format", "image_column", "caption_column", "split_column", "split_map",
+)  # fmt: skip
 
 
 def evaluate(options: EvaluateOptions) -> Summary:
@@ -79,14 +82,8 @@ def _outputs(options: EvaluateOptions) -> tuple[Output | None, Output | None]:
 
 
 def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | None]) -> Summary:
-    find = options.images is not None or options.page is not None or bool(options.clips)
-    references = read_references(Source.of(options), options.split, find)
-    settings = None
-    if options.model is not None:
-        hypotheses, settings = caption_split(options.model, references, options)
-        given = [hypotheses]
-    else:
-        given = [read_hypotheses(options.hypotheses or DEFAULT_HYPOTHESES)]
+    hypotheses, references, settings = _read(options)
+    given = [hypotheses]
     given += [read_hypotheses(path, "--against") for path in options.against]
     found = judge(given, references, options, clip_judges(options))
     if found.words.usual:
@@ -104,6 +101,32 @@ def _evaluate(options: EvaluateOptions, outputs: tuple[Output | None, Output | N
     values = _values(found, options)
     values["settings"] = None if settings is None else settings.to_json()
     return Summary(text, values)
+
+
+def _read(options: EvaluateOptions) -> tuple[Hypotheses, References, Settings | None]:
+    """The captions to judge, what to judge them by, and with `--model` what they were decoded with."""
+    captions = options.hypotheses or DEFAULT_HYPOTHESES
+    if (reason := _no_references(options)) is not None:
+        why = f"needs references, and there are none ({reason}); name some with --references, or leave it out"
+        check_unused(options, ONLY_WITH_REFERENCES, why)
+        hypotheses = read_hypotheses(captions, column=options.by)
+        return hypotheses, unreferenced(hypotheses, options.images, reason), None
+    find = options.images is not None or options.page is not None or bool(options.clips)
+    references = read_references(Source.of(options), options.split, find)
+    if options.model is None:
+        return read_hypotheses(captions), references, None
+    hypotheses, settings = caption_split(options.model, references, options)
+    return hypotheses, references, settings
+
+
+def _no_references(options: EvaluateOptions) -> str | None:
+    """Why captions are judged without references; None if there are some, or have to be."""
+    if options.no_references:
+        return "--references none"
+    default = type(options)().references
+    if options.clips and options.model is None and options.references == default and not default.exists():
+        return f"{default} is not there"
+    return None
 
 
 def clip_judges(options: EvaluateOptions) -> list[ClipJudge]:
@@ -199,12 +222,12 @@ def _values(found: Evaluation, options: EvaluateOptions) -> dict[str, Any]:
     ]
     return {
         **_system_values(found.systems[0]),
-        "references": found.references.source,
-        "split": found.references.split,
+        "references": found.references.source if found.references.reason is None else None,
+        "split": found.references.split if found.references.reason is None else None,
         "images": len(found.ids),
         "images_in_split": len(found.references.captions),
         "signature": found.signature,
-        "references_health": asdict(found.people),
+        "references_health": None if found.people is None else asdict(found.people),
         "references_diversity": None if found.people_diversity is None else asdict(found.people_diversity),
         "against": others[0] if others else None,
         "comparisons": others,
@@ -236,8 +259,10 @@ def _text(found: Evaluation) -> str:
     """The table; all metrics times 100."""
     systems, human, several = found.systems, found.human, len(found.differences) > 1
     n_references = sum(len(found.references.captions[i]) for i in found.ids)
-    title = f"{' and '.join(system.name for system in systems)} against {found.references.name}: {len(found.ids):,} images, "
-    title += f"{n_references:,} references; metrics x 100, [{LEVEL} % interval]"
+    title = " and ".join(system.name for system in systems)
+    title += f" against {found.references.name}" if n_references else " without references"
+    title += f": {len(found.ids):,} images" + (f", {n_references:,} references" if n_references else "")
+    title += f"; metrics x 100, [{LEVEL} % interval]"
     rows = [["", *(label(system.name) for system in systems)]]
     for number in range(1, len(systems)):
         rows[0] += [f"difference {number}", f"p {number}, Holm"] if several else ["difference", "p"]

@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import Any
 
 from toolkit.cache.schema import open_cache
+from toolkit.captioning.places import find_folders
 from toolkit.data.reviews import Review, review_of
 from toolkit.data.sources import fetch_images
 from toolkit.errors import InputError
@@ -22,7 +23,6 @@ from toolkit.records import Summary
 from toolkit.reviewing.export import ReviewExport, exported
 from toolkit.reviewing.heat import Heat
 from toolkit.reviewing.listing import Listing, is_cache, list_cache, list_captions, read_items
-from toolkit.reviewing.pictures import find_folders
 from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.progress import say
 from toolkit.runtime.remote import local_only

@@ -151,17 +151,20 @@ def pictures_of(references: References, ids: Sequence[str], option: str) -> tupl
                 "saw the cache's pixels, resized for another model; figures differ a little from those of the files"
             )
             return "cache", (_of_cache(references, i) for i in ids), note
-    if folder is None:
+    if references.folders:
+        places = references.folders
+    elif folder is not None:
+        places = dict.fromkeys(ids, folder)
+    else:
         raise InputError(
             f"{option}: {references.source} holds its images itself; make a cache of it with `toolkit preprocess`, and name "
             "that with --references."
         )
-    source = ImageSource.of(folder)
-    return "files", (Picture(None, partial(_read, source, references.paths[i])) for i in ids), None
+    return "files", (Picture(None, partial(_read, places[i], references.paths[i])) for i in ids), None
 
 
-def _read(source: ImageSource, name: str) -> bytes:
-    return source.read(name).data
+def _read(folder: Path, name: str) -> bytes:
+    return ImageSource.of(folder).read(name).data
 
 
 def _folder_of_cache(references: References) -> Path | None:

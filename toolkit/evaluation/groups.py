@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.data.annotations import Columns, images_beside, read_annotations
 from toolkit.errors import InputError
+from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.metrics import BLEU_NAMES, Scores, bleu_from_counts
 from toolkit.evaluation.references import References, Source
 from toolkit.evaluation.significance import NO_MEAN, Metric, intervals
@@ -55,6 +56,24 @@ def read_column(by: str, references: References, source: Source) -> dict[str, tu
         return {record.image_id: tuple(dict.fromkeys(record.captions)) for record in found.records}
     except InputError as error:
         raise InputError(str(error).replace("--caption-column", "--by")) from None
+
+
+def column_of(by: str, hypotheses: Hypotheses) -> dict[str, tuple[str, ...]]:
+    """The same from the captions themselves, which were read with this column; the first row of an image counts.
+
+    Raises:
+        InputError: they have no such column.
+    """
+    said: dict[str, tuple[str, ...]] = {}
+    for row in hypotheses.rows:
+        if row.values is not None:
+            said.setdefault(row.names[-1], row.values)
+    if not said:
+        raise InputError(
+            f"--by {by}: without references it names a column of the captions, and {hypotheses.source} has none of this name; "
+            "name another, or leave it out."
+        )
+    return said
 
 
 def by_group(scores: Scores, column: Mapping[str, Sequence[str]], resamples: int = 1000, seed: int = 42) -> list[Group]:

@@ -42,6 +42,7 @@ class Hypothesis:
         captions: all of them, the best first, if the row has several.
         ended: whether generation ended with EOS; None if the row does not say.
         error: why there is no caption.
+        values: what its row says in the column that was asked for; None if the row doesn't have it.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Hypothesis:
     ended: bool | None = None
     error: str | None = None
     captions: tuple[str, ...] = ()
+    values: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,11 @@ def clean_name(name: str) -> str:
     return name
 
 
-def read_hypotheses(path: Path, option: str = "--hypotheses") -> Hypotheses:
+def read_hypotheses(path: Path, option: str = "--hypotheses", column: str | None = None) -> Hypotheses:
     """All captions of a file or folder.
+
+    Args:
+        column: another one to keep the values of.
 
     Raises:
         InputError: no such file, not captions, broken, or empty.
@@ -78,16 +83,16 @@ def read_hypotheses(path: Path, option: str = "--hypotheses") -> Hypotheses:
         raise InputError(
             f"{option} {path}: no such file or folder (relative to the current directory); write captions with `toolkit batch-caption`, or name a file that has some."
         )
-    format, rows = _folder(path) if path.is_dir() else _file(path)
+    format, rows = _folder(path, column) if path.is_dir() else _file(path, column)
     hypotheses = list(rows)
     if not hypotheses:
         raise InputError(f"{option} {path}: contains no captions; name a file with captions.")
     return Hypotheses(f"{path}", format, hypotheses)
 
 
-def _folder(path: Path) -> tuple[str, Iterator[Hypothesis]]:
+def _folder(path: Path, column: str | None) -> tuple[str, Iterator[Hypothesis]]:
     if metadata := [file for file in files_below(path, METADATA, 8) if file.name.lower() in METADATA]:
-        return "imagefolder", (row for file in metadata for row in _file(file, _prefix(file, path))[1])
+        return "imagefolder", (row for file in metadata for row in _file(file, column, _prefix(file, path))[1])
     if texts := files_below(path, (".txt",), 64):
         return "txt", (_text(file, path) for file in texts)
     raise InputError(f"{path}: the folder has neither metadata.jsonl nor .txt files; name a file with captions.")
@@ -105,11 +110,11 @@ def _text(file: Path, root: Path) -> Hypothesis:
     return Hypothesis((name,), lines[0] if lines else "", captions=_several(lines))
 
 
-def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
+def _file(path: Path, column: str | None, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
     format = file_format(path)
     rows: Iterable[Any]
     if format == "parquet":
-        rows = _parquet(path)
+        rows = _parquet(path, column)
     elif format == "csv":
         rows = csv_rows(path)
     elif format == "jsonl":
@@ -118,7 +123,7 @@ def _file(path: Path, prefix: str = "") -> tuple[str, Iterator[Hypothesis]]:
         rows = _best(row for _, _, row in read_json(path))
     if path.name.lower() in METADATA:
         format = "imagefolder"
-    return format, (_row(path, row, prefix) for row in rows)
+    return format, (_row(path, row, prefix, column) for row in rows)
 
 
 def file_format(path: Path) -> str:
@@ -169,7 +174,7 @@ def csv_rows(path: Path) -> Iterator[dict[str, str]]:
         yield dict(zip(header, row, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
 
     from toolkit.data.annotations.parquet import open_parquet
@@ -177,7 +182,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     file = open_parquet(path)
     # Skip columns that hold images themselves.
     simple = [field.name for field in file.schema_arrow if not pa.types.is_struct(field.type)]
-    columns = [name for name in simple if name in (*ID_KEYS, *NAME_KEYS, *CAPTION_KEYS, "ended", "error")]
+    columns = [name for name in simple if name in (*ID_KEYS, *NAME_KEYS, *CAPTION_KEYS, "ended", "error", column)]
     if not set(columns) & {*ID_KEYS, *NAME_KEYS} or not set(columns) & set(CAPTION_KEYS):
         raise bad_header(path, file.schema_arrow.names)
     for batch in file.iter_batches(8192, columns=columns):
@@ -190,7 +195,7 @@ def bad_header(path: Path, columns: Iterable[str]) -> InputError:
     )
 
 
-def _row(path: Path, row: Any, prefix: str) -> Hypothesis:
+def _row(path: Path, row: Any, prefix: str, column: str | None) -> Hypothesis:
     if not isinstance(row, dict):
         raise bad_row(path, row)
     ids = [row[key] for key in ID_KEYS if row.get(key) not in (None, "")]
@@ -207,7 +212,15 @@ def _row(path: Path, row: Any, prefix: str) -> Hypothesis:
         caption, error = None, error or "no caption"
     ended = {True: True, False: False, "true": True, "false": False}.get(_lower(row.get("ended")))
     names = list(dict.fromkeys(clean_name(str(name)) for name in [*ids, *names]))
-    return Hypothesis(tuple(names), caption, ended, error, several)
+    values = None if column is None or column not in row else _values(row[column])
+    return Hypothesis(tuple(names), caption, ended, error, several, values)
+
+
+def _values(value: Any) -> tuple[str, ...]:
+    """What a cell says, as text; a list says several things, an empty cell nothing."""
+    some = value if isinstance(value, list) else [value]
+    texts = (str(one).lower() if isinstance(one, bool) else str(one).strip() for one in some if one is not None)
+    return tuple(dict.fromkeys(text for text in texts if text))
 
 
 def _several(value: Any) -> tuple[str, ...]:

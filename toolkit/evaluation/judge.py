@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,11 +12,11 @@ from toolkit import __version__
 from toolkit.errors import InputError
 from toolkit.evaluation.clip_score import ClipJudge
 from toolkit.evaluation.diversity import Diversity, diversity
-from toolkit.evaluation.groups import Group, by_group, read_column
+from toolkit.evaluation.groups import Group, by_group, column_of, read_column
 from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
-from toolkit.evaluation.metrics import Corpus, Scores, prepare
+from toolkit.evaluation.metrics import Corpus, PreparedReferences, Scores, prepare
 from toolkit.evaluation.references import References, Source, read_idf
 from toolkit.evaluation.significance import (
     Difference,
@@ -78,7 +78,8 @@ class Evaluation:
     Attributes:
         ids: the scored images, in the order of the references.
         words: what captions were cut into words by.
-        people: the first reference of each image, to compare lengths and vocabulary with: as many captions.
+        people: the first reference of each image, to compare lengths and vocabulary with: as many captions; None without
+            references.
         people_diversity: of all references of an image, if a system has several captions.
         by: the column of the systems' `groups`.
         differences: for each other system its metrics less the first's.
@@ -89,7 +90,7 @@ class Evaluation:
     ids: list[str]
     systems: list[System]
     words: Choice
-    people: Health
+    people: Health | None
     people_diversity: Diversity | None
     differences: list[dict[str, Difference]]
     human: HumanBound | None
@@ -104,6 +105,7 @@ def judge(
     """Scores one or several sets of captions on the same images.
 
     Args:
+        references: their captions; those of `unreferenced` leave out all metrics but `clips`.
         clips: metrics that look at the images, beside `options.metric_names`.
 
     Raises:
@@ -118,17 +120,22 @@ def judge(
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, Source.of(options))
-    column = None if options.by is None else read_column(options.by, references, Source.of(options))
-    chosen = _tokenizer(options, references)
+    column = _column(options, given[0], references)
+    chosen = _tokenizer(options, references, given[0])
     tokenizer = chosen.tokenizer
     said = tokenized({i: references.captions[i] for i in ids}, tokenizer.words)
     idf = None if corpus is None else tokenized(corpus, tokenizer.words)
-    prepared = prepare(said, idf, words)
     captions = [{i: m.captions[i].caption or "" if i in m.captions else "" for i in ids} for m in matched]
     # Tokenised once, for the scores and for each round of the human bound.
     once = [tokenized({i: [c] for i, c in system.items()}, tokenizer.words) for system in captions]
     cut = [{i: lines[0] for i, lines in system.items()} for system in once]
-    scores = [prepared.score(system, options.metric_names) for system in cut]
+    several = [{i: m.captions[i].captions for i in ids if i in m.captions} for m in matched]
+    if references.reason is None:
+        prepared = prepare(said, idf, words)
+        scores = [prepared.score(system, options.metric_names) for system in cut]
+    else:
+        prepared = _own_words(several, captions[0], tokenizer)
+        scores = [Scores(sorted(ids), {}, {}) for _ in given]
     by_clip = list[tuple[str, str | None]]()
     for clip in clips:
         scores, said_of_it, note = clip.judge(scores, captions, references)
@@ -138,7 +145,6 @@ def judge(
         health(list(c.values()), _ended(m, ids), references.train, tokenizer)
         for m, c in zip(matched, captions, strict=True)
     ]
-    several = [{i: m.captions[i].captions for i in ids if i in m.captions} for m in matched]
     diversities = [diversity(all_, prepared, tokenizer) for all_ in several]
     groups = [None if column is None else by_group(s, column, options.resamples, options.seed) for s in scores]
     systems = [
@@ -151,7 +157,7 @@ def judge(
         ids=ids,
         systems=systems,
         words=chosen,
-        people=health([said[0] for said in judged.values()], tokenizer=tokenizer),
+        people=health([s[0] for s in judged.values()], tokenizer=tokenizer) if references.reason is None else None,
         people_diversity=diversity(judged, prepared, tokenizer) if any(diversities) else None,
         differences=compare_all(scores, options.resamples, options.seed),
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
@@ -170,7 +176,7 @@ def _scored(
         raise InputError(
             f"{given[0].source}: "
             + (
-                f"every row for {references.name} is an error; see its column error, or use --missing empty."
+                f"every row{'' if references.reason else f' for {references.name}'} is an error; see its column error, or use --missing empty."
                 if len(given) == 1 or not matched[0].captions
                 else f"has no image in common with {' and '.join(other.source for other in given[1:])}; name captions of the same images."
             )
@@ -178,8 +184,32 @@ def _scored(
     return ids
 
 
-def _tokenizer(options: EvaluateOptions, references: References) -> Choice:
-    """Chosen by all references of the split, not only by those that captions were found for."""
+def _column(
+    options: EvaluateOptions, hypotheses: Hypotheses, references: References
+) -> dict[str, tuple[str, ...]] | None:
+    """What `--by` says of each image."""
+    if options.by is None:
+        return None
+    if references.reason is not None:
+        return column_of(options.by, hypotheses)
+    return read_column(options.by, references, Source.of(options))
+
+
+def _own_words(
+    several: Sequence[Mapping[str, Sequence[str]]], captions: Mapping[str, str], tokenizer: Tokenizer
+) -> PreparedReferences:
+    """Where there are no references self-CIDEr's word weights are by the captions: all that the systems say of an image."""
+    corpus = {image_id: [caption] for image_id, caption in captions.items()}
+    for system in several:
+        for image_id, said in system.items():
+            corpus[image_id] += said
+    return prepare(tokenized(corpus, tokenizer.words), None, words)
+
+
+def _tokenizer(options: EvaluateOptions, references: References, hypotheses: Hypotheses) -> Choice:
+    """Chosen by all references of the split, not only by those that captions were found for; without any by the captions."""
+    if references.reason is not None:
+        return choose_tokenizer(options.tokenize, (row.caption or "" for row in hypotheses.rows), "captions")
     chosen = choose_tokenizer(options.tokenize, (c for said in references.captions.values() for c in said))
     english = [name for name in ENGLISH if name in options.metric_names]
     if english and chosen.tokenizer is not PTB:
@@ -207,19 +237,22 @@ def _signature(
     clips: Sequence[str],
 ) -> str:
     """Everything that the metrics depend on besides the captions, like sacreBLEU's signature (Post 2018)."""
-    metrics = ",".join(KINDS[name] for name in options.metric_names)
-    if set(ENGLISH) & set(options.metric_names):
+    names = options.metric_names if references.reason is None else ()
+    metrics = [KINDS[name] for name in names]
+    if set(ENGLISH) & set(names):
         with suppress(PackageNotFoundError):
-            metrics += f",jars=pycocoevalcap-{version('pycocoevalcap')}"
-    metrics = ",".join((metrics, *clips))
+            metrics.append(f"jars=pycocoevalcap-{version('pycocoevalcap')}")
+    metrics += clips
     judged = {i: references.captions[i] for i in ids}
-    idf = "evaluated" if corpus is None else f"{idf_name}({len(corpus)} images,{_hash(corpus)})"
+    if references.reason is not None:
+        idf_name = "captions"
+    idf = idf_name if corpus is None else f"{idf_name}({len(corpus)} images,{_hash(corpus)})"
     without = "+".join(str(len(references.captions) - len(system.matched.captions)) for system in systems)
     return "|".join(
         (
             f"toolkit:{__version__}",
-            f"metrics:{metrics}",
-            "as:pycocoevalcap-1.2",
+            f"metrics:{','.join(metrics)}",
+            *(["as:pycocoevalcap-1.2"] if names else []),
             f"tok:{tokenizer.signature}",
             f"idf:{idf}",
             f"split:{references.split}",
@@ -248,6 +281,8 @@ def _notes(
         notes.append(f"{left:,} images without a caption are left out (--missing empty counts them as empty captions)")
     elif any(len(system.matched.captions) < len(ids) for system in systems):
         notes.append("images without a caption count as empty captions (--missing skip leaves them out)")
+    if references.reason is not None:
+        return notes
     if len(ids) == 1 and options.idf == "evaluated" and any(m.startswith("cider") for m in options.metric_names):
         notes.append(
             "CIDEr of a single image is 0, because every word occurs in every image; use --idf with a larger corpus"
@@ -264,7 +299,8 @@ def health_sentences(found: Evaluation, names: Sequence[str]) -> list[tuple[str,
     unit = found.words.tokenizer.unit
     people = "a person (the first reference of each image)"
     lines = [(name, system.health.sentence(unit)) for name, system in zip(names, found.systems, strict=True)]
-    lines.append((people, found.people.sentence(unit)))
+    if found.people is not None:
+        lines.append((people, found.people.sentence(unit)))
     several = [(name, system.diversity) for name, system in zip(names, found.systems, strict=True)]
     several.append(("references", found.people_diversity))
     return lines + [(name, state.sentence()) for name, state in several if state is not None]

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from toolkit.cache.schema import MANIFEST, Cache, open_cache
+from toolkit.captioning.places import find_images_of
 from toolkit.data.annotations import Columns, images_beside, read_annotations
 from toolkit.data.images import read_image
 from toolkit.data.pixels import centre
 from toolkit.data.sources import ImageSource
 from toolkit.errors import InputError
+from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.options import EvaluateOptions
 from toolkit.records import SPLITS
 from toolkit.runtime.copies import as_path
@@ -31,6 +33,8 @@ class References:
         notes: sentences for the reader.
         images: the folder that paths are relative to; None if the images are elsewhere.
         rows: image id -> (split, row) in the cache.
+        folders: image id -> the folder that its path is relative to, where images are of several.
+        reason: why no image has a reference caption; None where there are some.
     """
 
     source: str
@@ -42,9 +46,13 @@ class References:
     cache: Cache | None = None
     images: Path | None = None
     rows: dict[str, tuple[str, int]] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    reason: str | None = None
 
     @property
     def name(self) -> str:
+        if self.reason is not None:
+            return self.source
         return f"all of {self.source}" if self.split == "all" else f"the {self.split} split of {self.source}"
 
     def picture(self, image_id: str) -> Any:
@@ -56,7 +64,8 @@ class References:
         if self.cache is not None:
             split, row = self.rows[image_id]
             return np.array(centre(self.cache[split][row]["pixel_values"], *self.cache.seen))
-        return None if self.images is None else read_image(ImageSource.of(self.images).read(self.paths[image_id]).data)
+        folder = self.folders.get(image_id, self.images)
+        return None if folder is None else read_image(ImageSource.of(folder).read(self.paths[image_id]).data)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Source:
 
     Attributes:
         option: that the user named the source with.
+        instead: what can be done without this source, as the end of a sentence.
     """
 
     path: Path
@@ -72,10 +82,12 @@ class Source:
     format: str = "auto"
     columns: Columns | None = None
     option: str = "--references"
+    instead: str = ""
 
     @classmethod
     def of(cls, options: EvaluateOptions) -> Source:
-        return cls(options.references, options.images, options.format, Columns.of(options))
+        instead = "; where there are no references, name a CLIP model with --clip-score"
+        return cls(options.references, options.images, options.format, Columns.of(options), instead=instead)
 
 
 def read_references(source: Source, split: str, find: bool = False) -> References:
@@ -92,7 +104,7 @@ def read_references(source: Source, split: str, find: bool = False) -> Reference
     if not path.exists() and source.format != "hub":
         raise InputError(
             f"{option} {path}: no such file or folder (relative to the current directory); name a cache (`toolkit preprocess` "
-            "writes one) or annotations."
+            f"writes one) or annotations{source.instead}."
         )
     if (path / MANIFEST).is_file():
         for name, value, usual in (("images", source.images, None), ("format", source.format, "auto")):
@@ -152,6 +164,33 @@ def _of_annotations(source: Source, split: str, find: bool) -> References:
     return References(f"{path}", split, wanted, paths, train or None, notes, images=found.images)
 
 
+def unreferenced(hypotheses: Hypotheses, images: Path | None, reason: str) -> References:
+    """The images of captions that have no references: those that the captions name.
+
+    Args:
+        images: the folder that the names are relative to; None looks where batch-caption noted it, and beside the captions.
+        reason: why there are no references.
+
+    Raises:
+        InputError: the images are not found.
+    """
+    names = list(dict.fromkeys(row.names[-1] for row in hypotheses.rows))
+    places = dict(zip(names, find_images_of(Path(hypotheses.source), names, images), strict=True))
+    note = (
+        f"without references ({reason}): BLEU, ROUGE-L, CIDEr, RefCLIPScore and the comparison with a person are left out, because "
+        "they compare captions with references"
+    )
+    return References(
+        source=hypotheses.source,
+        split="all",
+        captions={name: [] for name in names},
+        paths={name: file for name, (_, file) in places.items()},
+        notes=[note],
+        folders={name: folder for name, (folder, _) in places.items()},
+        reason=reason,
+    )
+
+
 def read_idf(idf: str, references: References, source: Source) -> tuple[dict[str, list[str]], str]:
     """The corpus for CIDEr's word weights, and its name.
 
@@ -160,6 +199,6 @@ def read_idf(idf: str, references: References, source: Source) -> tuple[dict[str
     """
     if idf == "train" and references.train is None:
         raise InputError(f"--idf train: {references.source} has no train split; name a cache or annotations instead.")
-    source = replace(source, option="--idf") if idf == "train" else Source(as_path(idf), option="--idf")
+    source = replace(source, option="--idf", instead="") if idf == "train" else Source(as_path(idf), option="--idf")
     corpus = read_references(source, "train")
     return corpus.captions, corpus.name

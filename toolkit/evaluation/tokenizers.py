@@ -153,12 +153,12 @@ class Choice:
         return [] if self.sentence is None or self.usual else [self.sentence]
 
 
-def choose_tokenizer(name: str, captions: Iterable[str]) -> Choice:
-    """The tokeniser that `--tokenize` names; `auto` goes by these captions, the references."""
+def choose_tokenizer(name: str, captions: Iterable[str], what: str = "reference captions") -> Choice:
+    """The tokeniser that `--tokenize` names; `auto` goes by these captions, usually the references; `what` they are."""
     scripts = Scripts(captions)
     if name == "auto":
         tokenizer, why = scripts.choose()
-        sentence = f"--tokenize auto is {tokenizer.name}, because the reference captions {why}"
+        sentence = f"--tokenize auto is {tokenizer.name}, because the {what} {why}"
         return Choice(tokenizer, sentence, tokenizer is PTB)
     tokenizer = TOKENIZERS[name]
     language = None if name == "char" else scripts.unspaced()

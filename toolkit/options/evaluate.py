@@ -33,7 +33,9 @@ class EvaluateOptions(Options):
         None, "Captions to judge, in any form that batch-caption writes, or COCO results. [default: captions.jsonl]"
     )
     references: Path = option(
-        Path("cache/dataset"), "Reference captions: a cache, an annotation set of any format, or a COCO captions file."
+        Path("cache/dataset"),
+        "Reference captions: a cache, an annotation set of any format, or a COCO captions file. none, or where the default "
+        "isn't there, judges by --clip-score and --pac-score alone.",
     )
     split: str = option("test", "Split of the references: train, validation, test or all.")
     model: str | None = option(
@@ -47,7 +49,9 @@ class EvaluateOptions(Options):
         show_default=False,
     )
     by: str | None = option(
-        None, "Also break the metrics down by this column of the annotations, also those that the cache was made from."
+        None,
+        "Also break the metrics down by this column of the annotations, also those that the cache was made from; without "
+        "references by this column of the captions.",
     )
     human: bool = option(False, "Also score each reference against the others: what a person would get.", flag=True)
     metrics: str = option(
@@ -75,7 +79,9 @@ class EvaluateOptions(Options):
         "skip", "An image without a caption, or with an error instead of one: skip it, or count it as empty."
     )
     images: Path | None = option(
-        None, "If the references are annotations: the folder of the images. [default: Images beside them]"
+        None,
+        "If the references are annotations: the folder of the images. [default: Images beside them] Without references: the "
+        "folder that the captions' image names are relative to. [default: found as in review]",
     )
     format: str = option("auto", f"If the references are annotations: {', '.join(FORMATS)}.")
     image_column: str | None = option(
@@ -131,9 +137,13 @@ class EvaluateOptions(Options):
             if not self.clips:
                 why = "only applies with --model, --clip-score or --pac-score; add one of these, or leave it out"
                 check_unused(self, ("device", "precision"), why)
+                check(not self.no_references, "references", self.references,
+                      "needs a CLIP model to judge by; name one with --clip-score, or name references")  # fmt: skip
             check(self.precision != "int8", "precision", self.precision,
                   "is for captioners, not for CLIP models; choose another, or leave it out")  # fmt: skip
         else:
+            check(not self.no_references, "references", self.references,
+                  "--model captions the pixels of a cache; name one")  # fmt: skip
             check_generation(self.generation)
         check(self.idf == "evaluated" or any(name.startswith("cider") for name in self.metric_names), "idf", self.idf,
               "only applies to CIDEr, which is not among --metrics; leave it out")  # fmt: skip
@@ -147,6 +157,11 @@ class EvaluateOptions(Options):
         """The metrics by a CLIP model, with its name."""
         named = {"clip_score": self.clip_score, "pac_score": self.pac_score}
         return {metric: model for metric, model in named.items() if model is not None}
+
+    @property
+    def no_references(self) -> bool:
+        """Whether `--references none` asks for figures without any. A file or folder of this name is a source like others."""
+        return self.references == Path("none") and not self.references.exists()
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ def _facts(found: Evaluation) -> list[tuple[str, str]]:
     n_references = sum(len(found.references.captions[i]) for i in found.ids)
     of = len(found.references.captions)
     images = f"{len(found.ids):,}" + (f" of {of:,}" if of != len(found.ids) else "")
+    if not n_references:
+        return [("references", "none"), ("images", images)]
     return [
         ("references", found.references.name),
         ("images", images),
@@ -140,13 +142,13 @@ def _lengths(found: Evaluation) -> dict[str, Any]:
     """Words of captions and of references."""
     tokenizer = found.words.tokenizer
     said = [[len(tokenizer.words(c)) for c in system.captions.values()] for system in found.systems]
-    said.append([len(tokenizer.words(c)) for i in found.ids for c in found.references.captions[i]])
+    kinds, key = _kinds(found), _names(found)
+    if found.references.reason is None:
+        said.append([len(tokenizer.words(c)) for i in found.ids for c in found.references.captions[i]])
+        kinds, key = [*kinds, "said"], [*key, "references"]
     top = max(max(lengths) for lengths in said) + 1
     counts = [np.bincount(lengths, minlength=top) for lengths in said]
-    kinds = [*_kinds(found), "said"]
-    return _histogram(
-        f"{tokenizer.unit.capitalize()}s per caption", str(top - 1), counts, kinds, [*_names(found), "references"]
-    )
+    return _histogram(f"{tokenizer.unit.capitalize()}s per caption", str(top - 1), counts, kinds, key)
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cache.schema import MANIFEST, Cache, open_cache
+from toolkit.captioning.places import find_folders
 from toolkit.errors import InputError
 from toolkit.evaluation.hypotheses import CAPTION_KEYS, ID_KEYS, NAME_KEYS, Hypotheses, Hypothesis
 from toolkit.evaluation.matching import match
@@ -17,7 +18,7 @@ from toolkit.evaluation.references import Source, read_references
 from toolkit.evaluation.tokenizers import choose_tokenizer
 from toolkit.options import ReviewOptions
 from toolkit.outputs.tables import read_columns
-from toolkit.reviewing.pictures import CachePictures, FilePictures, Pictures, find_folders
+from toolkit.reviewing.pictures import CachePictures, FilePictures, Pictures
 from toolkit.reviewing.weakness import signs_of, weaknesses
 from toolkit.runtime.hashing import hash_hex
 from toolkit.runtime.progress import printable

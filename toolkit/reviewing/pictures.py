@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,10 @@ import numpy as np
 from PIL import Image
 
 from toolkit.cache.reader import SplitReader
-from toolkit.captioning.journal import places_in
 from toolkit.data.images import read_image
 from toolkit.data.pixels import centre
 from toolkit.data.sources import ImageSource
-from toolkit.errors import ImageError, InputError
-from toolkit.options.preprocess import PreprocessOptions
-from toolkit.runtime.files import beside
+from toolkit.errors import ImageError
 
 
 class Pictures(Protocol):
@@ -74,40 +69,3 @@ class CachePictures:
                 pass  # the cache is what training sees
         pixels = centre(self.reader[number]["pixel_values"], *self.seen)
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-
-
-def find_folders(captions: Path, names: Sequence[str], images: Path | None) -> list[tuple[Path, str]]:
-    """The folder that each name is relative to: `images`; else the one that batch-caption noted in its state file; else
-    the folder of the captions, or Images.
-
-    Raises:
-        InputError: the first of the images is in none of these.
-    """
-    if images is not None:
-        if not images.is_dir():
-            raise InputError(f"--images {images}: no such folder; name the folder of the images of {captions}.")
-        return [(images, name) for name in names]
-    noted = _noted(beside(captions, ".state"), names)
-    others = [captions.parent, PreprocessOptions().images]
-    rest = next((folder for folder in others if any((folder / name).is_file() for name in names[:10])), None)
-    if rest is None and not any((noted[name] / name).is_file() for name in names[:10] if name in noted):
-        raise InputError(
-            f"{captions}: its images (the first is {names[0]}) are not found beside it; name their folder with --images."
-        )
-    return [(noted.get(name, rest or captions.parent), name) for name in names]
-
-
-def _noted(state: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The folder of each name for which a state file of batch-caption has a place; of several the most common one."""
-    candidates: dict[str, list[str]] = {}
-    wanted, counts = set(names), Counter[str]()
-    for place in places_in(state):
-        at = 0
-        while at >= 0:
-            if place[at:] in wanted:
-                folder = place[:at].rstrip("/") or "/"
-                candidates.setdefault(place[at:], []).append(folder)
-                counts[folder] += 1
-            at = place.find("/", at) + 1 or -1
-    best = {name: max(folders, key=lambda folder: counts[folder]) for name, folders in candidates.items()}
-    return {name: Path(folder) for name, folder in best.items() if os.path.isabs(folder)}
