@@ -67,7 +67,7 @@ def test_the_model_folder(model_dir: Path) -> None:
     best = min(evaluations, key=lambda row: row["eval_loss"])
     assert finished["validation"]["cider"] == best["eval_cider"]
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert results == {name: finished["validation"][name] for name in ("cider", "bleu_4", "rouge_l")}
+    assert results == {name: round(100 * finished["validation"][name], 2) for name in ("cider", "bleu_4", "rouge_l")}
     best_weights = load_file(model_dir / "checkpoints" / f"checkpoint-{finished['best_step']}" / "model.safetensors")
     saved = load_file(model_dir / "model.safetensors")
     assert all(torch.equal(saved[name], best_weights[name]) for name in saved)

@@ -347,7 +347,7 @@ def test_a_finished_run_is_a_model(model: Path) -> None:
     found = look(model)
     assert (found.values["kind"], found.values["summary"], found.values["run"]["finished"]) == ("model", summary, True)
     assert "trained           40 steps, 2 epochs, 9.5 s" in found.text
-    assert "best by loss      step 40, epoch 2, loss 2, cider 0.3" in found.text
+    assert "best by loss      step 40, epoch 2, loss 2, CIDEr 30.0" in found.text
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from toolkit.data.reviews import review_of
 from toolkit.data.sources import FoundImage, FoundImages
 from toolkit.errors import InputError, OutputError
 from toolkit.evaluation.hypotheses import read_hypotheses
+from toolkit.evaluation.shown import percent
 from toolkit.options import BatchCaptionOptions
 from toolkit.outputs.clip_scores import Captioned, ClipScores
 from toolkit.outputs.exports import Export, polish
@@ -359,7 +360,8 @@ class _Run:
         assert clip is not None
         mean = clip.total / clip.count if clip.count else None
         values["clip_score"] = {"mean": mean, "images": clip.count, "model": clip.model.signature, "unseen": unseen}
-        text = f"CLIPScore by {self.options.clip_score}: " + ("none" if mean is None else f"{mean:.4f} on average")
+        told = "none" if mean is None else f"{percent(mean)} on average, times 100"
+        text = f"CLIPScore by {self.options.clip_score}: {told}"
         if clip.rerank:
             values["reranked"] = clip.changed
             text += f"; of {clip.changed} images another caption comes first than the captioner's best"

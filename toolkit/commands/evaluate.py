@@ -19,18 +19,9 @@ from toolkit.data.sources import fetch_annotations, fetch_images
 from toolkit.errors import InputError
 from toolkit.evaluation.clip_score import ClipJudge
 from toolkit.evaluation.hypotheses import Hypotheses, Hypothesis, read_hypotheses
-from toolkit.evaluation.judge import (
-    NAMES,
-    Evaluation,
-    System,
-    group_table,
-    health_sentences,
-    judge,
-    label,
-    percent,
-    with_interval,
-)
+from toolkit.evaluation.judge import Evaluation, System, group_table, health_sentences, judge, label, with_interval
 from toolkit.evaluation.references import References, Source, read_references, unreferenced
+from toolkit.evaluation.shown import NAMES, percent
 from toolkit.evaluation.significance import LEVEL
 from toolkit.options import EvaluateOptions
 from toolkit.options.fields import check_unused, default_workers

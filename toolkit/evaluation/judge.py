@@ -18,6 +18,7 @@ from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
 from toolkit.evaluation.metrics import Corpus, PreparedReferences, Scores, prepare
 from toolkit.evaluation.references import References, Source, read_idf
+from toolkit.evaluation.shown import NAMES, percent
 from toolkit.evaluation.significance import (
     Difference,
     HumanBound,
@@ -32,11 +33,6 @@ from toolkit.evaluation.tokenizers import PTB, Choice, Tokenizer, choose_tokeniz
 from toolkit.options import EvaluateOptions
 from toolkit.runtime.hashing import hash_hex
 
-NAMES = {
-    "bleu_1": "BLEU-1", "bleu_2": "BLEU-2", "bleu_3": "BLEU-3", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L",
-    "cider": "CIDEr", "cider_d": "CIDEr-D", "cider_plain": "CIDEr plain", "meteor": "METEOR", "spice": "SPICE", "spider": "SPIDEr",
-    "clip_score": "CLIPScore", "ref_clip_score": "RefCLIPScore", "pac_score": "PAC-S", "ref_pac_score": "RefPAC-S",
-}  # fmt: skip
 KINDS = {
     "bleu": "bleu(closest)",
     "rouge_l": "rouge_l(beta=1.2)",
@@ -327,8 +323,3 @@ def with_interval(metric: Metric) -> str:
 def label(path: str) -> str:
     """The last part of a path, as a short name."""
     return Path(path).name or path
-
-
-def percent(value: float | None) -> str:
-    """A fraction times 100, as papers publish metrics."""
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -12,7 +12,7 @@ from toolkit.data.annotations._json import read_json, read_json_lines
 from toolkit.data.annotations.parquet import open_parquet
 from toolkit.errors import InputError
 from toolkit.evaluation.hypotheses import CAPTION_KEYS, ID_KEYS, NAME_KEYS, bad_header, bad_row, csv_rows, file_format
-from toolkit.evaluation.judge import NAMES as METRICS
+from toolkit.evaluation.shown import NAMES as METRICS
 
 if TYPE_CHECKING:
     import pandas as pd

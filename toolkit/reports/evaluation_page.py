@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ImageError
-from toolkit.evaluation.judge import NAMES, Evaluation, System, group_table, health_sentences, label, percent
+from toolkit.evaluation.judge import Evaluation, System, group_table, health_sentences, label
+from toolkit.evaluation.shown import NAMES, percent
 from toolkit.evaluation.significance import LEVEL
 from toolkit.reports.html import data_uri, write_page
 from toolkit.runtime.overwrite import Output

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from toolkit.evaluation.shown import figures
 from toolkit.models.loading import save_captioner
 from toolkit.models.lora import is_adapted, merged, save_base
 from toolkit.models.precision import describe_precision
@@ -89,5 +90,5 @@ def _finish(run: TrainingRun, write: Callable[[Path], None], values: RunSummary,
         finish(plan.partial, names, values, earlier)
     replace_model(plan.partial, plan.place, out)
     best = values["validation"]
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in best.items()) if best else "no validation images"
+    metrics = figures(best) if best else "no validation images"
     return Summary("\n".join([f"{out}: {done}: {metrics}", *(f"  note: {n}" for n in run.notes)]), dict(values))

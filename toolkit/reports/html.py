@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from toolkit import __version__
+from toolkit.evaluation.shown import NAMES, figure
 from toolkit.runtime.files import finishing
 from toolkit.runtime.overwrite import Output, page_mark
 from toolkit.runtime.progress import printable
@@ -63,6 +64,8 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = markdown
+    environment.filters["metric"] = lambda name: NAMES.get(name, name)
+    environment.filters["figure"] = lambda value, name: figure(name, value, 4)
     return environment
 
 

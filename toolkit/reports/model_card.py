@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
+from toolkit.evaluation.shown import NAMES
 from toolkit.options.finetune import SCORES
 from toolkit.options.preprocess import NEW_DECODERS
 from toolkit.reports.html import _templates
@@ -37,7 +38,8 @@ def _card_metadata(manifest: dict[str, Any], options: dict[str, Any], summary: d
             dataset_name=Path(made["annotations"]).name,
             dataset_split="validation",
             metric_type=name,
-            metric_value=summary["validation"][name],
+            metric_name=NAMES[name],
+            metric_value=round(100 * summary["validation"][name], 2),
         )
         for name in SCORES
         if name in summary["validation"]

@@ -22,6 +22,7 @@ from toolkit.captioning.generate import caption_lengths
 from toolkit.data.pixels import centre
 from toolkit.evaluation.health import health
 from toolkit.evaluation.metrics import PreparedReferences, prepare
+from toolkit.evaluation.shown import figures
 from toolkit.evaluation.tokenizers import PTB, Tokenizer
 from toolkit.models.freezing import freeze_encoder, unfreeze_encoder
 from toolkit.options.finetune import SCORES
@@ -161,12 +162,11 @@ class TrainingLog(TrainerCallback):
             evaluated = {name: row[f"eval_{name}"] for name in METRICS}
             row["captions"] = [self.metrics.captions[i] for i in self.metrics.shown]
             row["warnings"] = caption_warnings(self.metrics.captions, evaluated)
-            metrics = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.items())
             when = f"best checkpoint, {row['final']}" if "final" in row else f"epoch {row['epoch']:g}"
-            say(f'  {when}: {metrics}; "{row["captions"][0]}"')
+            say(f'  {when}: {figures(evaluated)}; "{row["captions"][0]}"')
             for part in self.metrics.parts:
-                scores = ", ".join(f"{name} {row[f'eval_{part}/{name}']:.3f}" for name in ("loss", *SCORES))
-                say(f"    {part}: {scores}")
+                theirs = {name: row[f"eval_{part}/{name}"] for name in ("loss", *SCORES)}
+                say(f"    {part}: {figures(theirs)}")
             for warning in row["warnings"]:
                 say(f"  warning: {warning}")
         with writing(self.path, "the log"), open(self.path, "a", encoding="utf-8") as file:

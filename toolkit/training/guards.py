@@ -9,6 +9,7 @@ from typing import Any
 from transformers import EvalPrediction, TrainerCallback
 
 from toolkit.evaluation.health import ends_badly, health
+from toolkit.evaluation.shown import figure, figures
 from toolkit.evaluation.tokenizers import PTB, Tokenizer
 from toolkit.runtime.progress import say
 from toolkit.training.callbacks import CaptionMetrics, TrainingLog
@@ -64,8 +65,8 @@ class Guards(TrainerCallback):
             return
         before = first[f"eval_{name}"]
         if best < before if args.greater_is_better else best > before:
-            say(f"warning: no checkpoint is better than the model that training started from ({name} {best:.3f} on validation, "
-                f"{before:.3f} before); use a lower --lr, a --kl-weight or an --xe-weight.")  # fmt: skip
+            say(f"warning: no checkpoint is better than the model that training started from ({figures({name: best})} on validation, "
+                f"{figure(name, before)} before); use a lower --lr, a --kl-weight or an --xe-weight.")  # fmt: skip
 
     def _first(self) -> dict[str, Any] | None:
         """The evaluation before training."""

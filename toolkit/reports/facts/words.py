@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.evaluation.shown import NAMES, SHARES, figure
 from toolkit.runtime.progress import printable
 
 WIDTH = 18  # of the column of names
@@ -129,7 +130,7 @@ def _model(values: dict[str, Any]) -> list[tuple[str, str]]:
     if summary:
         rows.append(("trained", f"{summary['steps']} steps, {summary['epochs']:g} epochs, {summary['seconds']:g} s"))
         if summary["validation"] and not values["run"]:
-            rows.append(("best checkpoint", f"step {summary['best_step']}: {_named(summary['validation'])}"))
+            rows.append(("best checkpoint", f"step {summary['best_step']}: {_measured(summary['validation'])}"))
     if values["options"]:
         rows.append(("options", _named(values["options"])))
     return [*rows, *(_compared(values["precision"]) if "precision" in values else [])]
@@ -152,9 +153,9 @@ def _run(run: dict[str, Any]) -> list[tuple[str, str]]:
     if run["last"]:
         rows.append(("last metrics", _named(run["last"])))
     if run["best"]:
-        rows.append((f"best by {run['metric']}", _named(run["best"])))
+        rows.append((f"best by {run['metric']}", _measured(run["best"])))
     if run["last_evaluation"] and run["last_evaluation"] != run["best"]:
-        rows.append(("last evaluation", _named(run["last_evaluation"])))
+        rows.append(("last evaluation", _measured(run["last_evaluation"])))
     return rows
 
 
@@ -169,6 +170,11 @@ def _named(values: dict[str, Any]) -> str:
     """'train 80, test 20'; None values are left out."""
     shown = ((name, f"{v:.4g}" if isinstance(v, float) else str(v)) for name, v in values.items() if v is not None)
     return ", ".join(f"{name} {value}" for name, value in shown)
+
+
+def _measured(values: dict[str, Any]) -> str:
+    """'step 20, loss 2.5, CIDEr 37.9': of an evaluation."""
+    return _named({NAMES.get(n, n): figure(n, v) if n in NAMES or n in SHARES else v for n, v in values.items()})
 
 
 def _range(spread: dict[str, float]) -> str:

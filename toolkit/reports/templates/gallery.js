@@ -51,8 +51,8 @@ function cardOf(card) {
     notes.append(score);
   }
   if (card.clip != null) {
-    const fit = make("span", "", ` CLIP ${card.clip.toFixed(3)}`);
-    fit.title = "CLIPScore: how well the caption fits the image, from 0 to 2.5";
+    const fit = make("span", "", ` CLIPScore ${(100 * card.clip).toFixed(1)}`);
+    fit.title = "CLIPScore: how well the caption fits the image, from 0 to 250";
     notes.append(fit);
   }
   const text = make("figcaption", "", captionOf(card));
