@@ -38,7 +38,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "batch-caption": (o.BatchCaptionOptions, "Write a caption for every image below the given folders."),
     "caption": (o.CaptionOptions, "Print the captions of one image or a few; writes no file."),
     "evaluate": (o.EvaluateOptions, "Score captions against references: the COCO metrics, with confidence intervals."),
-    "inspect": (o.InspectOptions, "Show what is in an annotation set, a cache, a model or a run; writes nothing."),
+    "inspect": (
+        o.InspectOptions,
+        "Show what is in an annotation set, a cache, a model or a run; several runs side by side.",
+    ),
     "review": (o.ReviewOptions, "Open a page on which a person corrects captions, the weakest first."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
     "demo": (o.DemoOptions, "Run every step on a small drawn sample: preprocess, finetune, batch-caption, evaluate."),

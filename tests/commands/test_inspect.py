@@ -350,6 +350,83 @@ def test_a_finished_run_is_a_model(model: Path) -> None:
     assert "best by loss      step 40, epoch 2, loss 2, CIDEr 30.0" in found.text
 
 
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three: finished, not finished, and in a folder of the first one's name."""
+    folders = [tmp_path / "a", tmp_path / "b.partial", tmp_path / "other" / "a"]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        rows = [{**row, "seconds": 50.0 * (number + 1)} if "loss" in row else row for row in RUN]
+        (folder / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[: 4 - number]))
+        options = {"eval_metric": "cider", "lr": 1e-3 * (number + 1), "init_from": None}
+        (folder / "options.json").write_text(json.dumps({"options": options, "cache": {"validation": "v"}}))
+    summary = {"steps": 40, "epochs": 2.0, "seconds": 9.5, "best_step": 20, "validation": {"loss": 2.5, "cider": 0.4}}
+    (folders[0] / "finetune.json").write_text(json.dumps(summary))
+    return [tmp_path / "a", tmp_path / "b", tmp_path / "other" / "a"]
+
+
+def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "runs.html"
+    found = look(runs[0], more_runs=runs[1:2], page=page)
+    first = {
+        "name": "a", "path": str(runs[0]), "finished": True, "steps": 40, "epoch": 2.0, "evaluations": 2,
+        "metric": "cider", "seconds": 100.0, "best_step": 20, "validation": {"loss": 2.5, "cider": 0.4},
+    }  # fmt: skip
+    second = {
+        "name": "b",
+        "path": str(runs[1]),
+        "finished": False,
+        "steps": 30,
+        "epoch": 1.5,
+        "evaluations": 1,
+        "seconds": 200.0,
+    }
+    assert found.values == {
+        "kind": "runs", "runs": [first, {**first, **second}], "options": {"lr": [1e-3, 2e-3]}, "notes": [], "page": str(page),
+    }  # fmt: skip
+    assert found.text.split("\n") == [
+        "2 runs; on validation, metrics times 100",
+        "  run  steps      epochs  time     best step  loss   CIDEr",
+        "  a    40         2       1.7 min  20         2.500  40.0",
+        "  b    30 so far  1.5     3.3 min  20         2.500  40.0",
+        "options that differ",
+        "  option  a      b",
+        "  lr      0.001  0.002",
+        f"  {page}: the curves as a page",
+    ]
+    assert '<polyline points="0.00,' not in page.read_text()  # a step of 10 is not at the left end
+    assert page.read_text().count('data-y="40.0|30.0"') == 3  # over steps, epochs and time
+    names = [run["name"] for run in look(runs[0], more_runs=runs[1:]).values["runs"]]
+    assert names == [f"{tmp_path.name}/a", f"{tmp_path.name}/b", "other/a"]
+    page.unlink()
+    assert look(runs[1], page=page).values["page"] == str(page)  # of one run that has no report yet
+    assert "data-y" in page.read_text()
+
+
+def test_runs_on_other_images(runs: list[Path]) -> None:
+    options = json.loads((runs[0] / "options.json").read_text())
+    (runs[0] / "options.json").write_text(json.dumps({**options, "cache": {"validation": "w"}}))
+    (note,) = look(runs[0], more_runs=runs[1:]).values["notes"]
+    assert note == "these runs were not validated on the same images: their metrics can't be compared"
+
+
+def test_mistakes_about_runs(runs: list[Path], odd_cache: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "mine.html"
+    foreign.write_text("mine")
+    for given, error, sentence in (
+        ({"more_runs": (odd_cache,)}, InputError, "is no run \\(it has no training.jsonl\\); name folders that finetune wrote"),
+        ({"more_runs": (runs[0],)}, InputError, "a: is given twice; give each run once"),
+        ({"more_runs": runs[1:], "split": "test"}, InputError, "--split test: only applies to one thing that is looked at"),
+        ({"more_runs": runs[1:], "page": foreign}, OutputError, "--page .*mine.html: exists and is not what this command"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=sentence):
+            look(runs[0], **given)
+    with pytest.raises(InputError, match=r"is no run"):
+        look(odd_cache, page=tmp_path / "p.html")
+    with pytest.raises(InputError, match=r"^--page a.txt: name a file that ends in .html"):
+        InspectOptions(path=odd_cache, page=Path("a.txt"))
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 

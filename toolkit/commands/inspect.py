@@ -1,8 +1,9 @@
-"""`toolkit inspect`: what is in a cache, raw annotations, a model or a run. Writes nothing but `--sheet`."""
+"""`toolkit inspect`: what is in a cache, raw annotations, a model or runs. Writes nothing but `--sheet` and `--page`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ from toolkit.records import Summary
 from toolkit.reports.facts.annotated import annotation_facts
 from toolkit.reports.facts.caches import cache_facts
 from toolkit.reports.facts.models import RUN_LOG, model_facts, run_facts
+from toolkit.reports.facts.runs import compare_runs, describe_runs
 from toolkit.reports.facts.stats import Sheet, bytes_below
 from toolkit.reports.facts.words import describe, table, title
 from toolkit.reports.html import write_page
+from toolkit.reports.runs_page import write_runs_page
 from toolkit.runtime.copies import with_copies
 from toolkit.runtime.files import beside
 from toolkit.runtime.hub import why_not
-from toolkit.runtime.overwrite import Output, is_page
+from toolkit.runtime.overwrite import Output, is_page, same_place
 from toolkit.runtime.progress import printable
 from toolkit.runtime.remote import local_only
+
+COMPARING = ("path", "more_runs", "page", "overwrite")  # options of a comparison of runs
 
 
 def inspect(options: InspectOptions) -> Summary:
@@ -39,21 +44,59 @@ def inspect(options: InspectOptions) -> Summary:
     Raises:
         InputError: it is none of these, or damaged.
         ModelError: `--decoder` has no tokenizer.
-        OutputError: `--sheet` can't be written, or would replace a file that the toolkit did not write.
+        OutputError: `--sheet` or `--page` can't be written, or would replace a file that the toolkit did not write.
     """
-    local_only(options, "sheet")
-    inputs, sheet = (options.path, options.images, options.decoder), None
+    local_only(options, "sheet", "page")
+    inputs: tuple[Path | str | None, ...] = (options.path, *options.more_runs, options.images, options.decoder)
+    sheet = page = None
     if options.sheet is not None:
         sheet = Output("--sheet", options.sheet, inputs, options.overwrite, is_page("inspect"))
-    return _inspect(with_copies(options, path=fetch_source, images=fetch_images), sheet)
+    if options.page is not None:
+        page = Output("--page", options.page, inputs, options.overwrite, is_page("runs"))
+    options = with_copies(options, path=fetch_source, more_runs=fetch_source, images=fetch_images)
+    if options.more_runs:
+        return _compared(options, page)
+    folders = [] if page is None else _runs(options)
+    found = _inspect(options, sheet)
+    return found if page is None else _with_page(found, page, folders)
+
+
+def _compared(options: InspectOptions, page: Output | None) -> Summary:
+    """Several runs side by side."""
+    why = "only applies to one thing that is looked at, but several runs are given; leave it out"
+    check_unused(options, tuple(f.name for f in fields(options) if f.name not in COMPARING), why)
+    folders = _runs(options)
+    values = compare_runs(folders, [options.path, *map(Path, options.more_runs)])
+    found = Summary(describe_runs(values), values)
+    return found if page is None else _with_page(found, page, folders, values)
+
+
+def _runs(options: InspectOptions) -> list[Path]:
+    """The folders that hold the logs of the runs that are given."""
+    given = [options.path, *map(Path, options.more_runs)]
+    for number, path in enumerate(given):
+        if not _has_run(_living(path)):
+            raise InputError(f"{path}: is no run (it has no {RUN_LOG}); name folders that finetune wrote.")
+        if any(same_place(path, other) for other in given[:number]):
+            raise InputError(f"{path}: is given twice; give each run once.")
+    return [_living(path) for path in given]
+
+
+def _with_page(found: Summary, page: Output, folders: Sequence[Path], values: dict[str, Any] | None = None) -> Summary:
+    write_runs_page(page, folders, values or compare_runs(folders, [Path(found.values["path"])]))
+    text = f"{found.text}\n" + printable(f"  {page.path}: the curves as a page")
+    return replace(found, text=text, values={**found.values, "page": str(page.path)})
+
+
+def _living(path: Path) -> Path:
+    """Where a run is: beside its place until its model is complete."""
+    partial = beside(path.absolute(), ".partial")
+    return partial if not (path / MANIFEST).is_file() and not _has_run(path) and _has_run(partial) else path
 
 
 def _inspect(options: InspectOptions, page: Output | None) -> Summary:
+    options = replace(options, path=_living(options.path))
     path = options.path
-    living = beside(path.absolute(), ".partial")  # where a run is until its model is complete
-    if not (path / MANIFEST).is_file() and not _has_run(path) and _has_run(living):
-        options = replace(options, path=living)
-        path = living
     annotated = options.format != "auto" or not path.is_dir()
     if options.precision is not None and not (path / "config.json").is_file():
         raise InputError(

@@ -60,13 +60,19 @@ class InspectOptions(Options):
     sheet: Path | None = option(
         None, "Also write a page with a sample of images and captions: one HTML file.", output=True
     )
-    overwrite: bool = option(False, "Let --sheet replace a file that inspect did not write.", flag=True)
+    page: Path | None = option(
+        None, "For runs: also write a page with their curves in the same charts: one HTML file.", output=True
+    )
+    overwrite: bool = option(False, "Let --sheet and --page replace files that inspect did not write.", flag=True)
     precision: str | None = option(
         None,
         "For a model: caption a sample in fp32 and in this precision, bf16, fp16 or int8, and compare. The sample is of "
         "--images, else of the validation images that the model was chosen by.",
     )
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
+    more_runs: tuple[str, ...] = option(
+        (), "More runs, finished or not: shown side by side, with the options that differ.", positional=True, path=True
+    )
 
     def validate(self) -> None:
         check_split_map(self)
@@ -78,6 +84,8 @@ class InspectOptions(Options):
         check(near in ("on", "off") or (near.isdigit() and int(near) <= 16), "near_duplicates", near,
               "is on, off or a number up to 16")  # fmt: skip
         check(self.sheet is None or self.sheet.suffix in (".html", ".htm"), "sheet", self.sheet,
+              "name a file that ends in .html")  # fmt: skip
+        check(self.page is None or self.page.suffix in (".html", ".htm"), "page", self.page,
               "name a file that ends in .html")  # fmt: skip
 
     @property

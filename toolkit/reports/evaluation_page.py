@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ from toolkit.errors import ImageError
 from toolkit.evaluation.judge import Evaluation, System, group_table, health_sentences, label
 from toolkit.evaluation.shown import NAMES, percent
 from toolkit.evaluation.significance import LEVEL
-from toolkit.reports.html import data_uri, write_page
+from toolkit.reports.charts import TONES, Chart, histogram, number, within
+from toolkit.reports.html import chart_script, data_uri, write_page
 from toolkit.runtime.overwrite import Output
 
 CARDS = 12  # images per section: three sections make a page of half a megabyte
-WIDTH, HEIGHT, BINS = 320, 110, 24  # of a histogram; the page stretches it to the available width
-SYSTEMS = ("one", "two", "three", "four", "five", "six")  # CSS classes; more systems take them again
+BINS = 24  # of a histogram
 SHOWN = (
     "cider",
     "cider_d",
@@ -47,7 +47,7 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         facts=_facts(found),
         names=names,
         kinds=_kinds(found),
-        key_of_systems=list(zip(_kinds(found), names, strict=True)),
+        systems=[{"tone": tone, "name": name} for tone, name in zip(_kinds(found), names, strict=True)],
         level=LEVEL,
         bars=[_bar(found, name) for name in found.systems[0].metrics],
         human=found.human,
@@ -62,6 +62,7 @@ def write_evaluation_page(page: Output, found: Evaluation) -> None:
         sections=_sections(found, names, judged),
         notes=found.notes,
         signature=found.signature,
+        **chart_script(),
     )
 
 
@@ -92,6 +93,7 @@ def _bar(found: Evaluation, name: str) -> dict[str, Any]:
     return {
         "name": NAMES[name],
         "top": f"{100 * top:.0f}",
+        "ticks": [(round(tick / top, 2), number(tick)) for tick in within(0.0, 100 * top)],
         "systems": [
             {"score": percent(f.score), "low": percent(f.low), "high": percent(f.high), "interval": f.low is not None,
              "x": place(f.score), "left": place(f.low), "width": place(f.high - f.low) if f.low is not None and
@@ -107,39 +109,27 @@ def _bar(found: Evaluation, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _outline(counts: np.ndarray, top: float) -> str:
-    """A histogram as the path of its outline."""
-    ys = HEIGHT - counts / max(top, 1e-12) * HEIGHT
-    step = WIDTH / len(counts)
-    points = " ".join(f"H{i * step:.1f} V{y:.1f}" for i, y in enumerate(ys))
-    return f"M0,{HEIGHT} {points} H{WIDTH} V{HEIGHT} Z"
-
-
-def _histogram(title: str, high: str, counts: Sequence[np.ndarray], kinds: Sequence[str], key: Sequence[str]) -> dict[str, Any]:  # fmt: skip
-    """Shares, one outline per row of counts."""
-    shares = [c / max(c.sum(), 1) for c in counts]
-    top = max(float(s.max()) for s in shares)
-    paths = [{"d": _outline(s, top), "kind": kind} for s, kind in zip(shares, kinds, strict=True)]
-    return {"title": title, "low": "0", "high": high, "paths": paths, "peak": f"{top:.0%}",
-            "key": list(zip(kinds, key, strict=True))}  # fmt: skip
-
-
-def _plot(found: Evaluation, name: str) -> dict[str, Any]:
-    values = [system.scores.per_image[name] for system in found.systems]
-    top = max(1.0, max(float(v.max()) for v in values))
-    counts = [np.histogram(v, BINS, (0, top))[0] for v in values]
-    return _histogram(f"{NAMES[name]} of each image", f"{100 * top:.0f}", counts, _kinds(found), _names(found))
+def _plot(found: Evaluation, name: str) -> Chart:
+    """How a metric is spread over the images."""
+    values = [100 * system.scores.per_image[name] for system in found.systems]
+    edges = np.linspace(0.0, 100 * max(1.0, max(float(v.max()) for v in values) / 100), BINS + 1)
+    rows = [
+        (system, tone, np.histogram(v, edges)[0])
+        for system, tone, v in zip(_names(found), _kinds(found), values, strict=True)
+    ]
+    bins = [f"{low:.1f} to {high:.1f}" for low, high in itertools.pairwise(edges)]
+    return histogram(f"{NAMES[name]} of each image", rows, edges.tolist(), bins, NAMES[name])
 
 
 def _kinds(found: Evaluation) -> list[str]:
-    return [SYSTEMS[k % len(SYSTEMS)] for k in range(len(found.systems))]
+    return [TONES[k % len(TONES)] for k in range(len(found.systems))]
 
 
 def _names(found: Evaluation) -> list[str]:
     return [label(system.name) for system in found.systems]
 
 
-def _lengths(found: Evaluation) -> dict[str, Any]:
+def _lengths(found: Evaluation) -> Chart:
     """Words of captions and of references."""
     tokenizer = found.words.tokenizer
     said = [[len(tokenizer.words(c)) for c in system.captions.values()] for system in found.systems]
@@ -149,7 +139,11 @@ def _lengths(found: Evaluation) -> dict[str, Any]:
         kinds, key = [*kinds, "said"], [*key, "references"]
     top = max(max(lengths) for lengths in said) + 1
     counts = [np.bincount(lengths, minlength=top) for lengths in said]
-    return _histogram(f"{tokenizer.unit.capitalize()}s per caption", str(top - 1), counts, kinds, key)
+    rows = list(zip(key, kinds, counts, strict=True))
+    edges = [n - 0.5 for n in range(top + 1)]
+    return histogram(
+        f"{tokenizer.unit.capitalize()}s per caption", rows, edges, list(map(str, range(top))), f"{tokenizer.unit}s"
+    )
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ page's Content-Security-Policy allows no other script and no requests.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError, OutputError
 from toolkit.options.fields import default_workers
 from toolkit.records import CaptionResult, HeatMaps
-from toolkit.reports.html import template_source, thumbnail, write_page
+from toolkit.reports.html import script_digest, template_source, thumbnail, write_page
 from toolkit.reports.pictures import Linked, heat_png
 from toolkit.runtime.ahead import in_threads
 from toolkit.runtime.overwrite import Output, is_page
@@ -141,7 +140,6 @@ def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequen
         OutputError: it can't be written.
     """
     script = template_source("parts.js") + template_source("gallery.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_page(
         page,
         "gallery",
@@ -150,7 +148,7 @@ def write_gallery(page: Output, title: str, cards: Iterable[Card], facts: Sequen
         folder=script_json(quote(page.path.stem + "_files/")),
         cards=(script_json(card.to_json()) for card in cards),
         script=Markup(script),
-        script_digest=digest,
+        script_digest=script_digest(script),
     )
 
 

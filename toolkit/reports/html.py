@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from functools import cache
 from pathlib import Path
@@ -65,7 +66,7 @@ def _templates() -> Any:
     )
     environment.filters["markdown"] = markdown
     environment.filters["metric"] = lambda name: NAMES.get(name, name)
-    environment.filters["figure"] = lambda value, name: figure(name, value, 4)
+    environment.filters["figure"] = lambda value, name, digits=4: figure(name, value, digits)
     return environment
 
 
@@ -73,6 +74,20 @@ def template_source(name: str) -> str:
     """The text of a file in toolkit/reports/templates."""
     environment = _templates()
     return str(environment.loader.get_source(environment, name)[0])
+
+
+def script_digest(script: str) -> str:
+    """What a Content-Security-Policy knows a script by."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def chart_script() -> dict[str, Any]:
+    """For a page with charts: the script that tells values at the pointer, and the policy that allows no other."""
+    script = template_source("chart.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_digest(script)}'"
+    )
+    return {"script": Markup(script), "chart_policy": Markup(policy)}
 
 
 def page_text(kind: str, **values: Any) -> str:

@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.reports.html import data_uri, write_page
+from toolkit.reports.charts import Chart, Line, Measure, curves
+from toolkit.reports.html import chart_script, data_uri, write_page
 
-
-def curve(rows: Sequence[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:
-    """Points of one logged value over steps, scaled into a 320 x 120 drawing; None with fewer than two."""
-    points = [(row["step"], float(row[name])) for row in rows if row.get(name) is not None]
-    points = [(x, y) for x, y in points if np.isfinite(y)]
-    if len(points) < 2:
-        return None
-    xs, ys = np.array(points).T
-    low, high = ys.min(), ys.max()
-    px = (xs - xs[0]) / max(xs[-1] - xs[0], 1e-12) * 320
-    py = 120 - (ys - low) / (high - low) * 120 if high > low else np.full(len(ys), 60.0)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(px, py, strict=True))
-    return {"title": title, "line": line, "low": f"{low:.4g}", "high": f"{high:.4g}", "last": f"{ys[-1]:.4g}",
-            "first_step": int(xs[0]), "last_step": int(xs[-1])}  # fmt: skip
-
-
-CURVES = (
-    ("loss", "training loss, nats a token"),
-    ("eval_loss", "validation loss, nats a token"),
-    ("reward", "reward of drawn captions"),
-    ("reward_spread", "spread of the reward within an image"),
-    ("eval_cider", "validation CIDEr"),
-    ("eval_bleu_4", "validation BLEU-4"),
-    ("eval_rouge_l", "validation ROUGE-L"),
-    ("eval_ended", "share of captions that end"),
-    ("eval_distinct", "distinct captions an image"),
-    ("eval_loops", "share of captions that loop"),
-    ("eval_bad_endings", "share of captions that break off"),
-    ("eval_alike", "share of the commonest caption"),
-    ("eval_words", "different words on validation"),
-    ("eval_length", "words a caption on validation"),
-    ("sample_tokens", "tokens of a drawn caption"),
-    ("sample_ended", "share of drawn captions that end"),
-    ("entropy", "entropy of the next token, nats"),
-    ("kl", "divergence from the first captioner, nats a token"),
-    ("learning_rate", "learning rate"),
-    ("grad_norm", "gradient norm"),
-    ("images_per_s", "training images/s"),
+LOGGED = (
+    Measure("loss", "training loss, nats a token"),
+    Measure("eval_loss", "validation loss, nats a token"),
+    Measure("reward", "reward of drawn captions"),
+    Measure("reward_spread", "spread of the reward within an image"),
+    Measure("eval_cider", "validation CIDEr", 100),
+    Measure("eval_bleu_4", "validation BLEU-4", 100),
+    Measure("eval_rouge_l", "validation ROUGE-L", 100),
+    Measure("eval_ended", "captions that end", 100, "%"),
+    Measure("eval_distinct", "distinct captions an image", 100, "%"),
+    Measure("eval_loops", "captions that loop", 100, "%"),
+    Measure("eval_bad_endings", "captions that break off", 100, "%"),
+    Measure("eval_alike", "images with the commonest caption", 100, "%"),
+    Measure("eval_words", "different words on validation"),
+    Measure("eval_length", "words a caption on validation"),
+    Measure("sample_tokens", "tokens of a drawn caption"),
+    Measure("sample_ended", "drawn captions that end", 100, "%"),
+    Measure("entropy", "entropy of the next token, nats"),
+    Measure("kl", "divergence from the first captioner, nats a token"),
+    Measure("learning_rate", "learning rate"),
+    Measure("grad_norm", "gradient norm"),
+    Measure("images_per_s", "training images/s"),
 )
+
+
+def during(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of training.jsonl without those of an evaluation after training."""
+    return [row for row in rows if not {"generation", "final"} & row.keys()]
+
+
+def points(rows: Sequence[dict[str, Any]], logged: Measure, place: Callable[[dict[str, Any]], float | None],
+           at: Callable[[dict[str, Any]], str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """x, y and at of a `Line`, from the rows that have the value and a place."""
+    found = [(place(row), float(row[logged.name]), row) for row in rows if row.get(logged.name) is not None]
+    kept = [(x, y * logged.times, row) for x, y, row in found if x is not None and np.isfinite(y)]
+    return {"x": [x for x, _, _ in kept], "y": [y for _, y, _ in kept],
+            "at": [] if at is None else [at(row) for _, _, row in kept]}  # fmt: skip
+
+
+def _step_and_epoch(row: dict[str, Any]) -> str:
+    return f"{row['step']}" + (f" (epoch {row['epoch']:.4g})" if row.get("epoch") is not None else "")
+
+
+def run_charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
+    """A chart over steps for each value of `LOGGED` that was logged at least twice."""
+    lines = [(it, points(during(rows), it, lambda row: row["step"], _step_and_epoch)) for it in LOGGED]
+    lines = [(it, xy) for it, xy in lines if len(xy["x"]) > 1]
+    span = (0, max((xy["x"][-1] for _, xy in lines), default=0))
+    drawn = [curves(it, [Line("", **xy)], "step", span, whole=True) for it, xy in lines]
+    return [chart for chart in drawn if chart is not None]
 
 
 TIMED = (
@@ -75,8 +87,7 @@ def write_training_report(
     path: Path, rows: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], **values: Any
 ) -> None:
     """report.html of a finetune run: curves, metrics, and captions of the same images during training."""
-    during = [row for row in rows if not {"generation", "final"} & row.keys()]  # not of an evaluation after training
-    curves = [c for name, title in CURVES if (c := curve(during, name, title)) is not None]
     shown = [{**sample, "thumbnail": data_uri(sample["pixels"])} for sample in samples]
     warnings: list[str] = next((row["warnings"] for row in reversed(rows) if "warnings" in row), [])
-    write_page(path, "report", curves=curves, samples=shown, split=time_split(rows), warnings=warnings, **values)
+    write_page(path, "report", charts=run_charts(rows), samples=shown, split=time_split(rows), warnings=warnings,
+               **chart_script(), **values)  # fmt: skip

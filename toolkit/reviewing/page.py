@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from functools import cache
 
 from markupsafe import Markup
 
-from toolkit.reports.html import page_text, template_source
+from toolkit.reports.html import page_text, script_digest, template_source
 
 
 @cache
@@ -19,7 +17,7 @@ def _script() -> str:
 @cache
 def page_policy() -> str:
     """The Content-Security-Policy of every answer: the page's own script, images and data of this server alone."""
-    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+    digest = script_digest(_script())
     return (
         f"default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -106,16 +106,22 @@ def model_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_facts(folder: Path) -> dict[str, Any]:
-    """Facts about a run from its log: steps, the best evaluation and the last metrics."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a training.jsonl."""
     rows = []
-    for line in (folder / RUN_LOG).read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:  # the incomplete last line of a run that is being written or was killed
             continue
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
+    return rows
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """Facts about a run from its log: steps, the best evaluation and the last metrics."""
+    rows = read_log(folder / RUN_LOG)
     options = (read_json(folder / "options.json") or {}).get("options") or {}
     metric = options.get("eval_metric") or "loss"
     # Evaluations during training; those made afterwards say so.
