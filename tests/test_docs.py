@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 from toolkit.cli import COMMANDS
+from toolkit.options import FinetuneOptions
 from toolkit.options.fields import flat
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PROGRAMS = {"--head", "--num-cpus", "--nnodes", "--node-rank", "--master-addr"}  # ray start, torchrun
+ROOT_OPTIONS = {"--version", "--install-completion", "--show-completion"}
 PAGES_BY_NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def options_of(command: str) -> set[str]:
-    names = {"--json", "--quiet", "--help"}
+    names = {"--json", "--quiet", "--help", "--config", "--print-options"}
+    names |= {
+        f"--{alias.replace('_', '-')}" for f in flat(COMMANDS[command][0]) for alias in f.metadata.get("aliases", ())
+    }
     for field in flat(COMMANDS[command][0]):
         name = field.name.replace("_", "-")
         names |= {f"--{name}", f"--no-{name}"} if isinstance(field.default, bool) else {f"--{name}"}
@@ -62,7 +67,8 @@ def test_command_lines_name_options_that_exist(page: Path) -> None:
 @PAGES_BY_NAME
 def test_options_exist(page: Path) -> None:
     """Wherever an option is named, some command has it, or a script of ours."""
-    known = set().union(*map(options_of, COMMANDS)) | OTHER_PROGRAMS | {"--version"}
+    known = set().union(*map(options_of, COMMANDS)) | OTHER_PROGRAMS | ROOT_OPTIONS
+    known |= {f"--{name.replace('_', '-')}" for name in FinetuneOptions.refused}
     for script in (ROOT / "scripts").iterdir():
         known |= set(re.findall(r"--[a-z][a-z-]*", script.read_text(encoding="utf-8"))) if script.is_file() else set()
     prose = re.sub(
@@ -102,3 +108,11 @@ def test_examples_of_the_python_page(
     assert names["rows"][0]["labels"].shape == (50,)
     assert names["result"].caption is not None
     assert list(names["worst"].columns) == ["image", "caption", "cider", "score"]
+
+
+def test_the_page_of_options_has_every_alias() -> None:
+    text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    for options_class, _ in COMMANDS.values():
+        for option in flat(options_class):
+            for alias in option.metadata.get("aliases", ()):
+                assert f"`--{alias.replace('_', '-')}`" in text

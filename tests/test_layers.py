@@ -14,7 +14,7 @@ ROOT = Path(toolkit.__file__).parent
 # What everything speaks, then from the machine to the commands.
 ROOMS = [
     "errors", "options", "records",
-    "runtime", "data", "cache", "models", "captioning", "evaluation", "outputs", "training", "reports", "reviewing", "commands", "cli",
+    "runtime", "data", "cache", "models", "captioning", "evaluation", "outputs", "training", "reports", "reviewing", "commands", "arguments", "cli",
 ]  # fmt: skip
 WITHOUT_TORCH = (
     "errors",
@@ -27,6 +27,7 @@ WITHOUT_TORCH = (
     "evaluation",
     "reports",
     "reviewing",
+    "arguments",
     "cli",
 )
 

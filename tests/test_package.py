@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 NAME = "captioning-toolkit"
-DISTRIBUTIONS = {"PIL": "pillow", "markdown_it": "markdown-it-py"}  # whose name is not that of what is imported
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "markdown_it": "markdown-it-py",
+    "yaml": "pyyaml",
+}  # whose name is not that of what is imported
 NOT_IMPORTED = {
     "s3fs": "with it fsspec opens s3://",
     "gcsfs": "with it fsspec opens gs://",

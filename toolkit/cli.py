@@ -11,26 +11,25 @@ import os
 import re
 import sys
 import traceback
-import typing
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import completion
 
 from toolkit import __version__
 from toolkit import options as o
+from toolkit.arguments import config
+from toolkit.arguments.origins import Origin, blamed, options_text, options_values, origins
+from toolkit.arguments.parser import CLICK_ERROR, COMMON, PRINT_OPTIONS, Group, Parsers, flag, make, variables
 from toolkit.errors import SaidElsewhere, ToolkitError, UnusedOption
 from toolkit.options.batch_caption import API_KEY
-from toolkit.options.fields import Option, flat, from_flat
+from toolkit.options.fields import flat, from_flat
 from toolkit.records import Summary
 from toolkit.runtime import ending, progress
-from toolkit.runtime.copies import LIMIT
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+from toolkit.runtime.variables import STORES_GB
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "preprocess": (o.PreprocessOptions, "Read images and captions once, into a cache ready for training."),
@@ -48,93 +47,73 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 
 
-# ---- the environment ------------------------------------------------------------------------------------------------
-
-
-def _variables(command: str, name: str) -> list[str]:
-    """The environment variables of an option, the one that counts first."""
-    own = f"TOOLKIT_{command.upper().replace('-', '_')}_{name.upper()}"
-    return [own, "NUM_WORKERS"] if name == "num_workers" else [own]
+# ---- the parser -----------------------------------------------------------------------------------------------------
 
 
 def _warn_of_unknown_variables() -> None:
-    names = {name: [*(f.name for f in flat(kind)), "json", "quiet"] for name, (kind, _) in COMMANDS.items()}
+    names = {name: [option.name for option in (*flat(kind), *COMMON)] for name, (kind, _) in COMMANDS.items()}
     known = {
-        variable for command, options in names.items() for name in options for variable in _variables(command, name)
+        variable for command, options in names.items() for name in options for variable in variables(command, name)
     }
-    known |= {LIMIT, API_KEY}
+    known |= {STORES_GB, API_KEY}
     for variable in sorted(os.environ):
         if variable.startswith("TOOLKIT_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1, 0.7)  # all begin with the same word
             progress.say(f"{variable}: no option reads this variable" + (f"; did you mean {near[0]}?" if near else "."))
 
 
-def _set_by(ctx: Any) -> dict[str, str]:
-    """The options that an environment variable has set, with its name."""
-    return {
-        parameter.name: next(variable for variable in parameter.envvar if os.environ.get(variable))
-        for parameter in ctx.command.params
-        if (source := ctx.get_parameter_source(parameter.name)) is not None and source.name == "ENVIRONMENT"
-    }
+def _read_config(ctx: typer.Context, named: str | None) -> None:
+    """Makes the values of a config file the defaults of the options that follow; called before these are looked at."""
+    if ctx.resilient_parsing or (place := config.find(named)) is None:
+        return
+    classes = {name: kind for name, (kind, _) in COMMANDS.items()}
+    read = config.read(*place, ctx.info_name or "", classes, COMMON)
+    ctx.default_map, ctx.meta[config.NAME] = dict(read.values), read
 
 
-def _blamed(message: str, options: Any, set_by: dict[str, str]) -> str:
-    """The message with the variable for each option that one has set: the user has typed no such option."""
-    for name, variable in set_by.items():
-        message = re.sub(rf"--{name.replace('_', '-')}(?![\w-])", variable, message)
-        value = getattr(options, name, None)
-        if isinstance(value, (str, Path)) and message.startswith(f"{value}: "):  # a positional one has no name there
-            message = f"{variable} {message}"
-    return message
+def _parameters() -> list[inspect.Parameter]:
+    """What every command has besides options."""
+    reading = typer.Option(
+        "--config", metavar="FILE", callback=_read_config, is_eager=True, show_default=False,
+        help="Defaults of options: a TOML or YAML file, or none to read no file. [default: toolkit.toml, if it is there]",
+    )  # fmt: skip
+    printing = typer.Option(
+        PRINT_OPTIONS,
+        help="Print the value of each option and where it is from, and do nothing else.",
+        show_default=False,
+    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter("config", keyword, annotation=Annotated[str | None, reading], default=None),
+        inspect.Parameter("print_options", keyword, annotation=Annotated[bool, printing], default=False),
+    ]
 
 
-# ---- the parser -----------------------------------------------------------------------------------------------------
+def _call(ctx: Any, command: str, given: dict[str, Any]) -> Call:
+    read = ctx.meta.get(config.NAME)
+    where = {name: origin for name, origin in origins(ctx, read).items() if name in given}
+    if read is not None:
+        options = [*flat(COMMANDS[command][0]), *COMMON]
+        config.check_unasked(read, [o for o in options if where[o.name].source == "config file"])
+    del given["config"]
+    printing, as_json, quiet = given.pop("print_options"), given.pop("json"), given.pop("quiet")
+    return Call(command, given, where, as_json, quiet, printing, read)
 
 
-def _parameter(command: str, option: Option) -> inspect.Parameter:
-    """An option as a typer parameter."""
-    name, kind, default, metadata = option.name, option.kind, option.default, option.metadata
-    common = {"help": metadata["help"], "envvar": _variables(command, name), "show_envvar": False}
-    optional = type(None) in typing.get_args(kind)
-    kind = next((a for a in typing.get_args(kind) if a is not type(None)), kind) if optional else kind
-    many = typing.get_origin(kind) is tuple
-    if many:
-        kind = list[str]
-    if metadata.get("positional"):
-        info = typer.Argument(metavar=name.upper(), show_default=not metadata.get("required"), **common)
-    else:
-        flag = f"--{name.replace('_', '-')}"
-        declared = [flag] if kind is not bool or metadata.get("flag") else [f"{flag}/--no-{name.replace('_', '-')}"]
-        shown = metadata.get("show_default", default is not None and not metadata.get("flag"))
-        info = typer.Option(*declared, show_default=shown, **common)
-    parameter_default = inspect.Parameter.empty if metadata.get("required") else default
-    annotation = Annotated[kind | None if optional else kind, info]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=parameter_default)
+class Toolkit(Group):
+    """The command line of this program."""
+
+    parsers = Parsers(
+        {name: help for name, (_, help) in COMMANDS.items()},
+        lambda name: make(name, *COMMANDS[name], _call, _parameters()),
+    )
 
 
-def _command(command: str, options_class: type, help: str) -> Callable[..., Call]:
-    def call(ctx: typer.Context, json_output: bool, quiet: bool, **given: Any) -> Call:
-        return Call(command, given, _set_by(ctx), json_output, quiet)
-
-    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    parameters += [_parameter(command, option) for option in flat(options_class)]
-    for name, flag, text in (
-        ("json_output", "--json", "Print the summary as one JSON object."),
-        ("quiet", "--quiet", "Print nothing but errors."),
-    ):
-        info = typer.Option(flag, help=text, show_default=False, envvar=_variables(command, flag[2:]),
-                            show_envvar=False)  # fmt: skip
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool, info], default=False)
-        )
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    call.__doc__ = help
-    return call
-
-
-for _name, (_class, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(_command(_name, _class, _help))
+# Not `add_completion`: its two options have None for a default, and typer imports pydantic to see that this is no bool.
+completion.completion_init()
+app = typer.Typer(
+    cls=Toolkit, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 def _version(wanted: bool) -> None:
@@ -143,10 +122,35 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _install(ctx: typer.Context, param: typer.CallbackParam, wanted: bool) -> None:
+    if wanted:
+        completion.install_callback(ctx, param, wanted)
+
+
+def _show(ctx: typer.Context, param: typer.CallbackParam, wanted: bool) -> None:
+    if wanted:
+        completion.show_callback(ctx, param, wanted)
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=_install,
+            is_eager=True,
+            help="Let this shell complete commands, options and values.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion", callback=_show, is_eager=True, help="Print what --install-completion would install."
+        ),
     ] = False,
 ) -> None:
     """From a folder of captioned images to a fine-tuned captioner, and captions for the rest of your folders."""
@@ -155,8 +159,6 @@ def _root(
 # ---- running --------------------------------------------------------------------------------------------------------
 
 OUR_FAULT = "Error: this is a bug in toolkit, not a mistake of yours; please report it with the lines above."
-# Typer brings a click of its own, or uses the package: of one of the two.
-CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 @dataclass(frozen=True)
@@ -165,31 +167,42 @@ class Call:
 
     command: str
     given: dict[str, Any]
-    set_by: dict[str, str]
+    origins: dict[str, Origin]
     json: bool
     quiet: bool
+    print_options: bool
+    config: config.Config | None
 
     def run(self) -> int:
         """Carries it out and prints its summary; the exit code."""
         progress.quiet = self.quiet
         _warn_of_unknown_variables()
-        summary = self._summary(self.given)
+        if self.config is not None and self.config.found and os.environ.get("RANK", "0") == "0":
+            set_here = ", ".join(f"{flag(name)}" for name in self.config.values) or "nothing"
+            progress.say(f"{self.config.path}: found here, and sets {set_here}")
+        summary = self._summary()
         if not summary.said_elsewhere:
             self.show(summary)
         return int(summary.exit_code)
 
-    def _summary(self, given: dict[str, Any]) -> Summary:
+    def _summary(self) -> Summary:
         module, options = self.command.replace("-", "_"), None
         try:
-            options = from_flat(COMMANDS[self.command][0], given)  # before the import: a wrong value answers at once
+            options = from_flat(
+                COMMANDS[self.command][0], self.given
+            )  # before the import: a wrong value answers at once
+            if self.print_options:
+                return Summary(options_text(self.command, options, self.origins), options_values(options, self.origins))
             return getattr(import_module(f"toolkit.commands.{module}"), module)(options)
         except SaidElsewhere:
             raise
         except ToolkitError as error:
-            if isinstance(error, UnusedOption) and error.name in self.set_by:
-                # The variable sets a default for many runs, and this one has no use for it.
-                return self._summary({name: value for name, value in given.items() if name != error.name})
-            raise type(error)(_blamed(str(error), options, self.set_by)) from None
+            name = getattr(error, "name", None)
+            if isinstance(error, UnusedOption) and name in self.given and self.origins[name].name:
+                # A variable or file sets a default for many runs, and this one has no use for it.
+                rest = {other: value for other, value in self.given.items() if other != name}
+                return replace(self, given=rest, origins={**self.origins, name: Origin("default")})._summary()
+            raise type(error)(blamed(str(error), options, self.origins)) from None
 
     def show(self, summary: Summary) -> None:
         try:
@@ -197,7 +210,7 @@ class Call:
                 # Half a character, from a name that is no UTF-8, is valid in JSON only as its escape.
                 text = json.dumps(summary.values, ensure_ascii=not _takes_unicode())
                 print(re.sub("[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1], text))
-            elif not self.quiet and summary.text:
+            elif (self.print_options or not self.quiet) and summary.text:
                 print(progress.printable(summary.text, lines=True))
             sys.stdout.flush()
         except OSError as error:
@@ -227,7 +240,7 @@ def _code() -> int:
         return call.run() if isinstance(call, Call) else int(call or 0)
     except CLICK_ERROR as error:
         if isinstance(error, typer.BadParameter) and error.ctx is not None and error.param is not None:
-            error.param_hint = _set_by(error.ctx).get(error.param.name, error.param_hint)
+            error.param_hint = origins(error.ctx, None)[error.param.name].name or error.param_hint
         with suppress(OSError):
             error.show()
         return int(error.exit_code)

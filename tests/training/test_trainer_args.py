@@ -14,7 +14,7 @@ from transformers import Seq2SeqTrainingArguments
 from toolkit.commands.finetune import finetune
 from toolkit.errors import InputError, OutputError
 from toolkit.options import FinetuneOptions, GenerationOptions
-from toolkit.options.fields import from_flat, to_json
+from toolkit.options.fields import flat, from_flat, to_json
 from toolkit.training.setup import trainer_arguments
 from toolkit.training.trainer import CaptionTrainer
 from toolkit.training.trainer_args import FIXED, OPTIONS, check_trainer_args, trainer_args
@@ -68,6 +68,11 @@ def test_every_argument_is_one_that_trainer_has_and_those_of_ours_are_refused(mo
     monkeypatch.setattr("toolkit.training.setup.Seq2SeqTrainingArguments", lambda **given: ours.update(given))
     trainer_arguments(replace(FinetuneOptions(), precision="fp32"), Path("x"), 1, None)
     assert ours.keys() - OPTIONS.keys() - set(FIXED) == set()
+    aliases = {alias: option.name for option in flat(FinetuneOptions) for alias in option.metadata.get("aliases", ())}
+    assert {*aliases, *FinetuneOptions.refused} <= names | {"overwrite_output_dir"}  # which transformers 4 has
+    assert {alias: OPTIONS[alias] for alias in aliases} == {
+        alias: f"--{name.replace('_', '-')}" for alias, name in aliases.items()
+    }
     flags = {f"--{name.replace('_', '-')}" for name in to_json(FinetuneOptions())}
     assert {part for option in OPTIONS.values() for part in option.split(" and ")} <= flags
 

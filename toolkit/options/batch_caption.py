@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from toolkit.options.fields import (
     CAPTION_PRECISIONS,
+    DEVICES,
+    ENGINES,
+    Groups,
     Options,
     check,
     check_at_least,
-    check_choice,
     check_engine,
     check_split_map,
     check_unused,
@@ -25,11 +28,28 @@ from toolkit.options.prompts import PROMPTS, PromptOptions
 API_KEY = "TOOLKIT_API_KEY"  # the environment variable, and nothing else, that has the key of a server
 SOURCES = ("auto", "images", "cache", "hub", "parquet", "webdataset")
 SPLIT_CHOICES = ("train", "validation", "test", "all")
+FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder")
 
 
 @dataclass(frozen=True)
 class BatchCaptionOptions(Options):
     """Options of `toolkit batch-caption`."""
+
+    groups: ClassVar[Groups] = {
+        "Model and output": ("model", "output", "format", "existing", "overwrite", "gallery", "attention"),
+        "What is captioned": (
+            "recursive", "limit", "dry_run", "source", "split", "image_column", "split_column", "split_map",
+        ),
+        "Speed": ("batch_size", "device", "precision", "num_workers", "engine", "ray_address"),
+        "Captions": ("prefix", "suffix", "strip_period", "min_score", "clip_score", "rerank", "add_column"),
+        "Decoding": (
+            "num_beams", "max_length", "max_new_tokens", "length_penalty", "no_repeat_ngram_size", "early_stopping",
+            "min_length", "repetition_penalty", "bad_words", "start_with", "num_captions", "sample", "top_k", "top_p",
+            "temperature", "seed",
+        ),
+        "Prompts": ("prompt", "prompt_file", "system_prompt", "captions_from", "keep_raw"),
+        "A server": ("endpoint", "requests", "request_timeout", "retries", "max_image_size"),
+    }  # fmt: skip
 
     generation: GenerationOptions = nested(GenerationOptions(), ALL)
     prompting: PromptOptions = nested(PromptOptions(), PROMPTS)
@@ -44,7 +64,7 @@ class BatchCaptionOptions(Options):
     model: str = option("model", "A captioner: the folder that finetune wrote, any other, or a hub name.", path=True)
     endpoint: str | None = option(
         None, "Caption by a server instead, with --model NAME and --prompt: the URL of an OpenAI-compatible interface, as "
-        "http://localhost:8000/v1. The key is in TOOLKIT_API_KEY.",
+        "http://localhost:8000/v1. The key is in TOOLKIT_API_KEY.", by_hand=True,
     )  # fmt: skip
     requests: int = option(8, "With --endpoint: requests at a time.")
     request_timeout: float = option(120.0, "With --endpoint: seconds to wait for an answer.")
@@ -57,10 +77,12 @@ class BatchCaptionOptions(Options):
     )
     source: str = option(
         "auto", "What the paths are: auto (by what is there), images, cache, hub (also one saved by `datasets`), parquet "
-        "or webdataset; only hub takes the name of a data set on the hub.",
+        "or webdataset; only hub takes the name of a data set on the hub.", choices=SOURCES,
     )  # fmt: skip
     split: str | None = option(
-        None, "Of data sets and caches caption only this split: train, validation or test. [default: all]"
+        None,
+        "Of data sets and caches caption only this split: train, validation or test. [default: all]",
+        choices=SPLIT_CHOICES,
     )
     image_column: str | None = option(
         None, "Of data sets: the column (in tars the ending) of the images, if it isn't found automatically."
@@ -77,8 +99,18 @@ class BatchCaptionOptions(Options):
     dry_run: bool = option(
         False, "Say what would be done (how many images, which first, the settings), and write nothing.", flag=True
     )
-    existing: str = option("skip", "Images that have a caption already: skip them, or overwrite the captions.")
-    format: str = option("auto", "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.")
+    existing: str = option(
+        "skip",
+        "Images that have a caption already: skip them, or overwrite the captions.",
+        choices=("skip", "overwrite"),
+        by_hand=("overwrite",),
+    )
+    format: str = option(
+        "auto",
+        "auto (by the suffix of --output), jsonl, csv, parquet, txt, coco or imagefolder.",
+        choices=FORMATS,
+        by_hand=("txt",),
+    )
     add_column: str | None = option(
         None, "With --format parquet: write a copy of the data set instead, with the captions as this column."
     )
@@ -87,23 +119,27 @@ class BatchCaptionOptions(Options):
         None, "Add the CLIPScore of each caption, by this CLIP model: a folder or a hub name.", path=True
     )
     rerank: str = option(
-        "none", "Which of --num-captions comes first: the captioner's best (none), or that of --clip-score (clip)."
+        "none",
+        "Which of --num-captions comes first: the captioner's best (none), or that of --clip-score (clip).",
+        choices=("none", "clip"),
     )
     prefix: str = option("", "Text before every caption, exactly as given, such as a trigger word.", show_default=False)
     suffix: str = option("", "Text after every caption, exactly as given.", show_default=False)
     strip_period: bool = option(False, "Remove the full stop at the end of a caption.", flag=True)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", suggested=DEVICES)
     precision: str = option(
-        "auto", "auto, fp32, bf16, fp16 or int8; bf16 and int8 are faster on a CPU that has them, auto is fp32 there."
+        "auto",
+        "auto, fp32, bf16, fp16 or int8; bf16 and int8 are faster on a CPU that has them, auto is fp32 there.",
+        choices=CAPTION_PRECISIONS,
     )
     gallery: Path | None = option(None, "Also write a page with images and captions: one HTML file.", output=True)
     overwrite: bool = option(
-        False, "Let --output and --gallery replace files that batch-caption did not write.", flag=True
+        False, "Let --output and --gallery replace files that batch-caption did not write.", flag=True, by_hand=True
     )
     attention: bool = option(False, "With --gallery: show for each word where the model looked.", flag=True)
-    engine: str = option("local", "Where the work is done: local (on this machine) or ray.")
+    engine: str = option("local", "Where the work is done: local (on this machine) or ray.", choices=ENGINES)
     ray_address: str | None = option(
-        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]", by_hand=True
     )
 
     def validate(self) -> None:
@@ -115,16 +151,10 @@ class BatchCaptionOptions(Options):
         for name in ("min_score", "clip_score"):
             check(self.add_column is None or getattr(self, name) is None, name, getattr(self, name),
                   "is for a column of its own, which a copy of a data set does not get; leave it out")  # fmt: skip
-        check_choice("source", self.source, SOURCES)
-        check(self.split is None or self.split in SPLIT_CHOICES, "split", self.split,
-              f"choose one of {', '.join(SPLIT_CHOICES)}")  # fmt: skip
         check_split_map(self)
         check_at_least(self, 1, "num_workers", "limit")
-        check_choice("existing", self.existing, ("skip", "overwrite"))
-        check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         check(not self.attention or self.gallery is not None, "attention", "on",
               "is shown on a page; add --gallery")  # fmt: skip
-        check_choice("rerank", self.rerank, ("none", "clip"))
         check(self.rerank == "none" or self.clip_score is not None, "rerank", self.rerank,
               "needs a CLIP model; name one with --clip-score")  # fmt: skip
         check(self.rerank == "none" or self.generation.num_captions != 1, "rerank", self.rerank,
@@ -132,7 +162,6 @@ class BatchCaptionOptions(Options):
         check(self.clip_score is None or self.rerank != "none" or self.gallery is not None or self.format != "txt",
               "clip_score", self.clip_score,
               "has no place in --format txt; choose another format, or add --rerank clip or --gallery")  # fmt: skip
-        check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check(self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0), "batch_size",
               self.batch_size, "must be auto, or a number of at least 1")  # fmt: skip
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from toolkit.options.fields import Options, check_at_least, check_seed, default_workers, option
+from toolkit.options.fields import Groups, Options, check_at_least, check_seed, default_workers, option
 
 
 @dataclass(frozen=True)
 class DemoOptions(Options):
     """Options of `toolkit demo`."""
+
+    groups: ClassVar[Groups] = {
+        "What is done": ("images", "epochs", "seed", "num_workers"),
+    }  # fmt: skip
 
     directory: Path = option(
         Path("demo"), "The folder to write; must not exist or be empty.", positional=True, output=True

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from toolkit.options.fields import (
     CAPTION_PRECISIONS,
+    DEVICES,
     TOKENIZE,
+    Groups,
     Options,
     check,
     check_at_least,
-    check_choice,
     check_seed,
     check_split_map,
     check_unused,
@@ -22,12 +24,28 @@ from toolkit.options.generation import BEAM_SEARCH, CONTROL, GenerationOptions, 
 from toolkit.options.preprocess import FORMATS
 
 METRICS = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain", "meteor", "spice", "spider")
+SPLIT_CHOICES = ("train", "validation", "test", "all")
 DECODING = (*BEAM_SEARCH, *CONTROL)
 
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
     """Options of `toolkit evaluate`."""
+
+    groups: ClassVar[Groups] = {
+        "Captions and references": (
+            "hypotheses", "references", "split", "model", "against", "human", "by", "missing",
+        ),
+        "Metrics": ("metrics", "tokenize", "idf", "clip_score", "pac_score", "resamples", "seed"),
+        "Output": ("per_image", "page", "overwrite"),
+        "Captioning with --model": (
+            "batch_size", "device", "precision", "num_beams", "max_length", "length_penalty", "no_repeat_ngram_size",
+            "min_length", "repetition_penalty", "bad_words", "start_with",
+        ),
+        "References that are annotations": (
+            "images", "format", "image_column", "caption_column", "split_column", "split_map",
+        ),
+    }  # fmt: skip
 
     hypotheses: Path | None = option(
         None, "Captions to judge, in any form that batch-caption writes, or COCO results. [default: captions.jsonl]"
@@ -37,7 +55,7 @@ class EvaluateOptions(Options):
         "Reference captions: a cache, an annotation set of any format, or a COCO captions file. none, or where the default "
         "isn't there, judges by --clip-score and --pac-score alone.",
     )
-    split: str = option("test", "Split of the references: train, validation, test or all.")
+    split: str = option("test", "Split of the references: train, validation, test or all.", choices=SPLIT_CHOICES)
     model: str | None = option(
         None,
         "Caption the split with this captioner first, from the cache's pixels, instead of --hypotheses.",
@@ -57,6 +75,7 @@ class EvaluateOptions(Options):
     metrics: str = option(
         "bleu,rouge_l,cider",
         f"Which metrics, with commas between: {', '.join(METRICS)}; meteor, spice and spider need pycocoevalcap, the last two also Java.",
+        suggested=METRICS,
     )
     clip_score: str | None = option(
         None,
@@ -69,6 +88,7 @@ class EvaluateOptions(Options):
     tokenize: str = option(
         "auto",
         "What a word is: ptb (English, as COCO counts), intl (any language with spaces), char, or auto: by the references' script.",
+        choices=TOKENIZE,
     )
     idf: str = option(
         "evaluated",
@@ -76,14 +96,16 @@ class EvaluateOptions(Options):
         path=True,
     )
     missing: str = option(
-        "skip", "An image without a caption, or with an error instead of one: skip it, or count it as empty."
+        "skip",
+        "An image without a caption, or with an error instead of one: skip it, or count it as empty.",
+        choices=("skip", "empty"),
     )
     images: Path | None = option(
         None,
         "If the references are annotations: the folder of the images. [default: Images beside them] Without references: the "
         "folder that the captions' image names are relative to. [default: found as in review]",
     )
-    format: str = option("auto", f"If the references are annotations: {', '.join(FORMATS)}.")
+    format: str = option("auto", f"If the references are annotations: {', '.join(FORMATS)}.", choices=FORMATS)
     image_column: str | None = option(
         None,
         "If the references are annotations: column or key with the images or their names, if it isn't found automatically.",
@@ -107,23 +129,24 @@ class EvaluateOptions(Options):
         None, "Also write the metrics of each image: FILE.csv or FILE.parquet.", output=True
     )
     page: Path | None = option(None, "Also write a page to look through: one HTML file.", output=True)
-    overwrite: bool = option(False, "Let --per-image and --page replace files that evaluate did not write.", flag=True)
+    overwrite: bool = option(
+        False, "Let --per-image and --page replace files that evaluate did not write.", flag=True, by_hand=True
+    )
     batch_size: int = option(32, "With --model: images per batch.")
     generation: GenerationOptions = nested(
         GenerationOptions(), DECODING, lambda name, text: f"With --model: {text[0].lower()}{text[1:]}"
     )
-    device: str = option("auto", "With --model, --clip-score or --pac-score: auto, cpu, cuda, cuda:1 or mps.")
+    device: str = option(
+        "auto", "With --model, --clip-score or --pac-score: auto, cpu, cuda, cuda:1 or mps.", suggested=DEVICES
+    )
     precision: str = option(
-        "auto", "With --model, --clip-score or --pac-score: auto, fp32, bf16, fp16 or int8, as in batch-caption."
+        "auto",
+        "With --model, --clip-score or --pac-score: auto, fp32, bf16, fp16 or int8, as in batch-caption.",
+        choices=CAPTION_PRECISIONS,
     )
 
     def validate(self) -> None:
         check_split_map(self)
-        check_choice("split", self.split, ("train", "validation", "test", "all"))
-        check_choice("missing", self.missing, ("skip", "empty"))
-        check_choice("format", self.format, FORMATS)
-        check_choice("tokenize", self.tokenize, TOKENIZE)
-        check_choice("precision", self.precision, CAPTION_PRECISIONS)
         check_at_least(self, 1, "resamples", "batch_size")
         check_seed(self)
         check(bool(self.metric_names) and set(self.metric_names) <= set(METRICS), "metrics", self.metrics,

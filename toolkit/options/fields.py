@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from toolkit.errors import InputError, UnusedOption
 
 ENGINES = ("local", "ray")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CAPTION_PRECISIONS = (*PRECISIONS, "int8")
+DEVICES = ("auto", "cpu", "cuda", "mps")  # some of them
 TOKENIZE = ("auto", "ptb", "intl", "char")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its help text; `positional=True` makes it an argument of the command, `output=True`
-    says that it names what is written, `path=True` that a string may be the name of a file or folder."""
+    """A dataclass field with its help text.
+
+    Args:
+        metadata: `positional=True` makes it an argument of the command; `output=True` says that it names what is written,
+            `path=True` that a string may be the name of a file or folder; `choices` are all its values, checked before
+            `validate` is called, `suggested` some, which a shell completes; `aliases` are names that other programs have for
+            the same; `by_hand` are values that a `toolkit.toml` which was only found may not set, True for every one.
+    """
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -30,6 +37,9 @@ def nested(default: Any, names: tuple[str, ...], help: Callable[[str, str], str]
         help: from an option's name and help text to the text that this command shows.
     """
     return field(default=default, metadata={"nested": names, "help": help})
+
+
+Groups = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,15 @@ def from_flat(options_class: Any, values: dict[str, Any]) -> Any:
 
 
 class Options:
-    """Base of the option classes: gives each value the type that its field declares, then calls `validate`."""
+    """Base of the option classes: gives each value the type that its field declares, then calls `validate`.
+
+    Attributes:
+        groups: the options by heading, as `--help` shows them: what people need first comes first.
+        refused: options that other programs have and that are another thing here, with what to do.
+    """
+
+    groups: ClassVar[Groups] = {}
+    refused: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -81,6 +99,9 @@ class Options:
             object.__setattr__(self, f.name, _as_declared(getattr(self, f.name), hints[f.name], f.metadata))
         _fill_nested(self)
         _check_nested(self)
+        for f in fields(self):  # type: ignore[arg-type]
+            if "choices" in f.metadata and (getattr(self, f.name) is not None or f.default is not None):
+                check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
         self.validate()
 
     def validate(self) -> None:
@@ -167,7 +188,6 @@ def check_unused(options: Any, names: tuple[str, ...], why: str, defaults: Any =
 
 
 def check_engine(options: Any) -> None:
-    check_choice("engine", options.engine, ENGINES)
     check(options.engine == "local" or find_spec("ray") is not None, "engine", options.engine,
           "Ray is not installed; pip install 'captioning-toolkit[ray]', on each node")  # fmt: skip
     address = options.ray_address

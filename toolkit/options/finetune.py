@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from toolkit.options.fields import (
     PRECISIONS,
     TOKENIZE,
+    Groups,
     Options,
     check,
     check_at_least,
-    check_choice,
     check_seed,
     nested,
     option,
@@ -77,6 +77,31 @@ BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
+# Options of Trainer's that are another thing here, or in another form.
+PER_DEVICE = "counts captions there, and here images with all their captions; give {} instead, in images"
+REFUSED = {
+    "per_device_train_batch_size": PER_DEVICE.format("--batch-size"),
+    "per_device_eval_batch_size": PER_DEVICE.format("--eval-batch-size"),
+    "bf16": "is --precision bf16 here",
+    "fp16": "is --precision fp16 here",
+    "overwrite_output_dir": "is --overwrite here, which trains again and replaces the model",
+    "resume_from_checkpoint": "is not needed, because the same command goes on from the last checkpoint; --no-resume starts anew",
+    "eval_strategy": "is --eval-steps N here; without it, each epoch is evaluated",
+    "save_strategy": "is --save-steps N here; without it, each evaluation saves a checkpoint",
+    "data_seed": "is --seed here",
+    **{
+        name: f"is given as --trainer-arg {name}=VALUE here"
+        for name in (
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "lr_scheduler_kwargs",
+            "max_grad_norm",
+            "optim",
+            "optim_args",
+        )
+    },
+}
 AUGMENTS = ("off", "light", "strong")
 
 
@@ -84,9 +109,35 @@ AUGMENTS = ("off", "light", "strong")
 class FinetuneOptions(Options):
     """Options of `toolkit finetune`; a None is filled in from `TRAINING_DEFAULTS`."""
 
+    groups: ClassVar[Groups] = {
+        "Input and output": ("output_dir", "init_from", "overwrite", "resume"),
+        "Training": (
+            "epochs", "batch_size", "lr", "precision", "captions_per_image", "seed", "max_steps",
+            "gradient_accumulation_steps",
+        ),
+        "What is trained": (
+            "freeze_encoder", "cache_features", "feature_precision", "unfreeze_last", "unfreeze_after", "lora_rank",
+            "lora_targets", "lora_save",
+        ),
+        "Schedule and regularisation": (
+            "lr_scheduler_type", "warmup_steps", "warmup_ratio", "encoder_lr", "weight_decay", "label_smoothing",
+            "decoder_dropout", "augment", "flip", "ema", "group_by_length",
+        ),
+        "Evaluation": (
+            "eval_metric", "eval_steps", "eval_images", "eval_batch_size", "early_stopping_patience", "tokenize",
+            "num_beams", "max_length", "length_penalty", "no_repeat_ngram_size",
+        ),
+        "Training for the metric": ("objective", "samples_per_image", "reward", "xe_weight", "kl_weight"),
+        "Checkpoints and logs": ("save_steps", "save_minutes", "save_total_limit", "report_to"),
+        "Machine": ("gradient_checkpointing", "compile", "fsdp", "num_workers", "trainer_arg"),
+    }  # fmt: skip
+    refused = REFUSED
+
     cache: Path = option(Path("cache/dataset"), "The cache that preprocess wrote.", positional=True)
     output_dir: Path = option(Path("model"), "Where the model is written.", output=True)
-    epochs: float | None = option(None, "Passes over the images. [default: 3; tiny preset: 8; new decoder: 6]")
+    epochs: float | None = option(
+        None, "Passes over the images. [default: 3; tiny preset: 8; new decoder: 6]", aliases=("num_train_epochs",)
+    )
     max_steps: int = option(-1, "Stop after this many updates, whatever --epochs says; -1 for no limit.")
     batch_size: int | None = option(
         None, "Images per step and process, with their captions. [default: 8; tiny preset, new decoder: 32]"
@@ -95,6 +146,7 @@ class FinetuneOptions(Options):
     lr: float | None = option(
         None,
         "Peak learning rate. [default: 5e-5, with --lora-rank 5e-4; tiny preset: 1.5e-3; new decoder: 1e-3; objective cider: 1e-5]",
+        aliases=("learning_rate",),
     )
     encoder_lr: float | None = option(
         None, "Peak learning rate of the encoder's weights. [default: as --lr; new decoder: 5e-5]"
@@ -102,6 +154,7 @@ class FinetuneOptions(Options):
     lr_scheduler_type: str | None = option(
         None,
         f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}. [default: linear; new decoder: cosine]",
+        choices=SCHEDULES,
     )
     decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
@@ -113,6 +166,7 @@ class FinetuneOptions(Options):
     precision: str = option(
         "auto",
         "auto, fp32, bf16 or fp16; auto is bf16 on a GPU or CPU that has it, else fp32, as for the tiny preset on a CPU.",
+        choices=PRECISIONS,
     )
     captions_per_image: str | None = option(
         None, "Captions per image and epoch: all, or a number, drawn again each epoch. [default: all; tiny preset: 2]"
@@ -124,6 +178,7 @@ class FinetuneOptions(Options):
         "off",
         "Show other crops, rotations, brightness, contrast and colour of the training images in each epoch: off, light "
         "or strong.",
+        choices=AUGMENTS,
     )
     flip: bool = option(
         False,
@@ -133,10 +188,13 @@ class FinetuneOptions(Options):
     ema: float | None = option(
         None, "Average the weights over the updates with this decay, 0.999 for instance; evaluate and save the average."
     )
-    label_smoothing: float = option(0.0, "Share of the target probability spread over the vocabulary.")
+    label_smoothing: float = option(
+        0.0, "Share of the target probability spread over the vocabulary.", aliases=("label_smoothing_factor",)
+    )
     objective: str = option(
         "cross-entropy",
         f"{' or '.join(OBJECTIVES)}: learn to write the training captions, or, from --init-from on, captions with a high CIDEr.",
+        choices=OBJECTIVES,
     )
     samples_per_image: int | None = option(
         None, "With --objective cider: captions drawn of each image, and compared with each other. [default: 5]"
@@ -159,15 +217,26 @@ class FinetuneOptions(Options):
     cache_features: bool = option(
         False, "Freeze the encoder and run it once per image; its features are kept in the cache.", flag=True
     )
-    feature_precision: str = option("fp16", "What --cache-features stores: fp16, bf16 or fp32.")
+    feature_precision: str = option("fp16", "What --cache-features stores: fp16, bf16 or fp32.", choices=PRECISIONS[1:])
     lora_rank: int | None = option(
         None, "Train low-rank updates of the attention instead of all weights; 8 and 16 are usual. Needs peft."
     )
-    lora_targets: str = option("both", "With --lora-rank: encoder, decoder or both.")
-    lora_save: str = option("merged", "With --lora-rank: merged saves a plain model, adapter only the updates.")
-    compile: bool = option(False, "Compile the model: faster steps, after minutes at the start.")
+    lora_targets: str = option(
+        "both", "With --lora-rank: encoder, decoder or both.", choices=("both", "encoder", "decoder")
+    )
+    lora_save: str = option(
+        "merged",
+        "With --lora-rank: merged saves a plain model, adapter only the updates.",
+        choices=("merged", "adapter"),
+    )
+    compile: bool = option(
+        False, "Compile the model: faster steps, after minutes at the start.", aliases=("torch_compile",)
+    )
     gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, a third slower.", flag=True
+        False,
+        "Recompute activations in the backward pass: less memory, a third slower.",
+        flag=True,
+        aliases=("activation_checkpointing",),
     )
     fsdp: bool = option(
         False,
@@ -179,6 +248,8 @@ class FinetuneOptions(Options):
     eval_metric: str | None = option(
         None,
         f"Metric that makes a checkpoint the best: {', '.join(SCORES)} or loss. [default: cider; tiny preset: loss]",
+        choices=(*SCORES, "loss"),
+        aliases=("metric_for_best_model",),
     )
     eval_steps: int | None = option(
         None, "Evaluate and save a checkpoint every N updates and at the end, instead of after each epoch."
@@ -189,20 +260,31 @@ class FinetuneOptions(Options):
     tokenize: str = option(
         "auto",
         "What a word is in evaluation: ptb, intl, char, or auto: by the script of the validation captions, as in evaluate.",
+        choices=TOKENIZE,
     )
     save_total_limit: int = option(1, "Checkpoints kept besides the best.")
     save_steps: int | None = option(None, "Also save a checkpoint every N updates, not only after each evaluation.")
     save_minutes: float | None = option(None, "Also save a checkpoint when the last one is so many minutes old.")
-    resume: bool = option(True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.")
+    resume: bool = option(
+        True, "Continue from the last checkpoint of an unfinished run, or extend a finished one.", by_hand=(False,)
+    )
     generation: GenerationOptions = nested(
         TRAINED, BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text.removesuffix(OWN))
     )
-    report_to: str = option("none", "none, tensorboard, or another reporter that transformers knows.")
+    report_to: str = option(
+        "none",
+        "none, tensorboard, or another reporter that transformers knows.",
+        suggested=("none", "tensorboard", "wandb", "trackio"),
+    )
     trainer_arg: tuple[str, ...] = option(
         (), "KEY=VALUE, an argument of Trainer's that has no option of its own, as max_grad_norm=0.5. May be repeated."
     )
-    num_workers: int = option(0, "Loader processes; 0 suits cached pixels, which cost no decoding.")
-    overwrite: bool = option(False, "Train again and replace the finished model at --output-dir.", flag=True)
+    num_workers: int = option(
+        0, "Loader processes; 0 suits cached pixels, which cost no decoding.", aliases=("dataloader_num_workers",)
+    )
+    overwrite: bool = option(
+        False, "Train again and replace the finished model at --output-dir.", flag=True, by_hand=True
+    )
     more_caches: tuple[str, ...] = option(
         (), "More caches with the same pixels and tokenizer; B:0.5 draws half of B's images each epoch, B:2 each twice.",
         positional=True, path=True,
@@ -216,18 +298,10 @@ class FinetuneOptions(Options):
         )
         check_at_least(self, 1, "early_stopping_patience", "save_total_limit")
         check_generation(self.generation, TRAINED)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("tokenize", self.tokenize, TOKENIZE)
-        check_choice("eval_metric", self.eval_metric or "cider", (*SCORES, "loss"))
         check_at_least(
             self, 1, "unfreeze_after", "unfreeze_last", "lora_rank", "save_steps", "eval_steps", "eval_images"
         )
-        check_choice("feature_precision", self.feature_precision, PRECISIONS[1:])
-        check_choice("lora_targets", self.lora_targets, ("both", "encoder", "decoder"))
-        check_choice("lora_save", self.lora_save, ("merged", "adapter"))
         frozen = "--cache-features" if self.cache_features else "--freeze-encoder" if self.freeze_encoder else None
-        if self.lr_scheduler_type is not None:
-            check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         check(self.decoder_dropout is None or 0 <= self.decoder_dropout < 1, "decoder_dropout", self.decoder_dropout,
               "must be at least 0 and below 1")  # fmt: skip
         fixed = frozen or ("--lora-targets decoder" if self.lora_targets == "decoder" else None)
@@ -248,7 +322,6 @@ class FinetuneOptions(Options):
               "only applies with --lora-rank; add that")  # fmt: skip
         check(self.cache_features or self.feature_precision == "fp16", "feature_precision", self.feature_precision,
               "only applies with --cache-features; add that")  # fmt: skip
-        check_choice("augment", self.augment, AUGMENTS)
         check(self.augment == "off" or not self.cache_features, "augment", self.augment,
               "--cache-features runs the encoder once, on the images as they are; leave one of the two out")  # fmt: skip
         check(self.augment != "off" or not self.flip, "flip", self.flip, "only applies with --augment; add that")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from toolkit.options.fields import Options, check, check_at_least, check_choice, check_seed, check_unused, option
+from toolkit.options.fields import Options, check, check_at_least, check_seed, check_unused, option
 
 OWN = " [default: what the model's folder says]"
 EARLY_STOPPING = {"false": False, "true": True, "never": "never"}  # as transformers has it
@@ -19,8 +19,12 @@ class GenerationOptions(Options):
     None is what the model's own `generation_config.json` says, and where it says nothing, transformers' default.
     """
 
-    num_beams: int | None = option(None, f"Beams of beam search; 1 is greedy decoding.{OWN}")
-    max_length: int | None = option(None, f"Longest caption in tokens, start token and EOS included.{OWN}")
+    num_beams: int | None = option(
+        None, f"Beams of beam search; 1 is greedy decoding.{OWN}", aliases=("generation_num_beams",)
+    )
+    max_length: int | None = option(
+        None, f"Longest caption in tokens, start token and EOS included.{OWN}", aliases=("generation_max_length",)
+    )
     max_new_tokens: int | None = option(
         None,
         "The same without what a caption begins with (start token, --start-with, prompt); instead of --max-length.",
@@ -29,7 +33,9 @@ class GenerationOptions(Options):
     no_repeat_ngram_size: int | None = option(
         None, f"No run of this many tokens occurs twice in a caption; 0 allows it.{OWN}"
     )
-    early_stopping: str | None = option(None, f"When beam search stops: false, true or never.{OWN}")
+    early_stopping: str | None = option(
+        None, f"When beam search stops: false, true or never.{OWN}", choices=tuple(EARLY_STOPPING)
+    )
     min_length: int | None = option(None, f"A caption may end only after this many tokens, start token included.{OWN}")
     repetition_penalty: float | None = option(
         None, f"Above 1 makes tokens less likely that a caption has already.{OWN}"
@@ -52,7 +58,6 @@ class GenerationOptions(Options):
         check(None in (self.max_length, self.max_new_tokens), "max_new_tokens", self.max_new_tokens,
               "--max-length says it too; leave one of the two out")  # fmt: skip
         check_at_least(self, 0, "no_repeat_ngram_size", "top_k", "min_length")
-        check_choice("early_stopping", self.early_stopping or "false", tuple(EARLY_STOPPING))
         check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1")
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)

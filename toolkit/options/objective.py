@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from toolkit.options.fields import check, check_at_least, check_choice
+from toolkit.options.fields import check, check_at_least
 
 OBJECTIVES = ("cross-entropy", "cider")
 REWARDS = ("cider", "bleu_4")
@@ -44,7 +44,6 @@ def check_objective(options: Any, default_output: Path) -> None:
         options: of finetune.
         default_output: where a model is written if nothing is said.
     """
-    check_choice("objective", options.objective, OBJECTIVES)
     if options.objective == "cross-entropy":
         for name in SELF_CRITICAL:
             check(getattr(options, name) is None, name, getattr(options, name),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from toolkit.options.fields import (
+    ENGINES,
+    Groups,
     Options,
     check,
     check_at_least,
-    check_choice,
     check_engine,
     check_seed,
     check_split_map,
@@ -43,12 +45,23 @@ BYTE_TOKENS = 257  # of a byte-level tokenizer before it has learnt anything: th
 class PreprocessOptions(Options):
     """Options of `toolkit preprocess`."""
 
+    groups: ClassVar[Groups] = {
+        "Input and output": ("annotations", "images", "out", "format", "overwrite"),
+        "Models": ("encoder", "decoder", "preset", "max_length", "vocab_size", "pixel_margin"),
+        "Splits": ("val_fraction", "test_fraction", "train_list", "val_list", "test_list", "strict_splits", "seed"),
+        "What is read": (
+            "limit", "dry_run", "image_column", "caption_column", "split_column", "split_map", "reviewed",
+            "max_rejected",
+        ),
+        "Machine": ("num_workers", "engine", "ray_address"),
+    }  # fmt: skip
+
     annotations: Path = option(
         Path("captions.txt"), "Annotation file or folder; inputs and outputs may be URLs: s3://..."
     )
     images: Path = option(Path("Images"), "Folder that the image names are relative to.")
     out: Path = option(Path("cache/dataset"), "Where the cache is written.", output=True)
-    format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.")
+    format: str = option("auto", f"Annotation format: {', '.join(FORMATS)}.", choices=FORMATS)
     image_column: str | None = option(
         None, "Column or key with the images or their names, if it isn't found automatically."
     )
@@ -74,7 +87,9 @@ class PreprocessOptions(Options):
         None, "With --decoder small or tiny: tokens of the trained tokenizer. [default: by the train captions]"
     )
     preset: str | None = option(
-        None, "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded."
+        None,
+        "'tiny': a small ViT and GPT-2 from scratch, instead of --encoder and --decoder; nothing downloaded.",
+        suggested=("tiny",),
     )
     pixel_margin: int = option(
         0, "Pixels that images are stored higher and wider than the encoder takes, for --augment to crop; even."
@@ -107,15 +122,16 @@ class PreprocessOptions(Options):
     dry_run: bool = option(
         False, "Say what would be done (how many images, which first, the settings), and write nothing.", flag=True
     )
-    overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True)
-    engine: str = option("local", "Where the work is done: local (in processes of this machine) or ray.")
+    overwrite: bool = option(False, "Replace a cache of another data set at --out.", flag=True, by_hand=True)
+    engine: str = option(
+        "local", "Where the work is done: local (in processes of this machine) or ray.", choices=ENGINES
+    )
     ray_address: str | None = option(
-        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]"
+        None, "With --engine ray: a running cluster, host:port or auto. [default: Ray is started here]", by_hand=True
     )
 
     def validate(self) -> None:
         check_split_map(self)
-        check_choice("format", self.format, FORMATS)
         check_seed(self)
         check_at_least(self, 1, "num_workers", "limit")
         check_at_least(self, 2, "max_length")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from toolkit.errors import InputError
+from toolkit.options.batch_caption import FORMATS
 from toolkit.options.fields import (
+    DEVICES,
+    Groups,
     Options,
     check,
     check_at_least,
@@ -25,6 +29,14 @@ SERVING = ("references", "gallery", "model", "device", "near_duplicates", "host"
 class ReviewOptions(Options):
     """Options of `toolkit review`."""
 
+    groups: ClassVar[Groups] = {
+        "What is reviewed": (
+            "images", "split", "references", "model", "device", "gallery", "near_duplicates", "num_workers",
+        ),
+        "Export": ("export", "format", "overwrite"),
+        "The page": ("open", "host", "port"),
+    }  # fmt: skip
+
     path: Path = option(
         Path("captions.jsonl"), "Captions that batch-caption wrote, or a cache, whose own captions are reviewed.",
         positional=True,
@@ -35,7 +47,9 @@ class ReviewOptions(Options):
         "captions, else Images]",
     )
     split: str | None = option(
-        None, "Split of a cache: train, validation or test; of --references also all. [default: train; all]"
+        None,
+        "Split of a cache: train, validation or test; of --references also all. [default: train; all]",
+        suggested=("train", "validation", "test", "all"),
     )
     references: Path | None = option(
         None, "A cache or annotations: captions that disagree with their references come early, beside these."
@@ -43,7 +57,7 @@ class ReviewOptions(Options):
     model: str | None = option(
         None, "For a cache: the captions that this captioner finds least probable come first.", path=True
     )
-    device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.")
+    device: str = option("auto", "With --model: auto, cpu, cuda, cuda:1 or mps.", suggested=DEVICES)
     gallery: Path | None = option(
         None, "A page that batch-caption --gallery --attention wrote: its heat maps are shown, too."
     )
@@ -51,8 +65,11 @@ class ReviewOptions(Options):
         "on",
         f"on, off, or the bits of 64 in which two images may differ (on: {NEAR_DISTANCE}): images that are nearly the same "
         "are shown side by side, found while one reviews.",
+        suggested=("on", "off"),
     )
-    host: str = option("127.0.0.1", "Address to listen on. Any other than the default lets other machines in.")
+    host: str = option(
+        "127.0.0.1", "Address to listen on. Any other than the default lets other machines in.", by_hand=True
+    )
     port: int = option(0, "Port to listen on; 0 takes a free one.")
     open: bool = option(False, "Open the page in a browser.", flag=True)
     export: Path | None = option(
@@ -60,8 +77,10 @@ class ReviewOptions(Options):
         "Open no page, but write the captions with what people have said of them: a file, or for txt and imagefolder a folder.",
         output=True,
     )
-    format: str = option("auto", "With --export: auto (by its suffix), jsonl, csv, parquet, txt, coco or imagefolder.")
-    overwrite: bool = option(False, "Let --export replace files that review did not write.", flag=True)
+    format: str = option(
+        "auto", "With --export: auto (by its suffix), jsonl, csv, parquet, txt, coco or imagefolder.", choices=FORMATS
+    )
+    overwrite: bool = option(False, "Let --export replace files that review did not write.", flag=True, by_hand=True)
     num_workers: int = option(default_workers(), "Threads that decode images. [default: the cores]", show_default=False)
 
     def validate(self) -> None:
@@ -69,7 +88,6 @@ class ReviewOptions(Options):
         check(0 <= self.port < 65536, "port", self.port, "is a number from 0 to 65535")
         splits = ("train", "validation", "test", *(["all"] if self.references else []))
         check_choice("split", self.split or "train", splits)
-        check_choice("format", self.format, ("auto", "jsonl", "csv", "parquet", "txt", "coco", "imagefolder"))
         near = self.near_duplicates
         check(near in ("on", "off") or (near.isdigit() and int(near) <= 16), "near_duplicates", near,
               "is on, off or a number up to 16")  # fmt: skip

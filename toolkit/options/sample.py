@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from toolkit.options.fields import Options, check_at_least, check_seed, option
+from toolkit.options.fields import Groups, Options, check_at_least, check_seed, option
 
 
 @dataclass(frozen=True)
 class SampleOptions(Options):
     """Options of `toolkit sample`."""
+
+    groups: ClassVar[Groups] = {
+        "What is drawn": ("images", "seed"),
+    }  # fmt: skip
 
     directory: Path = option(
         None, "The folder to write; must not exist or be empty.", positional=True, required=True, output=True

@@ -38,9 +38,10 @@ from toolkit.runtime.remote import (
     store_errors,
     url_of,
 )
+from toolkit.runtime.variables import STORES_GB
 
 LISTING = "listing.sqlite"
-LIMIT, GIGABYTES = "TOOLKIT_STORES_GB", 100.0  # the variable, and what counts without it
+GIGABYTES = 100.0  # without the variable
 
 T = TypeVar("T")
 _in_use: dict[tuple[str, int], int] = {}  # folder, inode -> what holds it until this process ends
@@ -214,9 +215,9 @@ def using(folder: Path) -> Iterator[None]:
 def make_room() -> None:
     """Removes the copies that were not used for longest, as long as all of them are larger than the limit."""
     try:
-        limit = float(os.environ.get(LIMIT, GIGABYTES)) * 1e9
+        limit = float(os.environ.get(STORES_GB, GIGABYTES)) * 1e9
     except ValueError:
-        raise InputError(f"{LIMIT} {os.environ[LIMIT]}: must be a number of gigabytes, such as 100.") from None
+        raise InputError(f"{STORES_GB} {os.environ[STORES_GB]}: must be a number of gigabytes, such as 100.") from None
     copies = [path for path in (*STORES.glob("*.store"), *STORES.glob("*.in/*")) if path.is_dir()]
     sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in copies}
     for path in sorted(copies, key=lambda path: path.stat().st_mtime_ns):
@@ -229,4 +230,4 @@ def make_room() -> None:
                 shutil.rmtree(path)
             finally:
                 os.close(handle)
-            say(f"{path}: removed, {sizes.pop(path) / 1e9:.3g} GB; {LIMIT} says how much is kept")
+            say(f"{path}: removed, {sizes.pop(path) / 1e9:.3g} GB; {STORES_GB} says how much is kept")

@@ -6,8 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from types import TracebackType
-
-from tqdm import tqdm
+from typing import Any
 
 quiet = False  # set once by the command line
 
@@ -40,7 +39,11 @@ def say(message: str) -> None:
     """One line on stderr."""
     if not quiet:
         with suppress(OSError):  # a standard error that can't be written stops no work
-            tqdm.write(printable(message), file=sys.stderr)
+            text, bars = printable(message), sys.modules.get("tqdm")
+            if bars is None:  # no bar was ever shown, by us or by a library
+                print(text, file=sys.stderr, flush=True)
+            else:
+                bars.tqdm.write(text, file=sys.stderr)
 
 
 class Progress:
@@ -55,8 +58,10 @@ class Progress:
         self.count = 0
         self.started = time.monotonic()
         self.next_line = self.started + 1.0
-        self.bar = None
+        self.bar: Any = None
         if sys.stderr.isatty() and not quiet:
+            from tqdm import tqdm  # 30 ms, which help does without
+
             self.bar = tqdm(total=total, desc=description, unit=f" {unit}", delay=1.0, dynamic_ncols=True)
 
     def update(self, n: int = 1) -> None:
