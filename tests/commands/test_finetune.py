@@ -273,11 +273,16 @@ def test_captions_drawn_an_epoch_are_seeded(cache_dir: Path) -> None:
 
 def test_report_to(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = FinetuneOptions(cache=cache_dir, output_dir=tmp_path / "model", max_steps=2, report_to="tensorboard")
-    monkeypatch.setattr("toolkit.commands.finetune.get_available_reporting_integrations", lambda: ["wandb"])
-    with pytest.raises(InputError, match=r"--report-to tensorboard: .*pip install tensorboard"):
-        finetune(options)
-    with pytest.raises(InputError, match="--report-to nonsense: not installed here, or unknown"):
-        finetune(replace(options, report_to="nonsense"))
+    monkeypatch.setattr("toolkit.training.reporters.get_available_reporting_integrations", lambda: ["wandb"])
+    for given, sentence in (
+        ("tensorboard", "--report-to tensorboard: tensorboard is not installed; pip install tensorboard, or leave it out."),
+        ("wandb, tensorboard", "--report-to tensorboard: tensorboard is not installed; pip install tensorboard, or leave it out."),
+        ("wandbb", "--report-to wandbb: transformers has no such reporter; did you mean wandb?"),
+        ("my own", "--report-to my own: transformers has no such reporter; choose from azure_ml, "),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as error:
+            finetune(replace(options, report_to=given))
+        assert str(error.value).startswith(sentence)
     assert not (tmp_path / "model").exists()
     monkeypatch.undo()
     pytest.importorskip("tensorboard")

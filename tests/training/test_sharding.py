@@ -59,6 +59,3 @@ def test_where_it_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ({"lora_rank": 4}, {"compile": True}):
         with pytest.raises(InputError, match=r"^--fsdp: not together with"):
             check_sharding(FinetuneOptions(fsdp=True, **options), cuda)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="use `finetune --fsdp` instead"):
-        check_sharding(FinetuneOptions(), cuda)

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from transformers import set_seed
-from transformers.integrations import get_available_reporting_integrations
 
 from toolkit.cache.schema import Cache
 from toolkit.errors import InputError, RunError
@@ -21,7 +20,9 @@ from toolkit.runtime.progress import say
 from toolkit.runtime.remote import local_only
 from toolkit.training.checkpoints import last_checkpoint
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, check_sharding, joined, rank, ranks
+from toolkit.training.launcher import as_launched
 from toolkit.training.mixture import Mixture, open_caches
+from toolkit.training.reporters import check_reporters, reporting
 from toolkit.training.run_files import CHECKPOINTS, is_cut
 from toolkit.training.run_folder import Plan, RunIdentity, check_place, finish_swap, holding, look, run_identity
 from toolkit.training.setup import TrainingRun, prepare
@@ -40,7 +41,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     with joined():
         with agreeing():
             local_only(options, "output_dir")
-            options = with_copies(options, init_from=fetch_model)
+            options = as_launched(with_copies(options, init_from=fetch_model))
             cache = open_caches([options.cache, *options.more_caches])
             others = [str(part.cache.directory) for part in cache.parts[1:]] if isinstance(cache, Mixture) else []
             options = replace(options, cache=cache.directory, more_caches=tuple(others))
@@ -72,7 +73,8 @@ def _finetune(options: FinetuneOptions, cache: Cache) -> Summary:
 
 def _carry_out(run: TrainingRun) -> Summary:
     try:
-        return _evaluate_again(run) if run.plan.task == "evaluate" else _train(run)
+        with reporting(run.options.reporters):
+            return _evaluate_again(run) if run.plan.task == "evaluate" else _train(run)
     except KeyboardInterrupt:
         raise RunError("stopped; run the same command again to go on from the last checkpoint.") from None
     finally:
@@ -106,7 +108,7 @@ def _check(options: FinetuneOptions, cache: Cache) -> None:
         raise InputError(
             f"--unfreeze-after {first}: --epochs {options.epochs:g} ends before the encoder is trained; use --freeze-encoder."
         )
-    _check_reporter(options.report_to)
+    check_reporters(options.reporters)
     check_trainer_args(options)
     if options.precision == "fp16" and pick_device("auto").type != "cuda":
         raise InputError("--precision fp16: training needs a GPU; use auto.")
@@ -123,12 +125,6 @@ def _plan(options: FinetuneOptions, identity: RunIdentity, held: ExitStack) -> P
     held.enter_context(holding(options))
     finish_swap(place, options.output_dir)
     return look(options, identity)
-
-
-def _check_reporter(name: str) -> None:
-    if name not in ("none", "all", *get_available_reporting_integrations()):
-        way = "pip install tensorboard" if name == "tensorboard" else "install it, or use none or tensorboard"
-        raise InputError(f"--report-to {name}: not installed here, or unknown to transformers; {way}.")
 
 
 def _train(run: TrainingRun) -> Summary:

@@ -42,11 +42,13 @@ class PixelNormalizer(nn.Module):
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, then Apple's, then the CPU.
+    """`auto` is the first GPU, then Apple's, then the CPU; under `accelerate launch` the CPU if its config says `use_cpu`.
 
     Raises:
         ModelError: the device is not there.
     """
+    if name == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"):
+        name = "cpu"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

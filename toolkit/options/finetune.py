@@ -20,6 +20,7 @@ from toolkit.options.fields import (
 from toolkit.options.generation import BEAM_SEARCH, OWN, TRAINED, GenerationOptions, check_generation
 from toolkit.options.objective import OBJECTIVES, check_objective
 from toolkit.options.preprocess import NEW_DECODERS
+from toolkit.options.trainer_names import REFUSED, check_reporters
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
 # starts from random weights (preset tiny) wants the opposite. CIDEr, which rewards rare wordings, is a poor judge of a
@@ -77,31 +78,6 @@ BEAMS_HELP = {"num_beams": "Beams in evaluation, and the saved model's default; 
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
-# Options of Trainer's that are another thing here, or in another form.
-PER_DEVICE = "counts captions there, and here images with all their captions; give {} instead, in images"
-REFUSED = {
-    "per_device_train_batch_size": PER_DEVICE.format("--batch-size"),
-    "per_device_eval_batch_size": PER_DEVICE.format("--eval-batch-size"),
-    "bf16": "is --precision bf16 here",
-    "fp16": "is --precision fp16 here",
-    "overwrite_output_dir": "is --overwrite here, which trains again and replaces the model",
-    "resume_from_checkpoint": "is not needed, because the same command goes on from the last checkpoint; --no-resume starts anew",
-    "eval_strategy": "is --eval-steps N here; without it, each epoch is evaluated",
-    "save_strategy": "is --save-steps N here; without it, each evaluation saves a checkpoint",
-    "data_seed": "is --seed here",
-    **{
-        name: f"is given as --trainer-arg {name}=VALUE here"
-        for name in (
-            "adam_beta1",
-            "adam_beta2",
-            "adam_epsilon",
-            "lr_scheduler_kwargs",
-            "max_grad_norm",
-            "optim",
-            "optim_args",
-        )
-    },
-}
 AUGMENTS = ("off", "light", "strong")
 
 
@@ -128,7 +104,7 @@ class FinetuneOptions(Options):
             "num_beams", "max_length", "length_penalty", "no_repeat_ngram_size",
         ),
         "Training for the metric": ("objective", "samples_per_image", "reward", "xe_weight", "kl_weight"),
-        "Checkpoints and logs": ("save_steps", "save_minutes", "save_total_limit", "report_to"),
+        "Checkpoints and logs": ("save_steps", "save_minutes", "save_total_limit", "report_to", "run_name"),
         "Machine": ("gradient_checkpointing", "compile", "fsdp", "num_workers", "trainer_arg"),
     }  # fmt: skip
     refused = REFUSED
@@ -273,9 +249,11 @@ class FinetuneOptions(Options):
     )
     report_to: str = option(
         "none",
-        "none, tensorboard, or another reporter that transformers knows.",
-        suggested=("none", "tensorboard", "wandb", "trackio"),
+        "Where training is logged too: none, or names with commas between: wandb, trackio, tensorboard, or another reporter "
+        "that transformers knows.",
+        suggested=("none", "tensorboard", "trackio", "wandb"),
     )
+    run_name: str | None = option(None, "With --report-to: the name of the run. [default: the reporter makes one up]")
     trainer_arg: tuple[str, ...] = option(
         (), "KEY=VALUE, an argument of Trainer's that has no option of its own, as max_grad_norm=0.5. May be repeated."
     )
@@ -342,7 +320,13 @@ class FinetuneOptions(Options):
         check(self.warmup_ratio is None or 0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio,
               "must be a share of at least 0 and below 1")  # fmt: skip
 
+        check_reporters(self)
         check_objective(self, type(self).output_dir)
+
+    @property
+    def reporters(self) -> tuple[str, ...]:
+        """What `--report-to` names; () for none."""
+        return tuple(name.strip() for name in self.report_to.split(",") if name.strip() != "none")
 
     @property
     def longest(self) -> int:

@@ -139,8 +139,6 @@ def check_sharding(options: FinetuneOptions, device: torch.device) -> None:
     Raises:
         InputError: it does not.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise InputError("accelerate launch --use_fsdp: toolkit sets FSDP up itself; use `finetune --fsdp` instead.")
     if options.fsdp and (ranks() == 1 or device.type != "cuda"):
         raise InputError("--fsdp: needs several GPUs, a process each; start it with torchrun --nproc-per-node N.")
     if options.fsdp and (options.lora_rank is not None or options.compile):

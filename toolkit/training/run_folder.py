@@ -38,7 +38,7 @@ from toolkit.training.run_files import (
 )
 
 # Options that do not change the model.
-INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "save_total_limit",
+INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "run_name", "save_total_limit",
                "save_steps", "save_minutes")  # fmt: skip
 DEFAULTS = {**to_json(FinetuneOptions()), "lr_scheduler_type": "linear"}
 # Options that do not change the weights: with other values a finished run is only evaluated again.

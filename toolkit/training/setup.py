@@ -31,6 +31,7 @@ from toolkit.training.callbacks import SAMPLES, CaptionMetrics, Saving, Training
 from toolkit.training.collator import CaptionCollator, CaptionDataset, LengthGroupedSampler, caption_loss
 from toolkit.training.distributed import agreeing, broadcast_from_rank_0, sharding_config
 from toolkit.training.features import FeatureDataset, JoinedFeatures, encode_splits
+from toolkit.training.launcher import tell_accelerate
 from toolkit.training.mixture import Mixture
 from toolkit.training.run_files import CHECKPOINTS, LOG
 from toolkit.training.run_folder import Plan, RunIdentity, check_shared, start, tokenizer_of
@@ -265,6 +266,7 @@ def trainer_arguments(
     """Our options in Trainer's words."""
     device = pick_device("auto").type
     dtype = DTYPES[options.precision]
+    tell_accelerate(options.precision)
     cadence = "steps" if options.eval_steps is not None else "epoch"
     warmup = options.warmup_steps if options.warmup_steps is not None else options.warmup_ratio or 0
     return Seq2SeqTrainingArguments(
@@ -306,7 +308,8 @@ def trainer_arguments(
         remove_unused_columns=False,
         predict_with_generate=True,
         label_names=["labels"],
-        report_to=options.report_to,
+        report_to=list(options.reporters),
+        run_name=options.run_name,
         restore_callback_states_from_checkpoint=True,  # or patience would start anew
         log_level_replica="passive",  # as it is, not back to warnings
         disable_tqdm=True,

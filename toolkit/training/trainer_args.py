@@ -49,6 +49,7 @@ OPTIONS = {
     "data_seed": "--seed",
     "dataloader_num_workers": "--num-workers",
     "report_to": "--report-to",
+    "run_name": "--run-name",
     "generation_max_length": "--max-length",
     "generation_num_beams": "--num-beams",
     "generation_config": "--num-beams and --max-length",
