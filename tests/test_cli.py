@@ -156,14 +156,16 @@ def test_a_tilde_is_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatc
             continue
         value = f"~/a b{endings.get(field.name, '')}"
         arguments = [] if field.metadata.get("positional") else [f"--{field.name.replace('_', '-')}"]
-        required = ["x" for f in flat(options_class) if f.metadata.get("required") and f.name != field.name]
+        names = [f.name for f in flat(options_class) if f.metadata.get("required")]
+        at = names.index(field.name) if field.name in names else len(names)
+        required, rest = ["x"] * at, ["x"] * (len(names) - at - 1)
         needs = {"ray_address": ["--engine", "ray"], "bad_words": ["--model", "m"] if command == "evaluate" else []}
         needs["captions_from"] = ["--prompt", "{caption}"]
         more = needs.get(field.name, [])
         seen.clear()
         with suppress(Seen):
             try:
-                app([command, *required, *more, *arguments, value], standalone_mode=False).run()
+                app([command, *required, *more, *arguments, value, *rest], standalone_mode=False).run()
             except InputError:
                 if field.name == "ray_address":  # Ray is not installed
                     continue

@@ -30,7 +30,7 @@ from toolkit.options.fields import from_flat
 INPUTS = {
     ("preprocess", "annotations"), ("preprocess", "images"), ("preprocess", "reviewed"), ("preprocess", "train_list"), ("preprocess", "val_list"),
     ("preprocess", "test_list"), ("finetune", "cache"), ("evaluate", "hypotheses"), ("evaluate", "references"),
-    ("evaluate", "against"), ("evaluate", "images"), ("inspect", "path"), ("inspect", "images"),
+    ("evaluate", "against"), ("evaluate", "images"), ("inspect", "path"), ("inspect", "images"), ("push", "path"),
     ("review", "path"), ("review", "images"), ("review", "references"), ("review", "gallery"),
 }  # fmt: skip
 
@@ -82,6 +82,7 @@ CASES = [
     Case("evaluate", "per_image", JUDGE, ".parquet", ("said.csv", "cache")),
     Case("evaluate", "page", JUDGE, ".html", ("said.csv", "cache")),
     Case("inspect", "sheet", LOOK, ".html", ("data/captions.txt", "data")),
+    Case("inspect", "page", {"path": Path("model")}, ".html", ("model",)),
     *(Case("review", "export", {"path": Path("said.csv")}, suffix, ("said.csv",))
       for suffix in (".jsonl", ".csv", ".parquet", ".json")),
     Case("review", "export", {"path": Path("said.csv"), "format": "txt"}, None, (), lambda name: name.endswith(".txt")),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from toolkit.commands.finetune import finetune
     from toolkit.commands.inspect import inspect
     from toolkit.commands.preprocess import preprocess
+    from toolkit.commands.push import push
     from toolkit.commands.review import review
     from toolkit.commands.sample import sample
     from toolkit.errors import ImageError, InputError, ModelError, OutputError, RunError, ToolkitError
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
         EvaluateOptions,
         FinetuneOptions,
         GenerationOptions,
+        HubOptions,
         InspectOptions,
         PreprocessOptions,
         PromptOptions,
+        PushOptions,
         ReviewOptions,
         SampleOptions,
     )
@@ -53,7 +56,7 @@ _MODULES = {
     **{
         f"toolkit.commands.{command}": [command]
         for command in (
-            "batch_caption", "caption", "demo", "evaluate", "finetune", "inspect", "preprocess", "review",
+            "batch_caption", "caption", "demo", "evaluate", "finetune", "inspect", "preprocess", "push", "review",
             "sample",
         )
     },
@@ -66,6 +69,7 @@ __all__ = [
     "EvaluateOptions",
     "FinetuneOptions",
     "GenerationOptions",
+    "HubOptions",
     "ImageError",
     "ImageRecord",
     "InputError",
@@ -74,6 +78,7 @@ __all__ = [
     "OutputError",
     "PreprocessOptions",
     "PromptOptions",
+    "PushOptions",
     "ReviewOptions",
     "RunError",
     "SampleOptions",
@@ -89,6 +94,7 @@ __all__ = [
     "load_captioner",
     "open_cache",
     "preprocess",
+    "push",
     "read_captions",
     "review",
     "sample",

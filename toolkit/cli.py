@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
         o.InspectOptions,
         "Show what is in an annotation set, a cache, a model or a run; several runs side by side.",
     ),
+    "push": (o.PushOptions, "Put a model, a cache or a file of captions on the Hugging Face hub, with a card."),
     "review": (o.ReviewOptions, "Open a page on which a person corrects captions, the weakest first."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
     "demo": (o.DemoOptions, "Run every step on a small drawn sample: preprocess, finetune, batch-caption, evaluate."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from transformers import set_seed
 
@@ -14,8 +14,11 @@ from toolkit.models.precision import describe_precision, pick_device
 from toolkit.options import FinetuneOptions
 from toolkit.records import Summary
 from toolkit.reports.finished_run import save_evaluation, save_trained
+from toolkit.reports.hub_cards import model_card
+from toolkit.reports.hub_push import check_base, model_contents
 from toolkit.runtime.copies import fetch_model, with_copies
 from toolkit.runtime.files import beside
+from toolkit.runtime.hub_repo import HubRepo, claim_repo
 from toolkit.runtime.progress import say
 from toolkit.runtime.remote import local_only
 from toolkit.training.checkpoints import last_checkpoint
@@ -59,6 +62,7 @@ def _finetune(options: FinetuneOptions, cache: Cache) -> Summary:
     identity = run_identity(options, cache, ranks())
     with ExitStack() as held:
         plan = broadcast_from_rank_0(lambda: _plan(options, identity, held))
+        repo = broadcast_from_rank_0(lambda: _claimed(options, cache, plan))
         plan = replace(plan, place=options.output_dir.resolve())  # which may be mounted elsewhere than for rank 0
         if plan.task == "nothing":
             values = {name: value for name, value in (plan.summary or {}).items() if name != "files"}
@@ -68,7 +72,34 @@ def _finetune(options: FinetuneOptions, cache: Cache) -> Summary:
                 say(f"training in {describe_precision(options.precision, plan.precision)}")
             options = replace(options, precision=plan.precision)
             summary = _carry_out(prepare(options, cache, identity, plan))
+    if repo is not None:
+        summary = broadcast_from_rank_0(lambda: _pushed(summary, repo, options))
     return replace(summary, said_elsewhere=rank() > 0)
+
+
+def _claimed(options: FinetuneOptions, cache: Cache, plan: Plan) -> HubRepo | None:
+    """The repository of --push-to-hub: what could be wrong with it is found out before training."""
+    if options.push_to_hub is None:
+        return None
+    told = f"--push-to-hub {options.push_to_hub}"
+    if options.lora_save == "adapter":
+        check_base(told, {**cache.manifest["options"], "init_from": options.init_from})
+    card = model_card(None, options.push_to_hub, options.hub)
+    repo = claim_repo("--push-to-hub", options.push_to_hub, "model", options.hub.private, card)
+    there = [] if plan.task == "nothing" or options.overwrite else sorted(repo.files())
+    if there:
+        raise repo.refused(
+            f"holds files already ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}); name another repository, or leave it out "
+            f"and use `toolkit push {options.output_dir} {options.push_to_hub} --overwrite` after training"
+        )
+    return repo
+
+
+def _pushed(summary: Summary, repo: HubRepo, options: FinetuneOptions) -> Summary:
+    """With the finished model on the hub; if that fails, the same command tries again, and trains nothing."""
+    pushed = model_contents(options.output_dir, options.hub).push(repo, options.overwrite)
+    text = f"{summary.text}\n  {pushed.url}: {pushed.sent} of {pushed.files} files sent"
+    return replace(summary, text=text, values={**summary.values, "pushed": asdict(pushed)})
 
 
 def _carry_out(run: TrainingRun) -> Summary:

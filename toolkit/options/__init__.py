@@ -13,6 +13,7 @@ from toolkit.options.generation import GenerationOptions
 from toolkit.options.inspect import InspectOptions
 from toolkit.options.preprocess import PreprocessOptions
 from toolkit.options.prompts import PromptOptions
+from toolkit.options.push import HubOptions, PushOptions
 from toolkit.options.review import ReviewOptions
 from toolkit.options.sample import SampleOptions
 
@@ -23,9 +24,11 @@ __all__ = [
     "EvaluateOptions",
     "FinetuneOptions",
     "GenerationOptions",
+    "HubOptions",
     "InspectOptions",
     "PreprocessOptions",
     "PromptOptions",
+    "PushOptions",
     "ReviewOptions",
     "SampleOptions",
 ]

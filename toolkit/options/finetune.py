@@ -14,12 +14,14 @@ from toolkit.options.fields import (
     check,
     check_at_least,
     check_seed,
+    check_unused,
     nested,
     option,
 )
 from toolkit.options.generation import BEAM_SEARCH, OWN, TRAINED, GenerationOptions, check_generation
 from toolkit.options.objective import OBJECTIVES, check_objective
 from toolkit.options.preprocess import NEW_DECODERS
+from toolkit.options.push import HUB, HubOptions
 from toolkit.options.trainer_names import REFUSED, check_reporters
 
 # What `None` in FinetuneOptions stands for. Fine-tuning wants a small learning rate and few epochs; a model that
@@ -105,6 +107,7 @@ class FinetuneOptions(Options):
         ),
         "Training for the metric": ("objective", "samples_per_image", "reward", "xe_weight", "kl_weight"),
         "Checkpoints and logs": ("save_steps", "save_minutes", "save_total_limit", "report_to", "run_name"),
+        "On the hub": ("push_to_hub", *HUB),
         "Machine": ("gradient_checkpointing", "compile", "fsdp", "num_workers", "trainer_arg"),
     }  # fmt: skip
     refused = REFUSED
@@ -247,6 +250,11 @@ class FinetuneOptions(Options):
     generation: GenerationOptions = nested(
         TRAINED, BEAM_SEARCH, lambda name, text: BEAMS_HELP.get(name, text.removesuffix(OWN))
     )
+    push_to_hub: str | None = option(
+        None, "Also put the finished model on the Hugging Face hub: OWNER/NAME, or NAME for one of yours. Name, token and "
+        "the right to write are checked before training.", by_hand=True,
+    )  # fmt: skip
+    hub: HubOptions = nested(HubOptions(), HUB, lambda name, text: f"With --push-to-hub: {text[0].lower()}{text[1:]}")
     report_to: str = option(
         "none",
         "Where training is logged too: none, or names with commas between: wandb, trackio, tensorboard, or another reporter "
@@ -261,7 +269,10 @@ class FinetuneOptions(Options):
         0, "Loader processes; 0 suits cached pixels, which cost no decoding.", aliases=("dataloader_num_workers",)
     )
     overwrite: bool = option(
-        False, "Train again and replace the finished model at --output-dir.", flag=True, by_hand=True
+        False,
+        "Train again and replace the finished model at --output-dir, and at --push-to-hub.",
+        flag=True,
+        by_hand=True,
     )
     more_caches: tuple[str, ...] = option(
         (), "More caches with the same pixels and tokenizer; B:0.5 draws half of B's images each epoch, B:2 each twice.",
@@ -321,6 +332,8 @@ class FinetuneOptions(Options):
               "must be a share of at least 0 and below 1")  # fmt: skip
 
         check_reporters(self)
+        if self.push_to_hub is None:
+            check_unused(self.hub, HUB, "only applies with --push-to-hub; add that, or leave it out")
         check_objective(self, type(self).output_dir)
 
     @property

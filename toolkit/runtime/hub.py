@@ -52,7 +52,7 @@ def check_name(option: str, name: str) -> None:
         if constants.HF_HUB_OFFLINE:
             raise ModelError(f"{option} {name}: {NOT_HERE}, and HF_HUB_OFFLINE is set; {WAYS_OUT}.")
         if out_of_reach(name):
-            raise ModelError(f"{option} {name}: {NOT_HERE}, and {_no_connection()}; {WAYS_OUT}.")
+            raise ModelError(f"{option} {name}: {NOT_HERE}, and {no_connection()}; {WAYS_OUT}.")
 
 
 NOT_HERE = "could not be loaded from the Hugging Face hub: it is not in the hub's cache on this machine"
@@ -102,7 +102,7 @@ def out_of_reach(name: str) -> bool:
     return False
 
 
-def _no_connection() -> str:
+def no_connection() -> str:
     from huggingface_hub import constants
 
     return f"there is no connection to {urlsplit(constants.ENDPOINT).hostname}"
@@ -134,7 +134,7 @@ def why_not(name: str, error: BaseException, hint: str, kind: str = "model") -> 
             else f"it is not in the hub's cache on this machine, and HF_HUB_OFFLINE is set; {hint}"
         )
     if out_of_reach(name):
-        return f"{_no_connection()}; {hint}"
+        return f"{no_connection()}; {hint}"
     try:
         validate_repo_id(name)
         HfApi().auth_check(name, repo_type=kind)
@@ -143,11 +143,11 @@ def why_not(name: str, error: BaseException, hint: str, kind: str = "model") -> 
     except HfHubHTTPError as answer:
         return _answer(name, answer, kind)
     except (OSError, OfflineModeIsEnabled) as failure:
-        return f"{_no_connection()} ({' '.join(str(failure).split())[:100].rstrip('.')}); {hint}"
+        return f"{no_connection()} ({' '.join(str(failure).split())[:100].rstrip('.')}); {hint}"
     except Exception as failure:  # of the HTTP library, which is not always the same
         if not type(failure).__module__.startswith(("httpx", "requests", "urllib3")):
             raise
-        return f"{_no_connection()} ({' '.join(str(failure).split())[:100].rstrip('.')}); {hint}"
+        return f"{no_connection()} ({' '.join(str(failure).split())[:100].rstrip('.')}); {hint}"
     return f"{own}; {hint}"
 
 

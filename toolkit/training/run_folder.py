@@ -19,6 +19,7 @@ from toolkit.models.precision import pick_device, resolve_precision
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
 from toolkit.options.generation import BEAM_SEARCH
+from toolkit.options.push import HUB
 from toolkit.runtime.files import beside, read_object, write_json
 from toolkit.runtime.overwrite import check_folder
 from toolkit.runtime.progress import say
@@ -39,7 +40,7 @@ from toolkit.training.run_files import (
 
 # Options that do not change the model.
 INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "run_name", "save_total_limit",
-               "save_steps", "save_minutes")  # fmt: skip
+               "save_steps", "save_minutes", "push_to_hub", *HUB)  # fmt: skip
 DEFAULTS = {**to_json(FinetuneOptions()), "lr_scheduler_type": "linear"}
 # Options that do not change the weights: with other values a finished run is only evaluated again.
 EVALUATION = (*BEAM_SEARCH, "eval_batch_size")

@@ -53,6 +53,9 @@ OPTIONS = {
     "generation_max_length": "--max-length",
     "generation_num_beams": "--num-beams",
     "generation_config": "--num-beams and --max-length",
+    "push_to_hub": "--push-to-hub",
+    "hub_model_id": "--push-to-hub",
+    "hub_private_repo": "--private",
 }
 # What toolkit's own batches, loss, checkpoints and evaluations rest on.
 FIXED = (
@@ -60,11 +63,11 @@ FIXED = (
     "dataloader_drop_last", "dataloader_in_order", "dataloader_persistent_workers", "dataloader_pin_memory",
     "ddp_find_unused_parameters", "deepspeed", "disable_tqdm", "do_eval", "do_predict", "do_train",
     "enable_jit_checkpoint", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object",
-    "fsdp_config", "gradient_checkpointing_kwargs", "hub_always_push", "hub_model_id", "hub_private_repo",
+    "fsdp_config", "gradient_checkpointing_kwargs", "hub_always_push",
     "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip", "include_for_metrics",
     "include_num_input_tokens_seen", "label_names", "length_column_name", "liger_kernel_config",
     "load_best_model_at_end", "local_rank", "log_level_replica", "logging_first_step", "logging_steps",
-    "logging_strategy", "parallelism_config", "predict_with_generate", "prediction_loss_only", "push_to_hub",
+    "logging_strategy", "parallelism_config", "predict_with_generate", "prediction_loss_only",
     "remove_unused_columns", "restore_callback_states_from_checkpoint", "save_on_each_node", "save_only_model",
     "sortish_sampler", "tf32", "train_sampling_strategy", "use_cache", "use_cpu", "use_liger_kernel",
 )  # fmt: skip
