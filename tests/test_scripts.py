@@ -185,6 +185,13 @@ def bench(script: str, options: str) -> str:
 
 
 @pytest.mark.slow
+def test_bench_help() -> None:
+    lines = bench("bench_help.py", "--rounds 1").splitlines()
+    assert [line.split("  ")[0] for line in lines[3:5]] == ["toolkit --help", "toolkit preprocess --help"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[1:])
+
+
+@pytest.mark.slow
 def test_bench_train() -> None:
     printed = bench("bench_train.py", "--size tiny --rounds 1 --steps 1 --images 16")
     assert [line.split()[1] for line in printed.splitlines()[-3:]] == ["notebook", "full", "frozen"]
