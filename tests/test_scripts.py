@@ -251,6 +251,49 @@ def test_bench_ablation() -> None:
     assert [line.split(" | ")[1] for line in printed.splitlines()[-2:]] == ["none", "--augment light"]
 
 
+def test_wordings_of_other_languages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wording is right of its scene and of no other, either way round, and Korean particles fit their nouns."""
+    import random
+
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import wordings
+
+    from toolkit.data.scenes import make_scene
+
+    scenes = [make_scene(i, random.Random(i)) for i in range(60)]
+    said = {language: [captions_of(scene) for scene in scenes] for language, captions_of in wordings.LANGUAGES.items()}
+    for language, captions in said.items():
+        for i, scene in enumerate(scenes):
+            assert len(set(captions[i])) == 5
+            assert all(wordings.judge(caption, scene, language) for caption in captions[i])
+            assert not any(wordings.judge(caption, scene, language) for caption in captions[i - 1])
+    single = next(scene for scene in scenes if len(scene["objects"]) == 1)
+    single["objects"][0] |= {"size": "small", "colour": "red", "shape": "cross"}
+    single["says"] = "on the left"
+    assert wordings.korean(single)[:2] == ["왼쪽에 작은 빨간 십자가가 있다", "작은 빨간 십자가는 왼쪽에 있다"]
+    assert wordings.judge("작은 빨간 십자가 하나가 왼쪽에 있다", single, "Korean")
+    assert wordings.chinese(single)[0] == "左边有一个小的红色十字"
+    single["objects"][0]["shape"] = "triangle"
+    assert wordings.korean(single)[:2] == ["왼쪽에 작은 빨간 삼각형이 있다", "작은 빨간 삼각형은 왼쪽에 있다"]
+
+
+@pytest.mark.slow
+def test_bench_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One training serves both choices: training under the other tokeniser ends at the same checkpoint with the same weights."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import bench_languages as script
+
+    def train(folder: Path, tokenize: str) -> tuple[dict[str, tuple[float, int]], list[bytes]]:
+        monkeypatch.setattr(script, "TRAINED", tokenize)
+        found = script.measure(folder, "Chinese", images=120, epochs=4, seed=1)
+        weights = sorted((folder / "model" / "checkpoints").glob("*/model.safetensors"))
+        return found, [path.read_bytes() for path in weights]
+
+    by_auto, by_ptb = (train(tmp_path / tokenize, tokenize) for tokenize in script.CHOICES[::-1])
+    assert by_auto == by_ptb
+    assert len(by_auto[1]) == 4
+
+
 @pytest.mark.slow
 def test_bench_review() -> None:
     assert bench("bench_review.py", "--images 120 --epochs 1").splitlines()[-1].startswith("| 1 | ")
