@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from toolkit.evaluation import meteor as module
+from toolkit.evaluation import meteor_table
 from toolkit.evaluation.meteor import score_meteor
 from toolkit.evaluation.metrics import score
 from toolkit.evaluation.porter2 import stem
@@ -52,6 +53,30 @@ def test_stems() -> None:
             "feed": "feed", "vietnamization": "vietnam", "sensational": "sensat", "youth": "youth", "inning": "inning",
             "controlling": "control", "'tis": "tis", "dogs'": "dog", "universal": "univers", "past": "past"}  # fmt: skip
     assert {word: stem(word) for word in told} == told
+
+
+@pytest.mark.parametrize(("part", "end"), [(7, ""), (100, "\n"), (1 << 22, "\n")])
+def test_the_table_is_read_as_by_a_loop(part: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any size: phrases that differ late, in length or in one letter, and pairs that stand there twice."""
+    words = ["in", "the", "middle", "of", "town", "towns", "é"]
+    rng = random.Random(3)
+    phrases = [" ".join(rng.choices([*words, "unknown"], k=rng.randint(1, 6))) for _ in range(40)]
+    phrases += [f"in the middle of the {last}" for last in ("town", "towns", "towm", "tows")]
+    rows = [(said, rng.choice(phrases)) for said in sorted(phrases) for _ in range(rng.choice([1, 1, 5]))] * 2
+    with gzip.open(tmp_path / "table.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(f"0.5\n{said}\n{told}" for said, told in rows) + end)
+    expected: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
+    for row, (said, told) in enumerate(rows):
+        if set(said.split()) | set(told.split()) <= set(words):
+            expected.setdefault(tuple(said.split()), {}).setdefault(tuple(told.split()), []).append(row)
+    assert any(len(places) > 1 for told in expected.values() for places in told.values())
+    monkeypatch.setattr(meteor_table, "PART", part)
+    found = meteor_table.read_paraphrases(tmp_path / "table.gz", set(words))
+    named = {phrase.number: text for text, phrase in found.items()}
+    assert len(named) == len(found)
+    assert all(phrase.length == len(text) for text, phrase in found.items())
+    said = {text: phrase.told for text, phrase in found.items() if phrase.told}
+    assert {text: {named[number]: rows for number, rows in told.items()} for text, told in said.items()} == expected
 
 
 def test_one_table_for_the_rounds_of_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
