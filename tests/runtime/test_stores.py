@@ -39,6 +39,7 @@ from toolkit.options import (
 from toolkit.options.fields import from_flat
 from toolkit.runtime import copies, remote
 from toolkit.runtime.remote import url_of
+from toolkit.runtime.variables import STORES_GB
 
 
 @pytest.fixture
@@ -248,15 +249,15 @@ def test_copies_not_used_for_longest_go_when_there_are_too_many(
     for key in list(copies._in_use):  # as if another process had used them
         os.close(copies._in_use.pop(key))
     os.utime(two, (1, 1))
-    monkeypatch.setenv(copies.LIMIT, "0.0025")
+    monkeypatch.setenv(STORES_GB, "0.0025")
     three = copies.fetch_tree("memory://c").parent
     assert [path.is_dir() for path in (one, two, three)] == [True, False, True]
     assert f"{two}: removed, 0.00" in capsys.readouterr().err
-    monkeypatch.setenv(copies.LIMIT, "0")
+    monkeypatch.setenv(STORES_GB, "0")
     four = copies.fetch_tree("memory://d").parent
     assert [path.is_dir() for path in (one, three, four)] == [False, True, True], "what this run uses stays"
     assert (three / "c" / "x.txt").is_file()
-    monkeypatch.setenv(copies.LIMIT, "much")
+    monkeypatch.setenv(STORES_GB, "much")
     memory.pipe("/d/y.txt", b"1")
     with pytest.raises(InputError, match=r"^TOOLKIT_STORES_GB much: must be a number of gigabytes"):
         copies.fetch_tree("memory://d")
