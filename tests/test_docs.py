@@ -60,7 +60,7 @@ def test_command_lines_name_options_that_exist(page: Path) -> None:
     for line in lines:
         for command, rest in re.findall(r"\btoolkit ([a-z-]+)([^`|;&#]*)", line):
             if command in COMMANDS:
-                named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", rest))
                 assert named <= options_of(command), line
 
 
@@ -70,11 +70,13 @@ def test_options_exist(page: Path) -> None:
     known = set().union(*map(options_of, COMMANDS)) | OTHER_PROGRAMS | ROOT_OPTIONS
     known |= {f"--{name.replace('_', '-')}" for name in FinetuneOptions.refused}
     for script in (ROOT / "scripts").iterdir():
-        known |= set(re.findall(r"--[a-z][a-z-]*", script.read_text(encoding="utf-8"))) if script.is_file() else set()
+        known |= (
+            set(re.findall(r"--[a-z][a-z0-9-]*", script.read_text(encoding="utf-8"))) if script.is_file() else set()
+        )
     prose = re.sub(
         r"(?ms)^```.*?^```$|^    .*?$", "", page.read_text(encoding="utf-8")
     )  # blocks have other programs too
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", prose))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-])", prose))
     assert sorted(named - known) == []
 
 

@@ -86,6 +86,7 @@ CASES = [
     *(Case("review", "export", {"path": Path("said.csv")}, suffix, ("said.csv",))
       for suffix in (".jsonl", ".csv", ".parquet", ".json")),
     Case("review", "export", {"path": Path("said.csv"), "format": "txt"}, None, (), lambda name: name.endswith(".txt")),
+    Case("export", "directory", {"model": "model"}, None, ("model",)),
     Case("sample", "directory", {"images": 10}, None, ()),
     Case("demo", "directory", {"images": 10}, None, ()),
 ]  # fmt: skip
@@ -252,6 +253,9 @@ def test_nothing_foreign_changes(
     monkeypatch.setattr(
         toolkit.commands.batch_caption, "load_captioner", cache(toolkit.commands.batch_caption.load_captioner)
     )
+    if case.command == "export":
+        pytest.importorskip("onnxscript")
+        monkeypatch.setattr("toolkit.commands.export.write_graphs", _write_graphs)
     monkeypatch.setenv("HOME", str(root / "home"))
     monkeypatch.chdir(root / "work")
     case = replace(case, given={name: _moved(value, root) for name, value in case.given.items()})
@@ -292,6 +296,11 @@ def test_nothing_foreign_changes(
             if after != before:
                 restore(root, after, changed)
     assert not wrong, "\n".join(wrong)
+
+
+def _write_graphs(model: Any, shape: tuple[int, ...], folder: Path, int8: bool) -> None:
+    for name in ("encoder_model", "decoder_model_merged"):
+        (folder / f"{name}.onnx").write_text("a graph")
 
 
 def restore(root: Path, after: dict[str, Any], changed: set[str]) -> None:

@@ -31,6 +31,7 @@ DISTRIBUTIONS = {
 NOT_IMPORTED = {
     "s3fs": "with it fsspec opens s3://",
     "gcsfs": "with it fsspec opens gs://",
+    "onnxscript": "with it torch.onnx.export writes graphs",
     "tensorboard": "with it transformers' own callback writes for --report-to tensorboard",
     "mypy": "run by make lint",
     "ruff": "run by make lint",

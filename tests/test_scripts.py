@@ -235,6 +235,14 @@ def test_bench_precision() -> None:
 
 
 @pytest.mark.slow
+def test_bench_onnx() -> None:
+    pytest.importorskip("onnxscript")
+    printed = bench("bench_onnx.py", "--size tiny --rounds 1 --number 4")
+    assert "own settings, ONNX: 4 of 4 captions are torch's in fp32" in printed
+    assert "greedy, ONNX: 4 of 4 captions are torch's in fp32" in printed
+
+
+@pytest.mark.slow
 def test_bench_loss() -> None:
     assert bench("bench_loss.py", "--images 40 --epochs 1 --seeds 1").splitlines()[-1].startswith("| 1 | ")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from toolkit.commands.caption import caption
     from toolkit.commands.demo import demo
     from toolkit.commands.evaluate import evaluate
+    from toolkit.commands.export import export
     from toolkit.commands.finetune import finetune
     from toolkit.commands.inspect import inspect
     from toolkit.commands.preprocess import preprocess
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         CaptionOptions,
         DemoOptions,
         EvaluateOptions,
+        ExportOptions,
         FinetuneOptions,
         GenerationOptions,
         HubOptions,
@@ -56,8 +58,8 @@ _MODULES = {
     **{
         f"toolkit.commands.{command}": [command]
         for command in (
-            "batch_caption", "caption", "demo", "evaluate", "finetune", "inspect", "preprocess", "push", "review",
-            "sample",
+            "batch_caption", "caption", "demo", "evaluate", "export", "finetune", "inspect", "preprocess", "push",
+            "review", "sample",
         )
     },
 }  # fmt: skip
@@ -67,6 +69,7 @@ __all__ = [
     "CaptionResult",
     "DemoOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "FinetuneOptions",
     "GenerationOptions",
     "HubOptions",
@@ -89,6 +92,7 @@ __all__ = [
     "caption_view",
     "demo",
     "evaluate",
+    "export",
     "finetune",
     "inspect",
     "load_captioner",

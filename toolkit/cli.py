@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     ),
     "push": (o.PushOptions, "Put a model, a cache or a file of captions on the Hugging Face hub, with a card."),
     "review": (o.ReviewOptions, "Open a page on which a person corrects captions, the weakest first."),
+    "export": (o.ExportOptions, "Write a captioner for other runtimes: ONNX, for transformers.js and optimum."),
     "sample": (o.SampleOptions, "Draw a small captioned data set to try things with."),
     "demo": (o.DemoOptions, "Run every step on a small drawn sample: preprocess, finetune, batch-caption, evaluate."),
 }

@@ -71,10 +71,8 @@ class Attention:
 
     def __init__(self, captioner: Captioner, name: str) -> None:
         self.captioner, self.name = captioner, name
-        if captioner.model.config.model_type != OURS:
-            raise self._can_not(
-                f"a {captioner.model.config.model_type} model has no cross-attention that toolkit can read"
-            )
+        if captioner.kind != OURS:
+            raise self._can_not(f"a {captioner.kind} model has no cross-attention that toolkit can read")
         if not isinstance(captioner.transform, PixelTransform):
             raise self._can_not("its image processor does not say which part of an image the model sees")
         if not captioner.tokenizer.is_fast:

@@ -26,6 +26,7 @@ from toolkit.data.pixels import PixelTransform, ProcessorTransform
 from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError, InputError, ModelError, RunError, UnusedOption
 from toolkit.models.freezing import hash_weights
+from toolkit.models.packed import packing
 from toolkit.options import GenerationOptions, PromptOptions
 from toolkit.records import CaptionResult
 from toolkit.runtime.hashing import Hasher, hash_hex
@@ -81,6 +82,16 @@ class Captioner:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def kind(self) -> str:
+        """The type of the model: its config's, or "ONNX", which has no modules of torch's to look into."""
+        return str(self.model.config.model_type)
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides, besides weights and settings, how numbers come out."""
+        return packing(self.model) or str(self.model.dtype)
 
     @property
     def processing(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from toolkit.captioning.base import Batches, Captioner, Decoded, Picture, result
+from toolkit.captioning.exported import load_exported
+from toolkit.captioning.onnx_model import is_exported
 from toolkit.captioning.prompted import PromptedCaptioner, load_prompted
 from toolkit.data.pixels import PixelTransform, transform_of
 from toolkit.errors import ModelError
@@ -38,13 +40,15 @@ HINT = "name a folder that `toolkit finetune` wrote, or a captioner on the hub, 
 
 
 def load_captioner(name: str | Path = "model", device: str = "auto", precision: str = "auto") -> Captioner:
-    """A captioner from a folder or the hub, in evaluation mode: ours, any other VisionEncoderDecoderModel, BLIP, GIT, and
-    what transformers' AutoModelForImageTextToText loads.
+    """A captioner from a folder or the hub, in evaluation mode: ours, any other VisionEncoderDecoderModel, BLIP, GIT, one
+    that `toolkit export` wrote, and what transformers' AutoModelForImageTextToText loads.
 
     Raises:
         ModelError: no such folder or name, or a model that can't caption.
     """
     silence_transformers()
+    if is_exported(Path(name)):
+        return load_exported(name, device, precision, HINT)
     load = KINDS.get(model_type_of(name, "--model", HINT), load_prompted)
     return load(name, pick_device(device), precision)
 
@@ -92,7 +96,7 @@ def faster_precision(captioner: Captioner) -> str | None:
 
     By width, as measured (docs/benchmarks.md): bf16 gains from 256 on, int8 is known to gain at 768 and not at 256.
     """
-    if captioner.precision != "fp32" or captioner.device.type != "cpu" or captioner.model.config.model_type != OURS:
+    if captioner.precision != "fp32" or captioner.device.type != "cpu" or captioner.kind != OURS:
         return None
     width = captioner.model.config.decoder.hidden_size
     if width < 256 or not cpu_has_bf16():

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from toolkit.captioning.beam_search import Found, longest, search_for
 from toolkit.captioning.kv_cache import DECODERS, Steps, prepared
+from toolkit.captioning.onnx_model import OnnxModel, OnnxSteps
 from toolkit.captioning.settings import completed, image_places
 from toolkit.models.loading import OURS
 from toolkit.models.packed import packing
@@ -64,6 +65,10 @@ def decode(
     config = _completed(model, config)
     reason = unsupported(model, config)
     with torch.inference_mode():
+        if isinstance(model, OnnxModel):
+            assert pixels is not None
+            assert reason is None, reason  # refused by the captioner
+            return Engine(model, config, len(pixels), prefix).run(model.encode(pixels), seeds)
         if reason:
             if reason not in _said:
                 _said.add(reason)
@@ -82,7 +87,12 @@ def decode(
 
 def is_supported(model: Any, config: GenerationConfig) -> bool:
     """Whether toolkit's own decoder can do it."""
-    return unsupported(model, _completed(model, config)) is None
+    return why_not_supported(model, config) is None
+
+
+def why_not_supported(model: Any, config: GenerationConfig) -> str | None:
+    """Why toolkit's own decoder can't do it, settings that are None taken from the model's own; None if it can."""
+    return unsupported(model, _completed(model, config))
 
 
 def release(model: nn.Module) -> None:
@@ -92,8 +102,8 @@ def release(model: nn.Module) -> None:
 
 def unsupported(model: Any, config: GenerationConfig) -> str | None:
     """Why toolkit's own decoder can't do it; None if it can."""
-    kind = getattr(getattr(model, "decoder", None), "config", None)
-    if model.config.model_type != "vision-encoder-decoder" or kind is None or kind.model_type not in DECODERS:
+    kind = getattr(model.config, "decoder", None)
+    if model.config.model_type != OURS or kind is None or kind.model_type not in DECODERS:
         return f"toolkit does not know a decoder of type {getattr(kind, 'model_type', model.config.model_type)}"
     for name, value in config.to_diff_dict().items():
         neutral = value is None or (value is not True and not name.endswith("_id") and value in (False, 0, 1))
@@ -121,7 +131,10 @@ class Engine:
         self.project = getattr(model, "enc_to_dec_proj", nn.Identity())
         self.limit = longest(config, len(prefix))
         self.search = search_for(config, slots, model.device, prefix)
-        self.steps = Steps(model.decoder, slots, self.search.rows, self.limit)
+        rows = self.search.rows
+        self.steps: Any = (
+            OnnxSteps(model, rows) if isinstance(model, OnnxModel) else Steps(model.decoder, slots, rows, self.limit)
+        )
         self.graph: Any = None
         self.cuda = model.device.type == "cuda"
         # Under autocast no graph: it would hold on to autocast's copies of the weights, which are freed.

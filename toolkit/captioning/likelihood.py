@@ -31,9 +31,9 @@ def split_log_probs(captioner: Captioner, name: str, cache: Cache, split: str) -
     Raises:
         ModelError: the model is none whose decoder can be asked, or prepares images in another way than the cache's.
     """
-    if captioner.model.config.model_type != OURS:
+    if captioner.kind != OURS:
         raise ModelError(
-            f"--model {name}: a {captioner.model.config.model_type} model is not asked how probable captions are; name a "
+            f"--model {name}: a {captioner.kind} model is not asked how probable captions are; name a "
             "VisionEncoderDecoderModel, or leave it out."
         )
     check_pixels(captioner, name, cache, str(cache.directory))

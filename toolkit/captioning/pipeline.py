@@ -28,7 +28,6 @@ from toolkit.data.images import PASSING, read_image
 from toolkit.data.pixels import PixelTransform
 from toolkit.data.sources import FoundImage
 from toolkit.errors import ImageError
-from toolkit.models.packed import packing
 from toolkit.options import BatchCaptionOptions, GenerationOptions
 from toolkit.options.generation import CONTROL
 from toolkit.records import CaptionResult
@@ -155,11 +154,10 @@ def model_fingerprint(captioner: Captioner, options: GenerationOptions) -> Finge
         InputError: an option has no effect, or can't be met, with the model's other settings.
     """
     weights, settings = captioner.hash_weights(), captioner.settings(options)
-    precision = packing(captioner.model) or str(captioner.model.dtype)
     parts = {
         "weights": weights.hex(),
         "architecture": _plain(captioner.model.config.to_diff_dict()),
-        "precision": precision,
+        "precision": captioner.arithmetic,
         "tokenizer": _tokenizer(captioner.tokenizer),
         "image_processor": _processor(captioner),
         "decoding": _plain(settings.config.to_diff_dict()),
@@ -168,7 +166,7 @@ def model_fingerprint(captioner: Captioner, options: GenerationOptions) -> Finge
     if settings.prefix:
         parts["prefix"] = settings.prefix
     now = f"{DECODING_VERSION}:{hash_hex(json.dumps(parts, sort_keys=True, default=str))}"
-    weights.update(json.dumps([FORMER_VERSION, _former(settings, options), precision], sort_keys=True))
+    weights.update(json.dumps([FORMER_VERSION, _former(settings, options), captioner.arithmetic], sort_keys=True))
     return Fingerprint(now, weights.hex())
 
 

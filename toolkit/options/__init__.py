@@ -8,6 +8,7 @@ from toolkit.options.batch_caption import BatchCaptionOptions
 from toolkit.options.caption import CaptionOptions
 from toolkit.options.demo import DemoOptions
 from toolkit.options.evaluate import EvaluateOptions
+from toolkit.options.export import ExportOptions
 from toolkit.options.finetune import FinetuneOptions
 from toolkit.options.generation import GenerationOptions
 from toolkit.options.inspect import InspectOptions
@@ -22,6 +23,7 @@ __all__ = [
     "CaptionOptions",
     "DemoOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "FinetuneOptions",
     "GenerationOptions",
     "HubOptions",
