@@ -37,3 +37,15 @@ def figures(values: Mapping[str, float], digits: int = 3) -> str:
     'loss 2.640, CIDEr 37.9'
     """
     return ", ".join(f"{NAMES.get(name, name)} {figure(name, value, digits)}" for name, value in values.items())
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(2208.1), duration(45), duration(40000), duration(None)
+    ('36.8 min', '45 s', '11.1 h', '–')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from toolkit import __version__
-from toolkit.evaluation.shown import NAMES, figure
+from toolkit.evaluation.shown import NAMES, duration, figure
 from toolkit.runtime.files import finishing
 from toolkit.runtime.overwrite import Output, page_mark
 from toolkit.runtime.progress import printable
@@ -66,6 +66,7 @@ def _templates() -> Any:
     )
     environment.filters["markdown"] = markdown
     environment.filters["metric"] = lambda name: NAMES.get(name, name)
+    environment.filters["duration"] = duration
     environment.filters["figure"] = lambda value, name, digits=4: figure(name, value, digits)
     return environment
 

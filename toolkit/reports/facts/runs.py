@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.evaluation.shown import NAMES, SHARES, figure
+from toolkit.evaluation.shown import NAMES, SHARES, duration, figure
 from toolkit.reports.facts.models import RUN_LOG, read_json, read_log, run_facts
 from toolkit.runtime.progress import printable
 
@@ -103,18 +103,6 @@ def describe_runs(values: dict[str, Any]) -> str:
 def _columns(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def duration(seconds: float | None) -> str:
-    """
-    >>> duration(2208.1), duration(45), duration(40000), duration(None)
-    ('36.8 min', '45 s', '11.1 h', '–')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 BEST = dict.fromkeys((*NAMES, *SHARES), max) | {"loss": min, "loops": min}

@@ -50,7 +50,7 @@ function show(plot, lines, place) {
     dot.style.top = `${point.py}%`;
     plot.append(dot);
     const row = element("div", point.line.tone);
-    row.append(element("i"), element("span", "", point.line.name));
+    if (point.line.name) row.append(element("i"), element("span", "", point.line.name)); // no name: the only line
     if (point.x !== first.x) row.append(element("small", "", ` at ${point.x}`));
     row.append(element("b", "", point.y));
     tip.append(row);
