@@ -120,6 +120,23 @@ def test_a_cache(hub: FakeHub, cache_dir: Path, tmp_path: Path, monkeypatch: pyt
     assert fetched.fingerprint("train") == open_cache(cache_dir).fingerprint("train")
 
 
+def test_an_exported_model(hub: FakeHub, model: Path) -> None:
+    """Graphs in place of weights, under the names that transformers.js asks for."""
+    (model / "model.safetensors").unlink()
+    (model / "README.md").unlink()
+    with pytest.raises(InputError, match=r"has no weights \(no file ends in .safetensors, and there is no onnx/\)"):
+        put(model)
+    (model / "onnx").mkdir()
+    for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
+        (model / "onnx" / name).write_bytes(name.encode())
+    put(model, license="mit")
+    files = hub.repos["models/me/captioner"].files
+    assert {"onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx", "config.json", "tokenizer.json"} <= set(files)
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.library_name, card.data.license) == ("transformers.js", "mit")
+    assert "pipeline('image-to-text', 'me/captioner', { dtype: 'fp32' })" in card.text
+
+
 ROWS = [
     {"image": "a.jpg", "caption": "a dog", "score": -0.5, "ended": True, "error": None, "width": 3, "height": 4},
     {"image": "b.jpg", "caption": "a |cat|", "captions": ["a |cat|", "two"], "score": -1.0, "ended": True, "error": None,

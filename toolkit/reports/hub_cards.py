@@ -21,17 +21,52 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 _PLACE = re.compile(r"(?m)(?<=\| )/(?:[^|\n]*/)?(?=[^/|\n]+ \|$|[^/|\n]+ \()")
 
 
-def model_card(text: str | None, name: str, hub: HubOptions) -> str:
+# Of a model's folder without one.
+_PLAIN = """---
+library_name: transformers
+pipeline_tag: image-to-text
+tags:
+- image-captioning
+---
+
+# {title}
+
+An image captioner.
+"""
+_EXPORTED = """---
+library_name: transformers.js
+pipeline_tag: image-to-text
+tags:
+- image-captioning
+- onnx
+---
+
+# {title}
+
+An image captioner as ONNX graphs, made with toolkit {version}.
+
+```js
+import {{ pipeline }} from '@huggingface/transformers';
+
+const captioner = await pipeline('image-to-text', '{name}', {{ dtype: 'fp32' }});
+const [{{ generated_text }}] = await captioner('photo.jpg');
+```
+"""
+
+
+def model_card(text: str | None, name: str, hub: HubOptions, exported: bool = False) -> str:
     """The card of a model's folder as it is on the hub: with the metadata that was given, and under its name there.
 
     Args:
         text: README.md of the folder; None where it has none.
         name: on the hub, with its owner.
+        exported: whether the model is graphs of `export`.
     """
     from huggingface_hub import ModelCard
 
     if text is None:
-        text = f"---\nlibrary_name: transformers\npipeline_tag: image-to-text\n---\n\n# {name.rpartition('/')[2]}\n\nAn image captioner.\n"
+        form = _EXPORTED if exported else _PLAIN
+        text = form.format(title=name.rpartition("/")[2], name=name, version=__version__)
     card = ModelCard(text, ignore_metadata_errors=True)
     data: Any = card.data
     _add(data, hub)

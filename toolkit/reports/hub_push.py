@@ -81,12 +81,15 @@ def contents_of(path: Path, hub: HubOptions) -> Contents:
 def model_contents(path: Path, hub: HubOptions) -> Contents:
     """Of a model's folder; see `contents_of`."""
     names = sorted(file.name for file in path.iterdir() if file.is_file() and any(fnmatch(file.name, p) for p in MODEL))
-    if not any(name.endswith(".safetensors") for name in names):
-        raise InputError(f"{path}: has no weights (no file ends in .safetensors); name the folder of a finished model.")
+    graphs = sorted(file.relative_to(path).as_posix() for file in path.glob("onnx/*.onnx"))  # as `export` writes them
+    if not graphs and not any(name.endswith(".safetensors") for name in names):
+        raise InputError(
+            f"{path}: has no weights (no file ends in .safetensors, and there is no onnx/); name the folder of a finished model."
+        )
     check_base(f"{path}", read_object(path / "base.json") or {})
-    files = {name: _portable(path / name) for name in names}
+    files = {name: _portable(path / name) for name in (*names, *graphs)}
     text = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else None
-    return Contents("model", files, lambda name: model_card(text, name, hub))
+    return Contents("model", files, lambda name: model_card(text, name, hub, bool(graphs)))
 
 
 def check_base(told: str, base: Mapping[str, Any]) -> None:
