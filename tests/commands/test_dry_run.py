@@ -127,6 +127,9 @@ def test_a_cache(sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names = list(dict.fromkeys(lines))
     assert first["first"] == names[:5]
     assert first["settings"]["max_length"] == 50
+    text = looked(tmp_path, lambda: run(dry_run=True, limit=9)).text
+    assert "preset tiny, max_length 50" in text
+    assert "gpt2" not in text
     assert list(tmp_path.iterdir()) == []
 
     assert sum(run(limit=9).values["splits"].values()) == 9

@@ -303,7 +303,8 @@ def _dry_run(options: PreprocessOptions, up_to_date: bool) -> Summary:
         "first": names,
         "settings": settings,
     }
-    told = ", ".join(f"{name} {settings[name]}" for name in ("encoder", "decoder", "max_length", "seed"))
+    parts = ("preset",) if options.preset is not None else ("encoder", "decoder")
+    told = ", ".join(f"{name} {settings[name]}" for name in (*parts, "max_length", "seed"))
     return Summary(
         f"{options.out}: {'is up to date' if up_to_date else 'would be built'}; a dry run, nothing was written.\n"
         f"  {options.annotations}: {annotations.format}, {staged.images} images, {staged.captions} captions, "
