@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,14 @@ from toolkit.options.fields import flat
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = {"--head", "--num-cpus", "--nnodes", "--node-rank", "--master-addr"}  # ray start, torchrun
+OTHER_PROGRAMS = {
+    "--head",
+    "--num-cpus",
+    "--nnodes",
+    "--node-rank",
+    "--master-addr",
+    "--cfg-path",
+}  # ray start, torchrun
 ROOT_OPTIONS = {"--version", "--install-completion", "--show-completion"}
 PAGES_BY_NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -89,6 +97,18 @@ def test_files_that_are_named_exist(page: Path) -> None:
         for name in set(re.findall(r"\b[a-z]+(?:/[a-z_0-9]+)+(?:\.py)?", text)) - {"cache/dataset"}:
             places = [ROOT / "toolkit" / name, ROOT / "toolkit" / f"{name}.py", ROOT / name, ROOT / f"{name}.py"]
             assert any(place.exists() for place in places), name
+
+
+def test_example_of_the_page_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"image": "a.jpg", "caption": "a red ring"}, {"image": "b.jpg", "caption": None, "error": "truncated"}]
+    Path("captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8"), re.S
+    )
+    exec(compile(example, "docs/coming-from.md", "exec"), {})
+    (talk,) = json.loads(Path("captions_sharegpt.json").read_text(encoding="utf-8"))
+    assert (talk["images"], talk["messages"][1]["content"]) == (["a.jpg"], "a red ring")
 
 
 def test_examples_of_the_python_page(
