@@ -216,6 +216,17 @@ def test_many_files_are_several_commits(hub: FakeHub, cache_dir: Path, monkeypat
     assert sum(map(len, commits)) == len(hub.repos["datasets/me/cache"].files) - 1
 
 
+def test_what_the_card_there_says_stays(hub: FakeHub, model: Path) -> None:
+    put(model, license="mit", language=("en",), dataset=("me/photos",))
+    assert put(model).values["sent"] == 0
+    put(model, license="apache-2.0", overwrite=True)
+    data = ModelCard(hub.repos["models/me/captioner"].files["README.md"].decode()).data
+    assert (data.license, data.language, data.datasets) == ("apache-2.0", "en", ["me/photos"])
+    hub.repos["models/me/captioner"].files["README.md"] = b"---\nlanguage: English, mostly\nlicense: [no, 3]\n---\n"
+    put(model, overwrite=True)
+    assert ModelCard(hub.repos["models/me/captioner"].files["README.md"].decode()).data.language is None
+
+
 def test_nothing_there_is_replaced_unasked(hub: FakeHub, cache_dir: Path, model: Path) -> None:
     put(model)
     repo = hub.repos["models/me/captioner"]

@@ -22,7 +22,7 @@ def push(options: PushOptions) -> Summary:
     """
     options = with_copies(options, path=fetch_source)
     contents = contents_of(options.path, options.hub)
-    repo = claim_repo("", options.name, contents.kind, options.hub.private, contents.card(options.name))
+    repo = claim_repo("", options.name, contents.kind, options.hub.private, contents.card(options.name, options.hub))
     if contents.note and not options.hub.private:
         say(f"note: {contents.note}")
     pushed = contents.push(repo, options.overwrite)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
+from toolkit.errors import InputError
 from toolkit.options.push import HubOptions
 from toolkit.reports.html import _templates
 
@@ -104,6 +106,34 @@ def captions_card(name: str, file: Path, columns: Mapping[str, Sequence[Any]], f
     told["failed"] = sum(error is not None for error in columns.get("error") or [])
     files = [{"split": "train", "path": file.name}]
     return _dataset_card("captions_card.md", name, hub, len(rows), files, features, **told)
+
+
+def kept_metadata(hub: HubOptions, there: str | None) -> HubOptions:
+    """What was given for a card, and where nothing was, what the card that is there says: a licence stays.
+
+    Args:
+        there: its text; None where there is none.
+    """
+    from huggingface_hub import RepoCard
+
+    if there is None:
+        return hub
+    data = RepoCard(there, ignore_metadata_errors=True).data
+    found: dict[str, Any] = {
+        "license": next(iter(_texts(data.get("license"))), None),
+        "language": _texts(data.get("language")),
+        "dataset": _texts(data.get("datasets") or data.get("source_datasets")),
+    }
+    missing = {name: value for name, value in found.items() if value and not getattr(hub, name)}
+    try:
+        return replace(hub, **missing)
+    except InputError:  # somebody's own words, in a form that is none of ours
+        return hub
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """One text or a list of them, as YAML has them; no is False there."""
+    return tuple(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
 
 
 def _dataset_card(template: str, name: str, hub: HubOptions, size: int, files: list[dict[str, str]],

@@ -19,7 +19,7 @@ from toolkit.errors import InputError
 from toolkit.evaluation.hypotheses import file_format
 from toolkit.options.push import HubOptions
 from toolkit.outputs.tables import read_columns
-from toolkit.reports.hub_cards import cache_card, captions_card, model_card
+from toolkit.reports.hub_cards import cache_card, captions_card, kept_metadata, model_card
 from toolkit.runtime.files import read_object
 from toolkit.runtime.hub_repo import HubRepo, Pushed, Source
 
@@ -40,7 +40,8 @@ class Contents:
     Attributes:
         kind: model or dataset.
         files: by name there; without the card.
-        card: the card's text, from the repository's name.
+        card: the card's text, from the repository's name and what was given for it.
+        hub: what was given.
         last: names of files that come with the last commit, beside the card.
         note: what one should know before others see it.
         stale: whether a file there that is none of these is an earlier one's.
@@ -48,13 +49,15 @@ class Contents:
 
     kind: str
     files: Mapping[str, Source]
-    card: Callable[[str], str]
+    card: Callable[[str, HubOptions], str]
+    hub: HubOptions
     last: tuple[str, ...] = ()
     note: str | None = None
     stale: Callable[[str], bool] = field(default=lambda name: False)
 
     def push(self, repo: HubRepo, overwrite: bool) -> Pushed:
-        files = {CARD: self.card(repo.name).encode(), **self.files}
+        card = self.card(repo.name, kept_metadata(self.hub, repo.text(CARD)))
+        files = {CARD: card.encode(), **self.files}
         return repo.put(files, (CARD, *self.last), overwrite, self.stale)
 
 
@@ -89,7 +92,7 @@ def model_contents(path: Path, hub: HubOptions) -> Contents:
     check_base(f"{path}", read_object(path / "base.json") or {})
     files = {name: _portable(path / name) for name in (*names, *graphs)}
     text = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else None
-    return Contents("model", files, lambda name: model_card(text, name, hub, bool(graphs)))
+    return Contents("model", files, lambda name, given: model_card(text, name, given, bool(graphs)), hub)
 
 
 def check_base(told: str, base: Mapping[str, Any]) -> None:
@@ -118,7 +121,9 @@ def _cache(path: Path, hub: HubOptions) -> Contents:
     told = _without_places(manifest)
     images = sum(manifest["counts"]["splits"].values())
     note = f"the pixels of {images:,} images go with it; their licence must allow that"
-    return Contents("dataset", files, lambda name: cache_card(name, told, hub), (MANIFEST,), note, is_cache_file)
+    return Contents(
+        "dataset", files, lambda name, given: cache_card(name, told, given), hub, (MANIFEST,), note, is_cache_file
+    )
 
 
 def _captions(path: Path, hub: HubOptions) -> Contents:
@@ -126,7 +131,9 @@ def _captions(path: Path, hub: HubOptions) -> Contents:
         raise InputError(f"{path}: a file of captions ends in {', '.join(CAPTIONS)}; name one of these.")
     columns = read_columns(path)
     features = _features(columns) if file_format(path) == "jsonl" else None
-    return Contents("dataset", {path.name: path}, lambda name: captions_card(name, path, columns, features, hub))
+    return Contents(
+        "dataset", {path.name: path}, lambda name, given: captions_card(name, path, columns, features, given), hub
+    )
 
 
 def _features(columns: Mapping[str, Any]) -> Any:

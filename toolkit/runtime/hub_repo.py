@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from toolkit.errors import OutputError, ToolkitError, is_bug
@@ -67,6 +68,20 @@ class HubRepo:
         with hub_errors(self.told):
             found = HfApi().list_repo_tree(self.name, recursive=True, repo_type=self.kind, revision=self.head)
             return {file.path: file for file in found if isinstance(file, RepoFile) and file.path != ".gitattributes"}
+
+    def text(self, name: str) -> str | None:
+        """A small file that is there; None where there is none."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        with hub_errors(self.told), _quietly(), TemporaryDirectory() as folder:
+            try:
+                path = HfApi().hf_hub_download(
+                    self.name, name, repo_type=self.kind, revision=self.head, local_dir=folder
+                )
+            except RemoteEntryNotFoundError:
+                return None
+            return Path(path).read_text(encoding="utf-8", errors="replace")
 
     def put(
         self,
