@@ -133,6 +133,18 @@ class ClipJudge:
         return np.stack(found)
 
 
+def judged_by_clip(
+    clips: Sequence[ClipJudge], scores: list[Scores], captions: Sequence[Mapping[str, str]], references: References
+) -> tuple[list[Scores], list[str], list[str]]:
+    """The systems' scores with the metrics of all judges; what the signature says of each; notes for the reader."""
+    signed, noted = list[str](), list[str]()
+    for clip in clips:
+        scores, said, note = clip.judge(scores, captions, references)
+        signed.append(said)
+        noted += [note] if note else []
+    return scores, signed, noted
+
+
 def pictures_of(references: References, ids: Sequence[str], option: str) -> tuple[str, Iterator[Picture], str | None]:
     """The images themselves: their files; of a cache whose files are gone, or were none, its pixels.
 

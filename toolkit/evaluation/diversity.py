@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.evaluation.metrics import PreparedReferences
+from toolkit.evaluation.metrics import PreparedReferences, prepare
 from toolkit.evaluation.tokenizers import Tokenizer, tokenize_lines
 
 
@@ -66,6 +66,17 @@ def diversity(
             kernel += vectors @ vectors.T
         selfs[i] = _self_cider(kernel / len(grams))
     return Diversity(len(several), float(counts.mean()), distinct[0], distinct[1], float(selfs.mean()))
+
+
+def own_words(
+    several: Sequence[Mapping[str, Sequence[str]]], captions: Mapping[str, str], tokenizer: Tokenizer
+) -> PreparedReferences:
+    """Word weights for self-CIDEr where there are no references, by the captions: all that the systems say of an image."""
+    corpus = {image_id: [caption] for image_id, caption in captions.items()}
+    for system in several:
+        for image_id, said in system.items():
+            corpus[image_id] += said
+    return prepare(corpus, tokenize=tokenizer.words)
 
 
 def _distinct(row: np.ndarray, gram: np.ndarray, times: np.ndarray, counts: np.ndarray) -> float:

@@ -26,6 +26,15 @@ class Group:
     metrics: dict[str, Metric]
 
 
+def column_for(by: str, hypotheses: Hypotheses, references: References, source: Source) -> dict[str, tuple[str, ...]]:
+    """Image id -> what the column says: of the annotations, or where there are no references of the captions.
+
+    Raises:
+        InputError: as `read_column` and `column_of`.
+    """
+    return read_column(by, references, source) if references.reason is None else column_of(by, hypotheses)
+
+
 def read_column(by: str, references: References, source: Source) -> dict[str, tuple[str, ...]]:
     """Image id -> what the column says, from the annotations or those that a cache was made from.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from toolkit import __version__
 from toolkit.errors import InputError
-from toolkit.evaluation.clip_score import ClipJudge
-from toolkit.evaluation.diversity import Diversity, diversity
-from toolkit.evaluation.groups import Group, by_group, column_of, read_column
+from toolkit.evaluation.clip_score import ClipJudge, judged_by_clip
+from toolkit.evaluation.diversity import Diversity, diversity, own_words
+from toolkit.evaluation.groups import Group, by_group, column_for
 from toolkit.evaluation.health import Health, health
 from toolkit.evaluation.hypotheses import Hypotheses
 from toolkit.evaluation.matching import Matched, match
-from toolkit.evaluation.metrics import Corpus, PreparedReferences, Scores, prepare
+from toolkit.evaluation.metrics import Corpus, Scores, prepare
 from toolkit.evaluation.references import References, Source, read_idf
 from toolkit.evaluation.shown import NAMES, percent
 from toolkit.evaluation.significance import (
@@ -105,18 +105,15 @@ def judge(
         clips: metrics that look at the images, beside `options.metric_names`.
 
     Raises:
-        InputError: no caption belongs to an image of the references, or no image has a caption from each system; for `clips`
-            an image can't be read.
+        InputError: no image has a caption from each system, or for `clips` an image can't be read.
         ToolkitError: METEOR or SPICE can't run here.
     """
     matched = [match(hypotheses, references) for hypotheses in given]
     ids = _scored(given, matched, references, options)
-    if options.human and all(len(references.captions[i]) < 2 for i in ids):
-        raise InputError(f"--human: no image of {references.name} has two references; leave the option out.")
     corpus, idf_name = None, "evaluated"
     if options.idf != "evaluated":
         corpus, idf_name = read_idf(options.idf, references, Source.of(options))
-    column = _column(options, given[0], references)
+    column = None if options.by is None else column_for(options.by, given[0], references, Source.of(options))
     chosen = _tokenizer(options, references, given[0])
     tokenizer = chosen.tokenizer
     said = tokenized({i: references.captions[i] for i in ids}, tokenizer.words)
@@ -130,12 +127,9 @@ def judge(
         prepared = prepare(said, idf, words)
         scores = [prepared.score(system, options.metric_names) for system in cut]
     else:
-        prepared = _own_words(several, captions[0], tokenizer)
+        prepared = own_words(several, captions[0], tokenizer)
         scores = [Scores(sorted(ids), {}, {}) for _ in given]
-    by_clip = list[tuple[str, str | None]]()
-    for clip in clips:
-        scores, said_of_it, note = clip.judge(scores, captions, references)
-        by_clip.append((said_of_it, note))
+    scores, signed, noted = judged_by_clip(clips, scores, captions, references)
     metrics = intervals(scores, options.resamples, options.seed)
     states = [
         health(list(c.values()), _ended(m, ids), references.train, tokenizer)
@@ -157,9 +151,9 @@ def judge(
         people_diversity=diversity(judged, prepared, tokenizer) if any(diversities) else None,
         differences=compare_all(scores, options.resamples, options.seed),
         human=human_bound(cut[0], said, options.metric_names, idf) if options.human else None,
-        signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer, [s for s, _ in by_clip]),
+        signature=_signature(options, references, ids, systems, corpus, idf_name, tokenizer, signed),
         by=options.by,
-        notes=[*_notes(options, references, ids, systems), *chosen.notes(), *(note for _, note in by_clip if note)],
+        notes=[*_notes(options, references, ids, systems), *chosen.notes(), *noted],
     )
 
 
@@ -177,29 +171,9 @@ def _scored(
                 else f"has no image in common with {' and '.join(other.source for other in given[1:])}; name captions of the same images."
             )
         )
+    if options.human and all(len(references.captions[i]) < 2 for i in ids):
+        raise InputError(f"--human: no image of {references.name} has two references; leave the option out.")
     return ids
-
-
-def _column(
-    options: EvaluateOptions, hypotheses: Hypotheses, references: References
-) -> dict[str, tuple[str, ...]] | None:
-    """What `--by` says of each image."""
-    if options.by is None:
-        return None
-    if references.reason is not None:
-        return column_of(options.by, hypotheses)
-    return read_column(options.by, references, Source.of(options))
-
-
-def _own_words(
-    several: Sequence[Mapping[str, Sequence[str]]], captions: Mapping[str, str], tokenizer: Tokenizer
-) -> PreparedReferences:
-    """Where there are no references self-CIDEr's word weights are by the captions: all that the systems say of an image."""
-    corpus = {image_id: [caption] for image_id, caption in captions.items()}
-    for system in several:
-        for image_id, said in system.items():
-            corpus[image_id] += said
-    return prepare(tokenized(corpus, tokenizer.words), None, words)
 
 
 def _tokenizer(options: EvaluateOptions, references: References, hypotheses: Hypotheses) -> Choice:
