@@ -358,7 +358,8 @@ def runs(tmp_path: Path) -> list[Path]:
         folder.mkdir(parents=True)
         rows = [{**row, "seconds": 50.0 * (number + 1)} if "loss" in row else row for row in RUN]
         (folder / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[: 4 - number]))
-        options = {"eval_metric": "cider", "lr": 1e-3 * (number + 1), "init_from": None}
+        options: dict[str, Any] = {"eval_metric": "cider", "lr": 1e-3 * (number + 1), "init_from": None}
+        options |= {} if number else {"augment": "off"}  # the others are older than this option
         (folder / "options.json").write_text(json.dumps({"options": options, "cache": {"validation": "v"}}))
     summary = {"steps": 40, "epochs": 2.0, "seconds": 9.5, "best_step": 20, "validation": {"loss": 2.5, "cider": 0.4}}
     (folders[0] / "finetune.json").write_text(json.dumps(summary))

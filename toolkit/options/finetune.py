@@ -17,6 +17,7 @@ from toolkit.options.fields import (
     check_unused,
     nested,
     option,
+    to_json,
 )
 from toolkit.options.generation import BEAM_SEARCH, OWN, TRAINED, GenerationOptions, check_generation
 from toolkit.options.objective import OBJECTIVES, check_objective
@@ -364,3 +365,7 @@ class FinetuneOptions(Options):
         if self.warmup_steps is not None:  # the user's own count beats the preset's share
             known.pop("warmup_ratio", None)
         return replace(self, **known, trainer_arg=tuple(sorted(self.trainer_arg)))  # in any order it is the same run
+
+
+# What an option stood for in runs that are older than it.
+BEFORE = {**to_json(FinetuneOptions()), "lr_scheduler_type": "linear"}

@@ -18,6 +18,7 @@ from toolkit.evaluation.tokenizers import PTB, Choice, choose_tokenizer
 from toolkit.models.precision import pick_device, resolve_precision
 from toolkit.options import FinetuneOptions
 from toolkit.options.fields import to_json
+from toolkit.options.finetune import BEFORE
 from toolkit.options.generation import BEAM_SEARCH
 from toolkit.options.push import HUB
 from toolkit.runtime.files import beside, read_object, write_json
@@ -41,7 +42,6 @@ from toolkit.training.run_files import (
 # Options that do not change the model.
 INDIFFERENT = ("cache", "more_caches", "output_dir", "resume", "overwrite", "num_workers", "report_to", "run_name", "save_total_limit",
                "save_steps", "save_minutes", "push_to_hub", *HUB)  # fmt: skip
-DEFAULTS = {**to_json(FinetuneOptions()), "lr_scheduler_type": "linear"}
 # Options that do not change the weights: with other values a finished run is only evaluated again.
 EVALUATION = (*BEAM_SEARCH, "eval_batch_size")
 
@@ -109,7 +109,7 @@ class RunIdentity:
 
     def differences(self, now: RunIdentity) -> dict[str, str]:
         """What differs, by name: how to say it. An option that is newer than the run had its default."""
-        old, new = {**DEFAULTS, **self.options}, now.options
+        old, new = {**BEFORE, **self.options}, now.options
         changed = {
             name: f"--{name.replace('_', '-')} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]
         }

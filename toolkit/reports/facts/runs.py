@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.evaluation.shown import NAMES, SHARES, duration, figure
+from toolkit.options.finetune import BEFORE
 from toolkit.reports.facts.models import RUN_LOG, read_json, read_log, run_facts
 from toolkit.runtime.progress import printable
 
@@ -28,7 +29,7 @@ def compare_runs(folders: Sequence[Path], given: Sequence[Path]) -> dict[str, An
     ]
     options = [run.pop("options") or {} for run in runs]
     names = dict.fromkeys(name for each in options for name in each)
-    differing = {name: [each.get(name) for each in options] for name in names}
+    differing = {name: [each.get(name, BEFORE.get(name)) for each in options] for name in names}
     images = [run.pop("images") for run in runs]
     notes = []
     if len({str(each) for each in images}) > 1:
