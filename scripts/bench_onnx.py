@@ -7,14 +7,16 @@
 The ways take turns, round by round; a ratio is the median of the rounds' ratios, with the lowest and the highest. Times are
 processor time with one thread, which other processes distort less than the clock. Captions are compared with those of torch in
 fp32, with the model's own settings (of random weights: 4 beams, no trigram twice, 20 new tokens) and greedily. With
---transformers-js FOLDER, which has node_modules with @huggingface/transformers, Node captions the first --node images greedily.
+--transformers-js FOLDER, which has node_modules with @huggingface/transformers, Node captions the first --node images greedily. With --dynamic also graphs by onnxruntime's quantize_dynamic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -48,6 +50,21 @@ def bytes_of(folder: Path, way: str) -> int:
     else:
         found = list(folder.glob("*.safetensors"))
     return sum(path.stat().st_size for path in found)
+
+
+def quantize_dynamically(exported: Path, folder: Path) -> Path:
+    """The same export with int8 graphs by onnxruntime's usual way: a scale a column of weights, one for all activations."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it tells the root logger of every layer
+    shutil.copytree(exported, folder)
+    for path in (exported / "onnx").glob("*.onnx"):
+        if "quantized" not in path.name:
+            quantize_dynamic(
+                path, folder / "onnx" / f"{path.stem}_quantized.onnx", op_types_to_quantize=["MatMul", "Gather"],
+                per_channel=True, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+    return folder
 
 
 def parts_of(captioner: Captioner, paths: list[Path], options: GenerationOptions) -> dict[str, Callable[[], Any]]:
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=16, help="of images whose captions are compared")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--transformers-js", type=Path, help="a folder with node_modules")
+    parser.add_argument("--dynamic", action="store_true", help="also quantize_dynamic")
     parser.add_argument("--node", type=int, default=20, help="images that transformers.js captions")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -166,6 +184,9 @@ def main() -> None:
             way: load_captioner(folder / "exported" if way.startswith("ONNX") else model, "cpu", precision)
             for way, precision in WAYS.items()
         }
+        if arguments.dynamic:
+            other = quantize_dynamically(folder / "exported", folder / "dynamic")
+            captioners["ONNX quantize_dynamic"] = load_captioner(other, "cpu", "int8")
         sizes = {
             way: bytes_of(folder / "exported" if way.startswith("ONNX") else model, way)
             for way in ("torch", "ONNX", "ONNX int8")
