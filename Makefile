@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/toolkit demo
 
 test: .venv/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

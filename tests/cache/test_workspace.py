@@ -305,7 +305,7 @@ def opens(out: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("other", ["rerun", "other options", "killed again"])
+@pytest.mark.parametrize("other", ["rerun", pytest.param("other options", marks=pytest.mark.slow), "killed again"])
 def test_killed_at_each_step_of_the_swap(data: DataSet, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     data.run()
     put(data.out)

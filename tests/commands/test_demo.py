@@ -31,7 +31,7 @@ def run(*arguments: str, cwd: Path) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("source", ["sample", "photos"])
+@pytest.mark.parametrize("source", ["sample", pytest.param("photos", marks=pytest.mark.slow)])
 def test_three_bare_commands(source: str, sample_dir: Path, tmp_path: Path) -> None:
     """On drawn scenes and on a handful of real photographs with captions written by hand."""
     root = tmp_path / "mine"

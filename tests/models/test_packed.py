@@ -192,6 +192,7 @@ def test_who_is_told_of_it(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert faster_precision(wide) is None
 
 
+@pytest.mark.slow
 def test_inspect_compares(model_dir: Path, pictures: Callable[[int], Path], tmp_path: Path) -> None:
     """Its count is what two runs of batch-caption give."""
     captions, folder = {}, str(pictures(8))
@@ -209,7 +210,8 @@ def test_inspect_compares(model_dir: Path, pictures: Callable[[int], Path], tmp_
     assert f"{found['equal']} of {found['images']} captions are those of fp32" in text
 
 
-@pytest.mark.parametrize("limit", [pytest.param("AVX2", marks=pytest.mark.slow), "AVX512_CORE_VNNI"])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE_VNNI"])
 def test_a_processor_without_these_units(limit: str, model_dir: Path, pictures: Callable[[int], Path]) -> None:
     """As oneDNN sees it: auto is fp32, bf16 says that it is emulated, int8 works or says why it does not."""
     image = pictures(1) / "0.jpg"
