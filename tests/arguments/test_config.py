@@ -245,10 +245,18 @@ def test_it_may_where_it_changes_nothing() -> None:
     assert given["resume"] == (True, "command line")
 
 
+def test_the_page_names_what_only_a_person_may_set() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
+    for name, options_class in CLASSES.items():
+        for option in flat(options_class):
+            if option.metadata.get("by_hand"):
+                assert f"`{option.name}`" in text or f"`{option.name} = " in text, (name, option.name)
+
+
 def test_every_output_and_every_option_that_overwrites_is_marked() -> None:
     for name, options_class in CLASSES.items():
         for option in flat(options_class):
-            if "overwrite" in option.name or option.name in ("endpoint", "ray_address", "host"):
+            if "overwrite" in option.name or option.name in ("endpoint", "ray_address", "host", "push_to_hub"):
                 assert option.metadata.get("by_hand"), (name, option.name)
             if option.name in ("out", "output", "output_dir", "page", "sheet", "per_image", "export", "directory"):
                 assert option.metadata.get("output"), (name, option.name)
