@@ -60,6 +60,18 @@ def test_flickr8k_says_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "cache").exists()
 
 
+def test_check_ranges_says_what_is_missing(tmp_path: Path) -> None:
+    for arguments, code, sentence in (
+        ([], 2, "usage: sh scripts/check_ranges.sh DIR lowest|newest [TESTS...]"),
+        ([str(tmp_path / "new"), "middle"], 2, "middle: say lowest or newest"),
+        ([str(tmp_path), "lowest"], 1, f"{tmp_path}: is there already; name a new folder"),
+    ):
+        done = subprocess.run(["sh", SCRIPTS / "check_ranges.sh", *arguments], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr.strip().endswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
 def karpathy(folder: Path) -> None:
     """Karpathy's form of the photographs' captions: every third image is for validation, every third for test."""
     captions: dict[str, list[str]] = {}
