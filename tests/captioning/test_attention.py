@@ -153,7 +153,9 @@ def test_other_parts(captioner: Captioner, sample_dir: Path, tmp_path: Path) -> 
 
 
 def test_what_can_not_be_shown(captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=re.escape("--model m can't show where it looks, because a blip model has no")):
+    with pytest.raises(
+        ModelError, match=re.escape("--model m can't show where it looks, because a model of type blip has no")
+    ):
         Attention(load_captioner(make("blip", tmp_path / "blip"), "cpu"), "--model m")
     decoder = GPT2Config(vocab_size=len(captioner.tokenizer), n_embd=32, n_layer=1, n_head=2, add_cross_attention=True)
     odd = other_model(tmp_path / "odd", captioner, captioner.model.config.encoder, decoder)

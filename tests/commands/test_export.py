@@ -327,8 +327,8 @@ def test_what_an_export_can_not_do_is_one_sentence(
     calls: list[tuple[str, Callable[[], object]]] = [
         ("--device cuda: .* runs on the CPU here", lambda: load_captioner(exported, device="cuda")),
         ("--precision bf16: .* has graphs in fp32 and int8 only; use fp32 or int8", lambda: load_captioner(exported, precision="bf16")),
-        ("--attention: .* a ONNX model has no cross-attention", lambda: Attention(theirs, str(exported))),
-        ("a ONNX model is not asked how probable", lambda: split_log_probs(theirs, "m", open_cache(cache_dir), "test")),
+        ("--attention: .* a model of type ONNX has no cross-attention", lambda: Attention(theirs, str(exported))),
+        ("a model of type ONNX is not asked how probable", lambda: split_log_probs(theirs, "m", open_cache(cache_dir), "test")),
     ]  # fmt: skip
     whole = tmp_path / "no-int8"
     shutil.copytree(exported, whole, ignore=shutil.ignore_patterns("*_quantized.onnx"))

@@ -72,7 +72,7 @@ class Attention:
     def __init__(self, captioner: Captioner, name: str) -> None:
         self.captioner, self.name = captioner, name
         if captioner.kind != OURS:
-            raise self._can_not(f"a {captioner.kind} model has no cross-attention that toolkit can read")
+            raise self._can_not(f"a model of type {captioner.kind} has no cross-attention that toolkit can read")
         if not isinstance(captioner.transform, PixelTransform):
             raise self._can_not("its image processor does not say which part of an image the model sees")
         if not captioner.tokenizer.is_fast:

@@ -33,7 +33,7 @@ def split_log_probs(captioner: Captioner, name: str, cache: Cache, split: str) -
     """
     if captioner.kind != OURS:
         raise ModelError(
-            f"--model {name}: a {captioner.kind} model is not asked how probable captions are; name a "
+            f"--model {name}: a model of type {captioner.kind} is not asked how probable captions are; name a "
             "VisionEncoderDecoderModel, or leave it out."
         )
     check_pixels(captioner, name, cache, str(cache.directory))
