@@ -71,7 +71,7 @@ if [ "$decoder" = small ]; then
         --length-penalty $penalty --eval-batch-size 64 "$@"
     [ -n "$quick" ] || toolkit finetune "$out/cache" --init-from "$first" --output-dir "$model" --epochs 4 \
         --batch-size 32 --lr 3e-4 --encoder-lr 1e-4 --warmup-ratio 0.03 --lr-scheduler-type cosine --unfreeze-last 6 \
-        --augment light --flip --length-penalty $penalty --eval-batch-size 64 "$@"
+        --decoder-dropout 0.1 --augment light --flip --length-penalty $penalty --eval-batch-size 64 "$@"
 else
     toolkit finetune "$out/cache" --output-dir "$model" --epochs 5 --warmup-ratio 0.1 --early-stopping-patience 2 "$@"
 fi

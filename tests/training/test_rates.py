@@ -91,8 +91,8 @@ def test_the_encoder_of_a_new_decoder_has_a_low_rate() -> None:
 
 def test_a_new_decoder_is_trained_as_on_flickr8k() -> None:
     new, pretrained = FinetuneOptions().resolved(None, "small"), FinetuneOptions().resolved(None)
-    assert (new.epochs, new.lr_scheduler_type) == (6, "cosine")
-    assert (pretrained.epochs, pretrained.lr_scheduler_type) == (3, "linear")
+    assert (new.epochs, new.lr_scheduler_type, new.decoder_dropout) == (6, "cosine", 0)
+    assert (pretrained.epochs, pretrained.lr_scheduler_type, pretrained.decoder_dropout) == (3, "linear", None)
     assert FinetuneOptions(lr_scheduler_type="linear").resolved(None, "small").lr_scheduler_type == "linear"
 
 

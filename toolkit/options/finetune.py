@@ -53,6 +53,7 @@ TRAINING_DEFAULTS: dict[str | None, dict[str, Any]] = {
         "batch_size": 32,
         "lr": 1e-3,
         "encoder_lr": 5e-5,
+        "decoder_dropout": 0.0,  # better on three seeds of 1,500 images and on all 6,000 (docs/finetuning.md)
         "warmup_ratio": 0.06,
         "captions_per_image": "all",
         "eval_metric": "cider",
@@ -136,7 +137,7 @@ class FinetuneOptions(Options):
         f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}. [default: linear; new decoder: cosine]",
         choices=SCHEDULES,
     )
-    decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says]")
+    decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says; new decoder: 0]")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
     warmup_ratio: float | None = option(
