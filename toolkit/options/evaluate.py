@@ -92,7 +92,7 @@ class EvaluateOptions(Options):
     )
     idf: str = option(
         "evaluated",
-        "Where CIDEr's word weights come from: evaluated, train (of the references), a cache or annotations.",
+        "Where CIDEr's word weights come from: evaluated (the references of the images judged), train (of the references), a cache or annotations.",
         path=True,
     )
     missing: str = option(

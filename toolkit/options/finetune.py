@@ -137,7 +137,9 @@ class FinetuneOptions(Options):
         f"Course of the learning rates after warm-up: {', '.join(SCHEDULES)}. [default: linear; new decoder: cosine]",
         choices=SCHEDULES,
     )
-    decoder_dropout: float | None = option(None, "Dropout of the decoder. [default: what its config says; new decoder: 0]")
+    decoder_dropout: float | None = option(
+        None, "Dropout of the decoder. [default: what its config says; new decoder: 0]"
+    )
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     warmup_steps: int | None = option(None, "Updates until the learning rate is at its peak.")
     warmup_ratio: float | None = option(

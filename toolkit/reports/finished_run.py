@@ -90,5 +90,5 @@ def _finish(run: TrainingRun, write: Callable[[Path], None], values: RunSummary,
         finish(plan.partial, names, values, earlier)
     replace_model(plan.partial, plan.place, out)
     best = values["validation"]
-    metrics = figures(best) if best else "no validation images"
+    metrics = figures(best) if best else "none, because nothing was evaluated"
     return Summary("\n".join([f"{out}: {done}: {metrics}", *(f"  note: {n}" for n in run.notes)]), dict(values))
