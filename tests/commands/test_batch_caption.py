@@ -99,6 +99,21 @@ def test_a_rerun_captions_only_what_is_new_or_changed(
     assert batch_caption(options(folder, model_dir, num_beams=1, existing="overwrite")).values["new"] == 12
 
 
+def test_rows_of_other_images_are_told_of(folder: Path, model_dir: Path) -> None:
+    output = folder.parent / "out.jsonl"
+    batch_caption(options(folder, model_dir))
+    first = output.read_bytes()
+    summary = batch_caption(options(folder / "b" / "c", model_dir, output=output))
+    assert (summary.values["left_out"], summary.values["new"], len(rows_of(output))) == (12, 0, 3)
+    assert (
+        f"12 rows that it had are of other images, and no longer in it; their captions stay in {output}.state"
+        in summary.text
+    )
+    assert "left_out" not in batch_caption(options(folder / "b" / "c", model_dir, output=output)).values
+    back = batch_caption(options(folder, model_dir))
+    assert (back.values["new"], output.read_bytes()) == (0, first)
+
+
 def test_a_killed_run_goes_on(folder: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_caption(options(folder, model_dir))
     output = folder.parent / "out.jsonl"

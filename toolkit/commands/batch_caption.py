@@ -340,6 +340,12 @@ class _Run:
                 f"{printable(kept[0])}); --overwrite replaces them"
             )
             values["kept"] = len(kept)
+        if self.export.left_out:
+            text += (
+                f"\n  {self.export.left_out} rows that it had are of other images, and no longer in it; their captions stay in "
+                f"{beside(self.output, '.state')}, and come back when those images are named too"
+            )
+            values["left_out"] = self.export.left_out
         if count["uncompared"]:
             text += (
                 f"\n  {count['uncompared']} captions were made by toolkit 0.1 with the same weights and options; whether its "

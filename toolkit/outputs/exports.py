@@ -61,6 +61,7 @@ class Export:
     Attributes:
         several: whether the rows have several captions, which the model's folder may say; set before `write`.
         kept: names of the text files or rows that a person has changed, after `write`.
+        left_out: how many rows the file had that are of other images than this run's, after `write`.
         changed: by image, the rows of the file that a person has changed, which stand in the place of ours.
 
     Raises:
@@ -73,6 +74,7 @@ class Export:
         self.options, self.format, self.output, self.images, self.journal = options, format, output, images, journal
         self.several = (options.generation.num_captions or 1) > 1
         self.kept: list[str] = []
+        self.left_out = 0
         self.changed: dict[str, Row] = {}
         self._seen: str | None = None  # hash of the file whose rows were kept
         if options.add_column is not None:
@@ -146,9 +148,23 @@ class Export:
             else:
                 WRITERS[self.format](temporary, results, self.several, self.options.clip_score is not None)
             # With rows of a person's the file as a whole is not what we wrote.
-            content = ("kept " if self.kept else "") + content_hash(temporary)
+            written = content_hash(temporary)
+            replaced = self.format in NAME_OF and not self.options.overwrite and self.output.is_file()
+            if replaced and written != content_hash(self.output):
+                self.left_out = self._of_other_images()
+            content = ("kept " if self.kept else "") + written
             self.journal.export([(self.output.name, content, bytes(hashes) or None)])
         self.journal.settle([(self.output.name, content)])
+
+    def _of_other_images(self) -> int:
+        """How many rows of the file that stands there are of images that this run doesn't have, and not kept."""
+        names = Shelf()
+        for image in self.images:
+            names.setdefault(image.name, None)
+        found = (row.get(NAME_OF[self.format]) for _, row in self._lines())
+        with suppress(OutputError):  # edited meanwhile into something else: `Output` tells of that
+            return sum(name not in self.changed and name not in names for name in found if isinstance(name, str))
+        return 0
 
     def _merged(self, results: Iterable[CaptionResult], hashes: bytearray) -> Iterator[Row]:
         """Our rows, whose hashes are noted, and a person's, in the order of their images."""
