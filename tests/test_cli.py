@@ -244,8 +244,8 @@ def test_control_characters_never_reach_the_terminal(
     ("command", "given", "found"),
     [
         ("finetune cache --epochs 1", {}, "PASSIVE"),
-        ("finetune cache --epochs 1", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ("caption a.jpg --model .", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        pytest.param("finetune cache --epochs 1", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", marks=pytest.mark.slow),
+        pytest.param("caption a.jpg --model .", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", marks=pytest.mark.slow),
     ],
 )
 def test_waiting_threads_sleep(command: str, given: dict[str, str], found: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_one_signal_ends_a_run_that_hangs(sample_dir: Path, model_dir: Path, tmp_path: Path, how: int) -> None:
     """Within seconds; what it has captioned until then stands."""
     folder, output = tmp_path / "pictures", tmp_path / "out.jsonl"

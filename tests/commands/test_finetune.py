@@ -134,7 +134,14 @@ def test_a_finished_run_is_left_alone(model_dir: Path, cache_dir: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in model_dir.rglob("*")} == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(
     how: int, model_dir: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +243,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("second", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_stopped_while_a_checkpoint_is_written(second: bool, cache_dir: Path, tmp_path: Path) -> None:
     """It is finished first; a second signal ends the command at once, and the checkpoint before it serves."""
     partial = tmp_path / "model.partial"

@@ -79,6 +79,7 @@ def test_a_model(hub: FakeHub, model: Path) -> None:
     assert r"| encoder | vit\-tiny |" in card.text
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_from_there(hub: FakeHub, model: Path) -> None:
     from toolkit import load_captioner
 

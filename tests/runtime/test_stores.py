@@ -336,7 +336,7 @@ def test_half_a_cache_is_not_used(memory: Any, cache_dir: Path) -> None:
     assert rows_of(fetch_cache("memory://c")) == rows_of(cache_dir)
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("elsewhere", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_is_not_of_a_cache_in_a_store_stays(
     memory: Any, sample_dir: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, stopped: bool

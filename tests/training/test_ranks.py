@@ -110,6 +110,7 @@ def test_a_killed_rank(killed: int, by_two: Path, cache_dir: Path, tmp_path: Pat
     assert difference(weights(by_two), weights(out)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(by_two: Path, cache_dir: Path, tmp_path: Path) -> None:
     code, said, errors, _ = ended(torchrun(2, *arguments(tmp_path / "nothing", tmp_path / "model")))
     assert (code, said) == (1, "")
@@ -147,6 +148,7 @@ def start(rank: int, ranks: int, port: str, *command: str, **named: Any) -> subp
     return subprocess.Popen([sys.executable, *command], env=environment, text=True, **named)
 
 
+@pytest.mark.slow
 def test_folders_of_their_own(cache_dir: Path, tmp_path: Path) -> None:
     """Two machines without a common file system, as two working folders."""
     port, running = free_port(), []
