@@ -149,8 +149,7 @@ class Export:
                 WRITERS[self.format](temporary, results, self.several, self.options.clip_score is not None)
             # With rows of a person's the file as a whole is not what we wrote.
             written = content_hash(temporary)
-            replaced = self.format in NAME_OF and not self.options.overwrite and self.output.is_file()
-            if replaced and written != content_hash(self.output):
+            if self._seen not in (None, written) and self.output.is_file():  # a file of rows, read just now
                 self.left_out = self._of_other_images()
             content = ("kept " if self.kept else "") + written
             self.journal.export([(self.output.name, content, bytes(hashes) or None)])
